@@ -358,7 +358,7 @@ def grade(response, gold):
             return False
         found = re.findall(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", text)
         said = found[-1] if found else None
-    return said is not None and wanted != "" and _equal(_tidy(said), wanted)
+    return said is not None and wanted != "" and _equal(_tidy(said), wanted, time.monotonic() + 1.5)
 
 
 def _tidy(text):
@@ -406,7 +406,7 @@ def _split(text):
     return [*parts, text[start:].strip()]
 
 
-def _equal(said, wanted, depth=0):
+def _equal(said, wanted, until, depth=0):
     """Compare two tidied answers: numbers exactly, words by letters, lists as sets, brackets with their kind, the rest by math-verify."""
     a, b = number(said), number(wanted)
     if a is not None and b is not None:
@@ -421,12 +421,12 @@ def _equal(said, wanted, depth=0):
     if letters or re.fullmatch(r"\(?[A-E]\)?", plain[1]) and "\\text" in wanted + said:
         return plain[0].strip("()").casefold() == plain[1].strip("()").casefold()
     if "=" not in wanted and (m := re.fullmatch(r"[A-Za-z](?:\([a-z]\))? ?(?:=|\\in(?![a-z])) ?(.+)", said)):      # x = 5 for 5
-        return _equal(m[1], wanted, depth + 1)
+        return _equal(m[1], wanted, until, depth + 1)
     # Lists without brackets: the same answers in any order. With brackets the kind of bracket matters: (0,1] is not [0,1],
     # and only a set is unordered.
     ours, theirs = _split(said), _split(wanted)
     if len(theirs) > 1 and number(wanted) is None:
-        return len(ours) == len(theirs) and _same_members(ours, theirs, depth)
+        return len(ours) == len(theirs) and _same_members(ours, theirs, until, depth)
     if len(ours) > 1 and b is None:
         return False
     opened = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"
@@ -436,17 +436,17 @@ def _equal(said, wanted, depth=0):
             return False
         ours, theirs = _split(x[2]), _split(y[2])
         if x[1] == "\\{":
-            return len(ours) == len(theirs) and _same_members(ours, theirs, depth)
-        return len(ours) == len(theirs) and all(_equal(p, q, depth + 1) for p, q in zip(ours, theirs))
+            return len(ours) == len(theirs) and _same_members(ours, theirs, until, depth)
+        return len(ours) == len(theirs) and all(_equal(p, q, until, depth + 1) for p, q in zip(ours, theirs))
     if y and len(_split(y[2])) > 1 or x and len(_split(x[2])) > 1:      # a bracketed tuple against something else
         return False
-    return _math_verify(said, wanted)
+    return _math_verify(said, wanted, until)
 
 
-def _same_members(ours, theirs, depth):
+def _same_members(ours, theirs, until, depth):
     left = list(theirs)[:20]
     for part in ours[:20]:
-        match = next((t for t in left if _equal(part, t, depth + 1)), None)
+        match = next((t for t in left if _equal(part, t, until, depth + 1)), None)
         if match is None:
             return False
         left.remove(match)
@@ -511,11 +511,15 @@ def warm_up(wait=False):
         _worker.ready = True
 
 
-def _math_verify(said, gold, seconds=1.5):
+def _math_verify(said, gold, until):
     if len(said) > 300 or len(gold) > 300:          # no gold of the benchmarks comes near; the grammar takes seconds there
         return False
     with _worker_lock:
+        was_ready = _worker is not None and getattr(_worker, "ready", False) and _worker.poll() is None
         warm_up(wait=True)
+        seconds = until - time.monotonic() if was_ready else 1.5        # its start is not the answer's fault
+        if seconds <= 0:
+            return False
         try:
             _worker.stdin.write(json.dumps([said, gold, seconds]) + "\n")
             _worker.stdin.flush()
