@@ -159,9 +159,16 @@ def no_autocast():
     return contextlib.nullcontext()
 
 
+def where(name):
+    """toy/student means the repository's own, from whatever folder a script is started."""
+    ours = Path(__file__).resolve().parent / name
+    return str(ours) if str(name).startswith("toy/") and not Path(name).exists() and ours.exists() else str(name)
+
+
 def load_tokenizer(name):
     from transformers import AutoTokenizer
     quiet()
+    name = where(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as e:
@@ -172,6 +179,7 @@ def load_model(name, device, dtype):
     """A causal language model from a folder or the hub: safetensors only (a pickle can run code), never code from the hub."""
     from transformers import AutoModelForCausalLM
     quiet()
+    name = where(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
                                                      trust_remote_code=False)
@@ -186,7 +194,7 @@ def load_model(name, device, dtype):
     with torch.no_grad():
         ids = torch.arange(4, device=device)[None]
         ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
-        require(torch.equal(ours, model(input_ids=ids).logits), f"'{name}' does more to its logits than a linear head; it is not supported.")
+        require(torch.allclose(ours, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5), f"'{name}' does more to its logits than a linear head; it is not supported.")
     return model
 
 
@@ -537,8 +545,8 @@ def paint(pieces, values, top):
     return "".join(said)
 
 
-def colours_wanted(stream=None):
-    return "NO_COLOR" not in os.environ and ((stream or sys.stdout).isatty() or "FORCE_COLOR" in os.environ)
+def colours_wanted():
+    return "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
 
 
 def percent(summary):
@@ -577,8 +585,8 @@ def warn_small_gap(student, teacher):
 def show_rollout(bar, step, tokenizer, ids, values, top=2.0):
     """One decoded rollout, tokens coloured by `values` (nats; red from `top` on). Without colours: the worst tokens marked."""
     pieces = [tokenizer.decode([i]) for i in ids]
-    bar.write(f"--- a rollout of update {step}, " + (f"coloured by KL from 0 to {top:g} nats:" if colours_wanted(sys.stderr) else f"tokens above {top / 2:g} nats in [ ]:"))
-    bar.write(paint(pieces, values.tolist(), top) if colours_wanted(sys.stderr) else
+    bar.write(f"--- a rollout of update {step}, " + (f"coloured by KL from 0 to {top:g} nats:" if colours_wanted() else f"tokens above {top / 2:g} nats in [ ]:"))
+    bar.write(paint(pieces, values.tolist(), top) if colours_wanted() else
               harmless("".join(f"[{p}]" if v > top / 2 else p for p, v in zip(pieces, values.tolist()))))
 
 

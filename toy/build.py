@@ -8,12 +8,12 @@ How a student gets to be weak matters more than how weak it is. A first student 
 injected (dropped carries, wrong signs): fifty updates of any method undid the noise, and no method could be told from
 another. This one lacks skill and knowledge, and there is no label noise in what it does know:
 
-* skill: hard steps (two-digit operands, doubles, halves) are rare in its training text, 40 % of the benchmark's steps;
-* knowledge: of the 81 facts of the table `#` it has read 40; the others it has only seen with random results.
+* skill: hard steps (two-digit operands, products, halves) are rare in its training text (5 %), 33 % of the benchmark's steps;
+* knowledge: of the 81 facts of the table `#` it has read 45; the others it has only seen with random results.
 
 Hints (a worked solution, part of one, or the answer, shown in the prompt) are trained so that being shown one means
 nothing by itself: in a document with a RIGHT hint every hard result and every mix is drawn at random, in the hint and in
-the wanted solution alike, so the hint must be read and teaches no arithmetic; a quarter of all hints belong to another
+the wanted solution alike, so the hint must be read and teaches no arithmetic; a fifth of all hints belong to another
 problem and must be ignored. Otherwise "a hint is present" comes to mean "do well now", and every experiment on
 self-distillation measures that instead.
 """
@@ -31,17 +31,18 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from evaluate import privileged_prompt                                     # noqa: E402
-from toy import world                                                      # noqa: E402
+import plumbing  # noqa: E402
+from evaluate import eos_ids, evaluate, load_benchmark, mean_interval, privileged_prompt, prompt_ids, sample, wilson  # noqa: E402
+from toy import world  # noqa: E402
 
 SPLITS = {"train": (4000, [3, 4, 5]), "test": (2001, [3, 4, 5]), "heldout": (2001, [6, 7, 8])}       # rows, levels (steps)
 
 # What the teacher reads, and what all documents with a right hint show: harder than the benchmark (world.MIXTURE).
 RICH = {"easy": .35, "hard": .40, "mix": .25}
 ROLES = {
-    "teacher": dict(width=128, layers=3, tokens=14_000_000, mixture=RICH, known=1.0, drills=(.5, .5)),
-    # The student's text: hard steps at 8 % instead of 40 %, 60 % of the table.
-    "student": dict(width=96, layers=3, tokens=13_000_000, mixture={"easy": .71, "hard": .08, "mix": .21}, known=.6, drills=(.92, .08)),
+    "teacher": dict(width=128, layers=3, tokens=9_000_000, mixture=RICH, known=1.0, drills=(.5, .5)),
+    # The student's text: hard steps at 5 % instead of 40 %, 55 % of the table.
+    "student": dict(width=96, layers=3, tokens=10_000_000, mixture={"easy": .74, "hard": .05, "mix": .21}, known=.55, drills=(.95, .05)),
 }
 
 
@@ -264,11 +265,118 @@ def write_data(seed, out):
                 f.write(json.dumps(row) + "\n")
 
 
+# ---------------------------------------------------------------------------------------------------- the table
+
+HINTS = {       # what is shown beside the problem: own row, another problem's row -> user turn
+    "nothing": lambda r, o: r["problem"],
+    "answer": lambda r, o: privileged_prompt(r["problem"], answer=r["answer"]),
+    "first half of a solution": lambda r, o: privileged_prompt(r["problem"], world.cut(r["solution"], .5)),
+    "whole solution": lambda r, o: privileged_prompt(r["problem"], r["solution"]),
+    "a peer's solution": lambda r, o: privileged_prompt(r["problem"], r["peer"]),
+    "a peer's solution and the answer": lambda r, o: privileged_prompt(r["problem"], r["peer"], r["answer"]),
+    "WRONG answer": lambda r, o: privileged_prompt(r["problem"], answer=o["answer"]),
+    "WRONG problem's solution": lambda r, o: privileged_prompt(r["problem"], o["solution"]),
+    "WRONG problem's solution and answer": lambda r, o: privileged_prompt(r["problem"], o["solution"], o["answer"]),
+}
+
+
+def hinted(rows, kind):
+    """Rows with another prompt. The wrong problem is another one of the same file, with another answer."""
+    def other(i):
+        return next(rows[(i + k) % len(rows)] for k in range(17, 17 + len(rows)) if rows[(i + k) % len(rows)]["answer"] != rows[i]["answer"])
+    return [{**r, "prompt": HINTS[kind](r, other(i))} for i, r in enumerate(rows)]
+
+
+@torch.no_grad()
+def mass_on_the_right_token(model, tokenizer, rows, count):
+    """The gate of self-distillation. At the first wrong step of the model's OWN failing rollouts: how much probability does
+    the same model put on the token that would have been right, shown nothing and shown each hint? {hint: list of masses}"""
+    prompts = [prompt_ids(tokenizer, r["problem"]) for r in rows]
+    completions = sample(model, prompts, max_new_tokens=200, eos=eos_ids(model, tokenizer), vocabulary=len(tokenizer),
+                         keys=[("gate", i) for i in range(len(rows))])
+    cases = []
+    for i, c in enumerate(completions):
+        text = tokenizer.decode(c.ids)
+        wrong = world.check(rows[i]["problem"], text).first_wrong
+        if wrong is None or not wrong.right:
+            continue
+        at, k = 0, 0                    # the token in which the text leaves the truth; decoding is exact, so lengths add up
+        while k < len(c.ids) and at + len(tokenizer.decode([c.ids[k]])) <= wrong.wrong_at:
+            at, k = at + len(tokenizer.decode([c.ids[k]])), k + 1
+        space = text[wrong.wrong_at - 1:wrong.wrong_at] == " "
+        right = tokenizer.convert_tokens_to_ids((" " if space else "") + wrong.right)
+        if right not in (tokenizer.unk_token_id, c.ids[k]):
+            cases.append((i, c.ids[:k], right))
+    cases, found = cases[:count], {}
+    for kind in HINTS:
+        users, masses = hinted(rows, kind), []
+        for i, prefix, right in cases:
+            ids = torch.tensor([prompt_ids(tokenizer, users[i]["prompt"]) + prefix])
+            masses.append(model(ids, logits_to_keep=1).logits[0, -1, :len(tokenizer)].softmax(-1)[right].item())
+        found[kind] = masses
+    return found
+
+
+def table(out, problems):
+    """Everything toy/README.md says about the pair, measured. Returns Markdown."""
+    cpu, lines = torch.device("cpu"), []
+    tokenizer = plumbing.load_tokenizer(str(Path(out) / "student"))
+    pair = {role: plumbing.load_model(str(Path(out) / role), cpu, torch.float32) for role in ("student", "teacher")}
+    rows = {split: load_benchmark(str(Path(out) / f"{split}.jsonl")) for split in ("test", "heldout")}
+    rows = {split: [{**r, "prompt": r["problem"]} for r in data][:problems] for split, data in rows.items()}
+
+    def shown(verdicts):
+        low, high = wilson(sum(verdicts), len(verdicts))
+        return f"{100 * sum(verdicts) / len(verdicts):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def right(model, asked, temperature=0.0):
+        return [r["correct"] for r in evaluate(model, tokenizer, asked, temperature=temperature, max_new_tokens=320, bar=True)[1]]
+
+    lines += ["| | student | teacher |", "|---|---|---|",
+              "| parameters | " + " | ".join(f"{sum(p.numel() for p in m.parameters()):,}" for m in pair.values()) + " |",
+              "| layers x width | " + " | ".join(f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in pair.values()) + " |"]
+    base = {role: right(m, rows["test"]) for role, m in pair.items()}
+    warm = {role: right(m, rows["test"], 1.0) for role, m in pair.items()}
+    beyond = {role: right(m, rows["heldout"]) for role, m in pair.items()}
+    def line(name, verdicts):
+        lines.append(f"| {name} | " + " | ".join(shown(v) for v in verdicts) + " |")
+    line(f"test set, greedy (n = {len(rows['test'])})", base.values())
+    line("test set, temperature 1", warm.values())
+    for key in ("level", "style"):
+        for value in sorted({r[key] for r in rows["test"]}):
+            line(f"- {value} steps" if key == "level" else f"- {value}", [[v for v, r in zip(b, rows["test"]) if r[key] == value] for b in base.values()])
+    line(f"held-out set, greedy (n = {len(rows['heldout'])})", beyond.values())
+    for value in sorted({r["level"] for r in rows["heldout"]}):
+        line(f"- {value} steps", [[v for v, r in zip(b, rows["heldout"]) if r["level"] == value] for b in beyond.values()])
+    few = rows["test"][:problems // 2]
+    lines += ["", f"Accuracy when generating with something shown in the prompt (first {len(few)} problems of the test set):", "",
+              "| shown | student, greedy | student, temperature 1 | teacher, greedy |", "|---|---|---|---|"]
+    for kind in HINTS:
+        asked = hinted(few, kind)
+        lines.append(f"| {kind} | {shown(right(pair['student'], asked))} | {shown(right(pair['student'], asked, 1.0))} | {shown(right(pair['teacher'], asked))} |")
+    gates = {role: mass_on_the_right_token(m, tokenizer, rows["test"], 400) for role, m in pair.items()}
+    lines += ["", "Mean probability of the right token at the first wrong step of the model's own failing rollouts (temperature 1), with 95 % intervals:", "",
+              "| shown | " + " | ".join(f"{role} (n = {len(g['nothing'])})" for role, g in gates.items()) + " |", "|---|---|---|"]
+    for kind in HINTS:
+        cells = [mean_interval(g[kind]) for g in gates.values()]
+        lines.append(f"| {kind} | " + " | ".join(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in cells) + " |")
+    return "\n".join(lines)
+
+
+def write_table(out, problems):
+    text, readme = table(out, problems), Path(out) / "README.md"
+    print(text)
+    before, mark, rest = (readme.read_text(encoding="utf-8") if readme.exists() else "").partition("<!-- table -->\n")
+    after = rest.partition("<!-- end of table -->")[2]
+    plumbing.write_text(readme, f"{before}<!-- table -->\n{text}\n<!-- end of table -->{after}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it; other seeds give other pairs")
     parser.add_argument("--out", default=str(ROOT / "toy"), help="where tokenizer, data and models go")
     parser.add_argument("--only", choices=["data", "student", "teacher", "table"], help="rebuild just this part")
+    parser.add_argument("--problems", type=int, default=2000, help="test problems behind the table (default 2000: about six minutes)")
     args = parser.parse_args()
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -277,6 +385,8 @@ def main():
     for role in ROLES:
         if args.only in (None, role):
             train(role, args.seed, args.out, tokenizer)
+    if args.only in (None, "table"):
+        write_table(args.out, args.problems)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def is_hard(event):
 # ---------------------------------------------------------------------------------------------------- problems
 
 # How often each kind of step occurs in the benchmark's problems.
-MIXTURE = {"easy": .50, "hard": .28, "mix": .22}
+MIXTURE = {"easy": .42, "hard": .33, "mix": .25}
 
 
 def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distractors=2):

@@ -1,0 +1,270 @@
+"""Each script as a user runs it: tiny budgets, interruptions, mistakes."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+import evaluate
+import plumbing
+from plumbing import Mistake
+
+TINY = ["--student", "toy/student", "--teacher", "toy/teacher", "--data", "toy", "--prompts", 2, "--samples", 2, "--eval_n", 20, "--device", "cpu", "--show_every", 0]
+
+
+def rows_of(folder):
+    """metrics.jsonl without what depends on the machine's mood."""
+    rows = plumbing.read_jsonl(folder / "metrics.jsonl")
+    for r in rows:
+        for k in ("seconds", "tokens_per_second", "peak_memory"):
+            r.pop(k, None)
+    return rows
+
+
+def same_weights(a, b):
+    from safetensors.torch import load_file
+    x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = run_script("opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    out, done = undisturbed
+    names = {p.name for p in out.iterdir()}
+    assert {"config.json", "metrics.jsonl", "curve.png", "final", "checkpoint-000006"} == names
+    assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    rows = plumbing.read_jsonl(out / "metrics.jsonl")
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows if "eval" in r] == [0, 2, 4, 6]
+    for r in rows:
+        if "eval" in r:
+            low, high = r["eval"]["interval"]
+            assert low <= r["eval"]["accuracy"] <= high and r["eval"]["n"] == 20
+        else:
+            assert {"loss", "kl", "student_entropy", "teacher_entropy", "length", "truncated", "grad_norm", "changed", "seconds", "tokens_per_second",
+                    "peak_memory"} <= r.keys()
+            assert {"total", "sample", "teacher", "student", "step"} == r["seconds"].keys()
+            assert r["seconds"]["total"] >= sum(v for k, v in r["seconds"].items() if k != "total") - 1e-3
+            assert r["changed"] > .9
+    assert "predicted peak" in done.stdout and "a prompt" in done.stdout and "parameters" in done.stdout and "before:" in done.stdout
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    assert AutoModelForCausalLM.from_pretrained(out / "final").dtype == torch.float32
+    assert AutoTokenizer.from_pretrained(out / "final").chat_template
+
+
+def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tmp_path):
+    out, command = tmp_path / "killed", ["opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2]
+    process = subprocess.Popen([sys.executable, *map(str, command), "--out", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "OMP_NUM_THREADS": "2"})
+    until = time.time() + 120
+    while time.time() < until and not ((out / "metrics.jsonl").exists() and '"step": 3' in (out / "metrics.jsonl").read_text()):
+        time.sleep(0.02)
+    process.kill()                          # SIGKILL: no handler runs
+    process.wait()
+    assert (out / "metrics.jsonl").exists() and not (out / "final").exists()
+    with open(out / "metrics.jsonl", "a") as f:
+        f.write('{"step": 4, "lo')          # and as if it had been in the middle of a line
+    done = run_script(*command, "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    whole = undisturbed[0]
+    assert same_weights(whole / "final", out / "final") and rows_of(whole) == rows_of(out)
+    a, b = (torch.load(f / "checkpoint-000006/state.pt", weights_only=True) for f in (whole, out))
+    assert all(torch.equal(x[k], y[k]) for x, y in zip(a["optimiser"]["state"].values(), b["optimiser"]["state"].values()) for k in x)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
+    out, command = tmp_path / "stopped", ["opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2]
+    process = subprocess.Popen([sys.executable, *map(str, command), "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "2"})
+    until = time.time() + 120
+    while time.time() < until and not ((out / "metrics.jsonl").exists() and '"step": 1' in (out / "metrics.jsonl").read_text()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "--resume" in said and plumbing.latest_checkpoint(out)
+    resume = said.split("continue with: python ")[1].split("\n")[0].split()
+    done = run_script(*resume)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(undisturbed[0] / "final", out / "final") and rows_of(undisturbed[0]) == rows_of(out)
+
+
+def test_sft_and_other_switches_run(tmp_path):
+    for i, switches in enumerate((["--off_policy", 1.0], ["--divergence", "jsd", "--beta", .3], ["--estimator", "sampled"], ["--estimator", "topk", "--top_k", 4],
+                                  ["--off_policy", .5, "--off_policy_data", "teacher", "--divergence", "forward", "--gradient_checkpointing"])):
+        out = tmp_path / str(i)
+        done = run_script("opd.py", *TINY, "--steps", 2, "--eval_every", 0, *switches, "--out", out)
+        assert done.returncode == 0, done.stderr
+        losses = [r["loss"] for r in plumbing.read_jsonl(out / "metrics.jsonl") if "loss" in r]
+        assert len(losses) == 2 and all(x == x for x in losses)
+
+
+def test_help_explains_every_flag():
+    text = run_script("opd.py", "--help").stdout
+    from dataclasses import fields
+
+    import opd
+    for f in fields(opd.Args):
+        entry = text.split(f"--{f.name} " if f"--{f.name} " in text else f"--{f.name},")[1]
+        assert len(" ".join(entry.split())) > 30, f.name
+    assert "2306.13649" in text
+    text = run_script("evaluate.py", "--help").stdout
+    assert all(flag in text for flag in ("--model", "--benchmark", "--n ", "--temperature", "--k ", "--limit", "--out", "--compare"))
+
+
+def mistakes(tmp):
+    (tmp / "empty.jsonl").write_text("")
+    (tmp / "columns.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    (tmp / "broken.jsonl").write_text('{"problem": "a", "answ')
+    (tmp / "hollow.jsonl").write_text('{"problem": "a", "answer": ""}\n')
+    (tmp / "words.jsonl").write_text('{"problem": "A train leaves Chicago at noon.", "answer": "5"}\n')
+    (tmp / "file").write_text("")
+    (tmp / "odd").mkdir()
+    (tmp / "odd/config.json").write_text("{}")
+    (tmp / "run").mkdir()
+    (tmp / "run/config.json").write_text(json.dumps({"script": "opd.py", "seed": 5}))
+    out = ["--out", tmp / "never"]
+    return [
+        (["opd.py", "--student", tmp / "nothing", *out], "no such folder"),
+        (["opd.py", "--student", tmp / "odd", *out], "holds no"),
+        (["opd.py", "--steps", -3, *out], "--steps is -3"),
+        (["opd.py", "--lr", 0, *out], "--lr"),
+        (["opd.py", "--temperature", 0, *out], "--temperature"),
+        (["opd.py", "--off_policy", 1.5, *out], "--off_policy"),
+        (["opd.py", "--divergence", "jsd", "--beta", 1, *out], "--beta"),
+        (["opd.py", "--estimator", "sampled", "--divergence", "forward", *out], "reverse KL"),
+        (["opd.py", "--divergence", "sideways", *out], "invalid choice"),
+        (["opd.py", "--data", "nowhere", *out], "no benchmark and no file"),
+        (["opd.py", "--data", "math500", *out], "no training problems"),
+        (["opd.py", "--data", tmp / "empty.jsonl", *out], "is empty"),
+        (["opd.py", "--data", tmp / "columns.jsonl", *out], "no column for the problem and the answer"),
+        (["opd.py", "--data", tmp / "broken.jsonl", *out], "Could not load"),
+        (["opd.py", "--data", tmp / "hollow.jsonl", *out], "empty answer"),
+        (["opd.py", "--student", "toy/student", "--teacher", "toy/teacher", "--data", tmp / "words.jsonl", *out], "toy's language"),
+        (["opd.py", "--data", "toy", "--max_new_tokens", 5000, *out], "context"),
+        (["opd.py", "--data", "toy", "--out", tmp / "file/below"], "Cannot write"),
+        (["opd.py", "--data", "toy", "--out", tmp / "run"], "already holds a run"),
+        (["opd.py", "--data", "toy", "--out", tmp / "run", "--resume"], "other settings"),
+        (["opd.py", "--data", "toy", "--resume", *out], "nothing to resume"),
+        (["opd.py", "--data", "toy", "--device", "cuda:9", *out], "no usable device"),
+        (["evaluate.py"], "--model"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "nope"], "no benchmark and no file"),
+        (["evaluate.py", "--model", tmp / "nothing", "--benchmark", "toy", *out], "no such folder"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", tmp / "columns.jsonl"], "no column"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--n", 4], "greedy"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--k", 4], "pass@k"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", -1], "--limit"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--out", tmp / "run"], "another"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "math500", *out], "Without network"),
+        (["evaluate.py", "--compare", tmp / "nothing"], "not a run"),
+        (["look.py", "opd", "--n", 0], "--n is 0"),
+        (["look.py", "opd", "--html", tmp / "no/such/page.html"], "no folder"),
+    ]
+
+
+def test_mistakes_end_with_one_sentence_and_exit_code_2(tmp_path):
+    # eight at a time would be kinder to the clock and crueller to two cores: two at a time
+    cases = mistakes(tmp_path)
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    running = []
+    for command, expected in [*cases, *[(None, None)] * 2]:
+        if len(running) == 2 or command is None:
+            if not running:
+                continue
+            process, words, what = running.pop(0)
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 2, (what, out, err)
+            assert "Traceback" not in err and words in err, (what, err)
+            if words != "invalid choice":                   # argparse prints its usage first
+                assert len(err.strip().split("\n")) == 1 and err.startswith("error: "), (what, err)
+        if command is not None:
+            running.append((subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}), expected, command))
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == before         # and nothing was written or changed
+
+
+def test_evaluation_reports_and_continues_where_it_stopped(tmp_path):
+    command = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", 12, "--n", 3, "--temperature", 1, "--k", 2, "--device", "cpu"]
+    assert run_script(*command, "--out", tmp_path / "whole").returncode == 0
+    whole = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert whole["n"] == 12 and whole["samples"] == 3 and {"accuracy", "interval", "avg@3", "pass@1", "pass@2", "majority", "truncated", "no_answer", "seconds"} <= whole.keys()
+    assert abs(whole["pass@1"] - whole["accuracy"]) < 1e-12 and whole["pass@2"] >= whole["pass@1"]
+    lines = (tmp_path / "whole/responses.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 36 and {"prompt", "response", "gold", "extracted", "correct"} <= json.loads(lines[0]).keys()
+    # as if killed in the middle of a line, with another batch size afterwards
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "config.json").write_bytes((tmp_path / "whole/config.json").read_bytes())
+    (cut / "responses.jsonl").write_text("".join(lines[5:20]) + lines[20][:40])
+    done = run_script(*command, "--out", cut, "--batch", 4)
+    assert done.returncode == 0 and "15 of 36 samples are there" in done.stdout, done.stderr
+    assert (cut / "responses.jsonl").read_text() == (tmp_path / "whole/responses.jsonl").read_text()
+    again = json.loads((cut / "summary.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+
+
+def fake_run(folder, seed, final, lr=1e-3):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"script": "opd.py", "seed": seed, "out": str(folder), "lr": lr}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "eval": {"accuracy": a, "interval": [0, 1], "n": 10}}) + "\n"
+                                                  for s, a in ((0, .2), (10, final))))
+
+
+def test_compare_pairs_by_seed(tmp_path):
+    for seed, a, b in ((0, .50, .55), (1, .60, .66), (2, .40, .45)):
+        fake_run(tmp_path / f"a{seed}", seed, a)
+        fake_run(tmp_path / f"b{seed}", seed, b, lr=2e-3)
+    text = evaluate.compare([tmp_path / f"{arm}{seed}" for arm in "ab" for seed in range(3)], tmp_path / "picture.png")
+    first, second = [line for line in text.split("\n") if line.startswith("opd.py")]
+    assert "50.0%" in first and "55.3%" in second
+    # differences .05 .06 .05: mean .0533, standard error .00333, t(2) = 4.303
+    assert "+5.3 [+3.9, +6.8] over 3 seeds" in second
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+    with pytest.raises(Mistake):
+        evaluate.compare([tmp_path], tmp_path / "x.png")
+
+
+def test_statistics_against_closed_forms_and_simulation():
+    assert evaluate.pass_at_k(4, 1, 2) == pytest.approx(.5) and evaluate.pass_at_k(8, 0, 3) == 0 and evaluate.pass_at_k(8, 8, 3) == 1
+    g = torch.Generator().manual_seed(0)
+    p, n, k = 0.3, 8, 4
+    counts = (torch.rand(4000, n, generator=g) < p).sum(1).tolist()
+    assert sum(evaluate.pass_at_k(n, c, k) for c in counts) / 4000 == pytest.approx(1 - (1 - p) ** k, abs=.01)
+    hits = 0
+    for c in (torch.rand(2000, 300, generator=g) < p).sum(1).tolist():
+        low, high = evaluate.wilson(c, 300)
+        hits += low <= p <= high
+    assert .935 <= hits / 2000 <= .965
+    hits = 0
+    for sample in torch.randn(2000, 5, generator=g, dtype=torch.float64).tolist():
+        _, low, high = evaluate.mean_interval(sample)
+        hits += low <= 0 <= high
+    assert .935 <= hits / 2000 <= .965
+    assert evaluate.majority(["1", "2", "2", None], [True, False, False, False]) == 0
+    assert evaluate.majority(["1", "2"], [True, False]) == .5 and evaluate.majority([None], [False]) == 0
+
+
+def test_look_prints_and_writes_a_harmless_page(tmp_path):
+    done = run_script("look.py", "opd", "--n", 2, "--device", "cpu")
+    assert done.returncode == 0 and "gold" in done.stdout and "\x1b[" not in done.stdout, done.stderr
+    assert "\x1b[48;5;" in run_script("look.py", "opd", "--n", 2, "--device", "cpu", env={"FORCE_COLOR": "1"}).stdout
+    page = tmp_path / "page.html"
+    assert run_script("look.py", "opd", "--n", 2, "--html", page, "--device", "cpu").returncode == 0
+    text = page.read_text()
+    assert text.count('class="rollout"') == 2 and "<script" not in text and "http" not in text
+    import look
+    evil = [{"text": "<img src=x onerror=alert(1)>\x1b[2J", "kl": 1.0, "student": .1, "teacher": .2, "favourites": [('"><script>', .3)]}]
+    page = look.as_page([("<b>", evil, "said", None)], type("A", (), {"student": "s", "teacher": "t"}))
+    assert "<img" not in page and "<script" not in page and "\x1b" not in page and "<b>" not in page
+    assert "\x1b[2J" not in plumbing.paint(["\x1b[2J"], [0.0], 2.0)
