@@ -16,6 +16,7 @@ here once, the method files import them, and the file is written to be read from
     6. evaluate    all of it together, resumable
     7. compare     runs over seeds, paired
 """
+
 import argparse
 import atexit
 import hashlib
@@ -46,6 +47,7 @@ ROOT = Path(__file__).resolve().parent
 # split, the columns of problem and gold. Qwen3's own wording of the instruction is used everywhere but on the toy,
 # whose small vocabulary does not have the words.
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+# fmt: off
 BENCHMARKS = {
     # name          hub id or file                        configuration          train    test     problem     gold
     "toy":         ("toy/{split}.jsonl",                  None,                  "train", "test",  "problem",  "answer"),
@@ -59,60 +61,80 @@ BENCHMARKS = {
     "minerva":     ("math-ai/minervamath",                None,                  None,    "test",  "question", "answer"),
     "olympiad":    ("Hothan/OlympiadBench",               "OE_TO_maths_en_COMP", None,    "train", "question", "final_answer"),
 }
-PROBLEM_COLUMNS, ANSWER_COLUMNS = ("problem", "question"), ("answer", "final_answer", "gold")     # of a file of one's own
+# fmt: on
+PROBLEM_COLUMNS, ANSWER_COLUMNS = ("problem", "question"), ("answer", "final_answer", "gold")  # of a file of one's own
 
 
 def load_benchmark(name, split="test", limit=None):
     """Rows of a benchmark or of a local JSONL file, each with `problem`, `prompt` (the user turn), `answer`, and what else it has."""
     import datasets
+
     datasets.disable_progress_bars()
     local = name.endswith((".jsonl", ".json")) or name not in BENCHMARKS
     if local and not Path(name).is_file():
-        raise Mistake(f"There is no benchmark and no file named '{name}'. Benchmarks: {', '.join(BENCHMARKS)}; or the path of a "
-                      "JSONL file with the columns problem and answer.")
-    source, configuration, train, test, problem_column, answer_column = (name, None, None, None, None, None) if local else BENCHMARKS[name]
+        raise Mistake(
+            f"There is no benchmark and no file named '{name}'. Benchmarks: {', '.join(BENCHMARKS)}; or the path of a "
+            "JSONL file with the columns problem and answer."
+        )
+    source, configuration, train, test, problem_column, answer_column = (
+        (name, None, None, None, None, None) if local else BENCHMARKS[name]
+    )
     hub_split = {"train": train, "test": test}[split]
     if not local and hub_split is None:
-        raise Mistake(f"'{name}' has no training problems; train on toy or gsm8k, or pass a JSONL file with the columns problem and answer.")
+        raise Mistake(
+            f"'{name}' has no training problems; train on toy or gsm8k, or pass a JSONL file with the columns problem and answer."
+        )
     try:
         if local or source.startswith("toy/"):
             file = source if local else str(ROOT / source.format(split=split))
             if os.path.getsize(file) == 0:
-                raise Mistake(f"The data file '{file}' is empty; it needs one JSON object a line with the columns problem and answer.")
+                raise Mistake(
+                    f"The data file '{file}' is empty; it needs one JSON object a line with the columns problem and answer."
+                )
             data = datasets.load_dataset("json", data_files=file, split="train")
         else:
             data = datasets.load_dataset(source, configuration, split=hub_split)
     except Mistake:
         raise
-    except Exception as e:          # datasets raises a dozen kinds; all mean: the rows could not be had
+    except Exception as e:  # datasets raises a dozen kinds; all mean: the rows could not be had
         what = " ".join(str(e).split())[:200]
-        raise Mistake(f"Could not load {'the file' if local else 'the data set'} '{source}' ({type(e).__name__}: {what}). " + (
-            "It must hold one JSON object a line, in UTF-8." if local else
-            f"Without network, save its {hub_split} split as JSONL and pass that file's path instead of '{name}'.")) from None
+        raise Mistake(
+            f"Could not load {'the file' if local else 'the data set'} '{source}' ({type(e).__name__}: {what}). "
+            + (
+                "It must hold one JSON object a line, in UTF-8."
+                if local
+                else f"Without network, save its {hub_split} split as JSONL and pass that file's path instead of '{name}'."
+            )
+        ) from None
     if local:
         problem_column = next((c for c in PROBLEM_COLUMNS if c in data.column_names), None)
         answer_column = next((c for c in ANSWER_COLUMNS if c in data.column_names), None)
     missing = [c for c, found in (("problem", problem_column), ("answer", answer_column)) if found not in data.column_names]
     if missing:
-        raise Mistake(f"'{source}' has no column for the {' and the '.join(missing)}; its columns are {', '.join(data.column_names)}. "
-                      "Rename them, or pass a JSONL file with the columns problem and answer.")
+        raise Mistake(
+            f"'{source}' has no column for the {' and the '.join(missing)}; its columns are {', '.join(data.column_names)}. "
+            "Rename them, or pass a JSONL file with the columns problem and answer."
+        )
     if len(data) == 0:
         raise Mistake(f"'{source}' holds no rows.")
     rows = []
     for i, row in enumerate(data.select(range(min(limit or len(data), len(data))))):
         problem, answer = row[problem_column], row[answer_column]
-        answer = ", ".join(map(str, answer)) if isinstance(answer, list) else answer    # OlympiadBench: a list of golds
+        answer = ", ".join(map(str, answer)) if isinstance(answer, list) else answer  # OlympiadBench: a list of golds
         if not isinstance(problem, str) or not problem.strip() or answer is None or not str(answer).strip():
             raise Mistake(f"Row {i + 1} of '{source}' has an empty problem or an empty answer.")
         toy = not local and source.startswith("toy/")
-        if name == "gsm8k":     # its answers are worked solutions with calculator marks: 48/2 = <<48/2=24>>24 ... #### 72
+        if name == "gsm8k":  # its answers are worked solutions with calculator marks: 48/2 = <<48/2=24>>24 ... #### 72
             solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
             row["solution"] = f"{solution.strip()}\nThe answer is \\boxed{{{final.strip()}}}."
-        rows.append({**row, "problem": problem, "answer": str(answer), "prompt": problem if toy else f"{problem}\n{INSTRUCTION}"})
+        rows.append(
+            {**row, "problem": problem, "answer": str(answer), "prompt": problem if toy else f"{problem}\n{INSTRUCTION}"}
+        )
     return rows
 
 
 # ============================================================================================ 2. prompts
+
 
 def privileged_prompt(problem, solution=None, answer=None):
     """The user turn of a model that may see more than the problem: a solution (whole or part), the answer, or both.
@@ -135,8 +157,13 @@ def prompt_ids(tokenizer, user, thinking=False):
     """
     if not tokenizer.chat_template:
         raise Mistake(f"The tokenizer of '{tokenizer.name_or_path}' has no chat template; use an instruct model.")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": user}], add_generation_prompt=True, tokenize=True,
-                                        enable_thinking=thinking, return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}],
+        add_generation_prompt=True,
+        tokenize=True,
+        enable_thinking=thinking,
+        return_dict=True,
+    )["input_ids"]
     return list(ids)
 
 
@@ -151,12 +178,14 @@ def eos_ids(model, tokenizer):
 
 # ============================================================================================ 3. sampling
 
+
 @dataclass
 class Completion:
     """What a model wrote after a prompt. `ids` includes the end-of-turn token, if the response reached one."""
+
     ids: list
-    truncated: bool             # ran into max_new_tokens without ending
-    logprobs: list              # log-probability of each token under the distribution it was drawn from
+    truncated: bool  # ran into max_new_tokens without ending
+    logprobs: list  # log-probability of each token under the distribution it was drawn from
 
 
 class RowCache:
@@ -172,19 +201,19 @@ class RowCache:
     def get_seq_length(self, layer_idx=0):
         return self.length
 
-    def update(self, key, value, layer_idx, *args, **kwargs):           # [R, heads, T, head_dim], T new positions
+    def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim], T new positions
         new, stop = key.shape[2], self.length + key.shape[2]
         if layer_idx not in self.layers or self.layers[layer_idx][0].shape[2] < stop:
             grown = []
-            for i, x in enumerate((key, value)):                        # by half again, so that copying stays rare
-                old = self.layers[layer_idx][i][:, :, :self.length] if layer_idx in self.layers else None
+            for i, x in enumerate((key, value)):  # by half again, so that copying stays rare
+                old = self.layers[layer_idx][i][:, :, : self.length] if layer_idx in self.layers else None
                 fresh = x.new_zeros(x.shape[0], x.shape[1], max(stop + stop // 2, min(self.room, 128)), x.shape[3])
                 if old is not None:
-                    fresh[:, :, :self.length] = old
+                    fresh[:, :, : self.length] = old
                 grown.append(fresh)
             self.layers[layer_idx] = grown
         for stored, x in zip(self.layers[layer_idx], (key, value)):
-            stored[:, :, self.length:stop] = x
+            stored[:, :, self.length : stop] = x
         keys, values = (stored[:, :, :stop] for stored in self.layers[layer_idx])
         if layer_idx == self.last_layer:
             self.length += new
@@ -224,14 +253,23 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
     rollout can be reproduced alone. vocabulary: logits beyond it are padding rows of the head and are never drawn.
     """
     was_training = model.training
-    model.eval()                                    # gradient checkpointing (active in train mode) would switch the cache off
+    model.eval()  # gradient checkpointing (active in train mode) would switch the cache off
     found, order = [None] * (len(prompts) * n), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch = max(1, rows // n)
-    for first in range(0, len(order), per_batch):   # neighbours in length share a batch: little padding
-        chosen = order[first:first + per_batch]
-        done = _sample_batch(model, [prompts[i] for i in chosen], n,
-                             [keys[i * n + j] if keys else None for i in chosen for j in range(n)],
-                             max_new_tokens, eos, vocabulary, temperature, top_p, top_k)
+    for first in range(0, len(order), per_batch):  # neighbours in length share a batch: little padding
+        chosen = order[first : first + per_batch]
+        done = _sample_batch(
+            model,
+            [prompts[i] for i in chosen],
+            n,
+            [keys[i * n + j] if keys else None for i in chosen for j in range(n)],
+            max_new_tokens,
+            eos,
+            vocabulary,
+            temperature,
+            top_p,
+            top_k,
+        )
         for row, completion in enumerate(done):
             found[chosen[row // n] * n + row % n] = completion
     model.train(was_training)
@@ -242,29 +280,35 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
     device, longest = model.device, max(map(len, prompts))
     cache = RowCache(longest + max_new_tokens)
     cache.last_layer = model.config.num_hidden_layers - 1
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)                              # [P, L], padded on the left
-    real = torch.zeros(len(prompts), longest, dtype=torch.bool)                             # from lengths, never from pad ids
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [P, L], padded on the left
+    real = torch.zeros(len(prompts), longest, dtype=torch.bool)  # from lengths, never from pad ids
     for i, prompt in enumerate(prompts):
-        ids[i, longest - len(prompt):], real[i, longest - len(prompt):] = torch.tensor(prompt), True
+        ids[i, longest - len(prompt) :], real[i, longest - len(prompt) :] = torch.tensor(prompt), True
     ids, real = ids.to(device), real.to(device)
     # A padding position may see itself: with nothing to see its attention is 0/0, and NaN spreads through masked sums.
     causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     mask = (causal & real[:, None, :]) | torch.eye(longest, dtype=torch.bool, device=device)  # [P, L, L]
-    out = model(input_ids=ids, attention_mask=mask[:, None], position_ids=(real.cumsum(1) - 1).clamp(min=0),
-                past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask[:, None],
+        position_ids=(real.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     # Each prompt is read once; its n samples start from copies of its cache.
-    repeat = torch.arange(len(prompts), device=device).repeat_interleave(n)                 # [R], R = P * n
+    repeat = torch.arange(len(prompts), device=device).repeat_interleave(n)  # [R], R = P * n
     cache.select(repeat)
     logits, real, position = out.logits[:, -1, :vocabulary][repeat], real[repeat], real.sum(1)[repeat]
     total = len(prompts) * n
-    draws = torch.stack([uniforms(k, max_new_tokens) for k in keys]).to(device) if temperature > 0 else None    # [R, max_new]
+    draws = torch.stack([uniforms(k, max_new_tokens) for k in keys]).to(device) if temperature > 0 else None  # [R, max_new]
     tokens = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(total, max_new_tokens, device=device)
     ends, alive = torch.tensor(eos, device=device), torch.arange(total, device=device)
-    ended = torch.zeros(total, dtype=torch.bool, device=device)                             # of the rows still in the batch
+    ended = torch.zeros(total, dtype=torch.bool, device=device)  # of the rows still in the batch
     for t in range(max_new_tokens):
         if temperature > 0:
-            chosen_from = filtered(logits, temperature, top_p, top_k)                       # [R, V]
+            chosen_from = filtered(logits, temperature, top_p, top_k)  # [R, V]
             # The inverse of the cumulative distribution, in double precision: one uniform number, one exact draw.
             cumulative = chosen_from.double().exp().cumsum(-1)
             token = torch.searchsorted(cumulative, draws[alive, t, None] * cumulative[:, -1:], right=True).squeeze(1)
@@ -286,9 +330,15 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
                 keep = (~ended).nonzero().squeeze(1)
                 cache.select(keep)
                 alive, ended, token, position, real = alive[keep], ended[keep], token[keep], position[keep], real[keep]
-        seen = torch.cat([real, real.new_ones(len(alive), t + 1)], 1)                       # [R, L + t + 1]
-        logits = model(input_ids=token[:, None], attention_mask=seen[:, None, None, :], position_ids=(position + t)[:, None],
-                       past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1, :vocabulary]
+        seen = torch.cat([real, real.new_ones(len(alive), t + 1)], 1)  # [R, L + t + 1]
+        logits = model(
+            input_ids=token[:, None],
+            attention_mask=seen[:, None, None, :],
+            position_ids=(position + t)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1, :vocabulary]
     written, ends = [], set(eos)
     for row, values in zip(tokens.tolist(), logprobs.tolist()):
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), None)
@@ -301,7 +351,7 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
 # An answer is what stands in the last \boxed{}, else behind the last "####" (GSM8K), else, for a numeric gold only, the
 # last number of the response. Nothing else counts: a grader that searches for the gold in the text rewards guessing lists.
 
-LONGEST_ANSWER = 1000           # characters; no gold is longer, and everything below is at most linear in this
+LONGEST_ANSWER = 1000  # characters; no gold is longer, and everything below is at most linear in this
 
 
 def extract(response):
@@ -317,7 +367,7 @@ def extract(response):
         return None
     at = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if at >= 0:
-        return _braced(text[at:at + LONGEST_ANSWER].split("box", 1)[1].removeprefix("ed"))
+        return _braced(text[at : at + LONGEST_ANSWER].split("box", 1)[1].removeprefix("ed"))
     if "####" in text:
         line = text.rpartition("####")[2][:LONGEST_ANSWER].strip().split("\n")[0].strip()
         return line.rstrip(".") or None
@@ -332,7 +382,7 @@ def _braced(text):
         return token.group() if token else None
     depth, i = 0, 0
     while i < len(text):
-        if text[i] == "\\":             # \{ and \} are set braces, not grouping
+        if text[i] == "\\":  # \{ and \} are set braces, not grouping
             i += 2
             continue
         depth += (text[i] == "{") - (text[i] == "}")
@@ -354,7 +404,9 @@ def grade(response, gold):
     said = extract(response)
     if said is None and number(wanted) is not None:
         text = response.rpartition("</think>")[2][-LONGEST_ANSWER:]
-        if "<think>" in response.rpartition("</think>")[2] or "\\boxed" in text:     # unfinished thinking, or a box that was cut off
+        if (
+            "<think>" in response.rpartition("</think>")[2] or "\\boxed" in text
+        ):  # unfinished thinking, or a box that was cut off
             return False
         found = re.findall(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", text)
         said = found[-1] if found else None
@@ -366,7 +418,7 @@ def _tidy(text):
     text = text.strip().strip("$").strip()
     text = re.sub(r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])|[,!;: ])", " ", text)
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\frac ?(\d|\\[a-zA-Z]+|[a-zA-Z]) ?(\d|\\[a-zA-Z]+|[a-zA-Z])", r"\\frac{\1}{\2}", text)      # \frac12
+    text = re.sub(r"\\frac ?(\d|\\[a-zA-Z]+|[a-zA-Z]) ?(\d|\\[a-zA-Z]+|[a-zA-Z])", r"\\frac{\1}{\2}", text)  # \frac12
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}", r" \\text{\1} ", text)
     text = text.replace("\\$", "").replace("−", "-").replace("$", "")
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree", "", text)
@@ -377,7 +429,7 @@ def _tidy(text):
 
 def number(text):
     """The exact value of a plain number as a Fraction, or None: 025, 27.0, 1,234, -3/4, \\frac{3}{4}, 3\\frac{1}{2}, 1e11, 5 cm."""
-    text = re.sub(r"\s*\\text\{[^{}]*\}$", "", text.strip())        # a unit behind the number
+    text = re.sub(r"\s*\\text\{[^{}]*\}$", "", text.strip())  # a unit behind the number
     text = re.sub(r"(?<=[\d}])\s+(?!pi\b|sqrt\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+)*$", "", text)
     if len(text) > 80:
         return None
@@ -390,7 +442,9 @@ def number(text):
         if not re.search(r"\d", m[1] or ""):
             return None
         return sign * Fraction(m[1] if not m[1].endswith(".") else m[1][:-1]) * Fraction(10) ** int(m[2] or m[3] or 0)
-    if m := re.fullmatch(r"(?:(\d+) )?(\d+) ?/ ?(\d+)", body) or re.fullmatch(r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}", body):
+    if m := re.fullmatch(r"(?:(\d+) )?(\d+) ?/ ?(\d+)", body) or re.fullmatch(
+        r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}", body
+    ):
         return sign * (int(m[1] or 0) + Fraction(int(m[2]), int(m[3]))) if int(m[3]) else None
     return None
 
@@ -417,10 +471,12 @@ def _equal(said, wanted, until, depth=0):
         return False
     # Words: sympy would read them as products of letters, in which "tea" equals "eat".
     plain = [re.sub(r"\\text\{([^{}]*)\}", r"\1", t).strip() for t in (said, wanted)]
-    letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain[1]) and ("\\text" in wanted or max(map(len, re.findall("[A-Za-z]+", plain[1]))) >= 4)
+    letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain[1]) and (
+        "\\text" in wanted or max(map(len, re.findall("[A-Za-z]+", plain[1]))) >= 4
+    )
     if letters or re.fullmatch(r"\(?[A-E]\)?", plain[1]) and "\\text" in wanted + said:
         return plain[0].strip("()").casefold() == plain[1].strip("()").casefold()
-    if "=" not in wanted and (m := re.fullmatch(r"[A-Za-z](?:\([a-z]\))? ?(?:=|\\in(?![a-z])) ?(.+)", said)):      # x = 5 for 5
+    if "=" not in wanted and (m := re.fullmatch(r"[A-Za-z](?:\([a-z]\))? ?(?:=|\\in(?![a-z])) ?(.+)", said)):  # x = 5 for 5
         return _equal(m[1], wanted, until, depth + 1)
     # Lists without brackets: the same answers in any order. With brackets the kind of bracket matters: (0,1] is not [0,1],
     # and only a set is unordered.
@@ -438,7 +494,7 @@ def _equal(said, wanted, until, depth=0):
         if x[1] == "\\{":
             return len(ours) == len(theirs) and _same_members(ours, theirs, until, depth)
         return len(ours) == len(theirs) and all(_equal(p, q, until, depth + 1) for p, q in zip(ours, theirs))
-    if y and len(_split(y[2])) > 1 or x and len(_split(x[2])) > 1:      # a bracketed tuple against something else
+    if y and len(_split(y[2])) > 1 or x and len(_split(x[2])) > 1:  # a bracketed tuple against something else
         return False
     return _math_verify(said, wanted, until)
 
@@ -501,8 +557,15 @@ def warm_up(wait=False):
     """Start the process that runs math-verify, which takes a second or two; evaluate() does so while it samples."""
     global _worker
     if _worker is None or _worker.poll() is not None:
-        _worker = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   text=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
+        _worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         atexit.register(_worker.kill)
         _worker.ready = False
     if wait and not _worker.ready:
@@ -512,19 +575,19 @@ def warm_up(wait=False):
 
 
 def _math_verify(said, gold, until):
-    if len(said) > 300 or len(gold) > 300:          # no gold of the benchmarks comes near; the grammar takes seconds there
+    if len(said) > 300 or len(gold) > 300:  # no gold of the benchmarks comes near; the grammar takes seconds there
         return False
     with _worker_lock:
         was_ready = _worker is not None and getattr(_worker, "ready", False) and _worker.poll() is None
         warm_up(wait=True)
-        seconds = until - time.monotonic() if was_ready else 1.5        # its start is not the answer's fault
+        seconds = until - time.monotonic() if was_ready else 1.5  # its start is not the answer's fault
         if seconds <= 0:
             return False
         try:
             _worker.stdin.write(json.dumps([said, gold, seconds]) + "\n")
             _worker.stdin.flush()
             if not select.select([_worker.stdout], [], [], seconds + 0.3)[0]:
-                _worker.kill()                      # the next question starts a new one
+                _worker.kill()  # the next question starts a new one
                 _worker.wait()
                 return False
             return json.loads(_worker.stdout.readline() or "false")
@@ -533,6 +596,7 @@ def _math_verify(said, gold, until):
 
 
 # ============================================================================================ 5. statistics
+
 
 def wilson(successes, total):
     """95 % interval of a proportion (Wilson's score interval): unlike +-1.96 s it is right near 0 and 1 and for small counts.
@@ -547,8 +611,10 @@ def wilson(successes, total):
     return [max(0.0, (centre - half) / (1 + z * z / total)), min(1.0, (centre + half) / (1 + z * z / total))]
 
 
+# fmt: off
 T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
+# fmt: on
 
 
 def mean_interval(values):
@@ -591,23 +657,50 @@ def summarise(records, k=1):
     rights = [sum(r["correct"] for r in group) for group in problems.values()]
     if n == 1:
         accuracy, interval = sum(rights) / len(rights), wilson(sum(rights), len(rights))
-    else:       # samples of one problem are not independent: the problems are
+    else:  # samples of one problem are not independent: the problems are
         accuracy, low, high = mean_interval([c / n for c in rights])
         interval = [max(0.0, low), min(1.0, high)]
     lengths = sorted(r["tokens"] for r in records)
-    result = {"accuracy": accuracy, "interval": interval, "n": len(problems), "samples": n, f"avg@{n}": accuracy,
-              **{f"pass@{j}": sum(pass_at_k(n, c, j) for c in rights) / len(rights) for j in sorted({1, k}) if j <= n},
-              "majority": sum(majority([r["extracted"] for r in g], [r["correct"] for r in g]) for g in problems.values()) / len(problems),
-              "truncated": sum(r["truncated"] for r in records) / len(records),
-              "no_answer": sum(r["extracted"] is None for r in records) / len(records),
-              "mean_tokens": sum(lengths) / len(lengths), "median_tokens": lengths[len(lengths) // 2], "max_tokens": lengths[-1]}
+    result = {
+        "accuracy": accuracy,
+        "interval": interval,
+        "n": len(problems),
+        "samples": n,
+        f"avg@{n}": accuracy,
+        **{f"pass@{j}": sum(pass_at_k(n, c, j) for c in rights) / len(rights) for j in sorted({1, k}) if j <= n},
+        "majority": sum(majority([r["extracted"] for r in g], [r["correct"] for r in g]) for g in problems.values())
+        / len(problems),
+        "truncated": sum(r["truncated"] for r in records) / len(records),
+        "no_answer": sum(r["extracted"] is None for r in records) / len(records),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "median_tokens": lengths[len(lengths) // 2],
+        "max_tokens": lengths[-1],
+    }
     return result
 
 
 # ============================================================================================ 6. evaluate
 
-def evaluate(model, tokenizer, rows, *, n=1, temperature=0.0, top_p=1.0, top_k=0, max_new_tokens, seed=0, k=1, batch=256,
-             thinking=False, done=(), each=None, bar=None, autocast=None):
+
+def evaluate(
+    model,
+    tokenizer,
+    rows,
+    *,
+    n=1,
+    temperature=0.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens,
+    seed=0,
+    k=1,
+    batch=256,
+    thinking=False,
+    done=(),
+    each=None,
+    bar=None,
+    autocast=None,
+):
     """Sample, grade, count. Returns (summary, records); a record is one sample: index, sample, prompt, response, verdict ...
 
     done: records of an earlier, interrupted evaluation. Its samples are not drawn again, and since a sample depends on
@@ -621,20 +714,40 @@ def evaluate(model, tokenizer, rows, *, n=1, temperature=0.0, top_p=1.0, top_k=0
     ends, per_batch = eos_ids(model, tokenizer), max(1, batch // n)
     with plumbing.progress(len(missing), "evaluating", "problem", show=bar) as shown:
         for first in range(0, len(missing), per_batch):
-            chosen = missing[first:first + per_batch]
+            chosen = missing[first : first + per_batch]
             with autocast or plumbing.no_autocast():
-                completions = sample(model, [prompts[i] for i in chosen], n=n, max_new_tokens=max_new_tokens, eos=ends,
-                                     vocabulary=len(tokenizer), keys=[("evaluate", seed, i, j) for i in chosen for j in range(n)],
-                                     temperature=temperature, top_p=top_p, top_k=top_k, rows=batch)
+                completions = sample(
+                    model,
+                    [prompts[i] for i in chosen],
+                    n=n,
+                    max_new_tokens=max_new_tokens,
+                    eos=ends,
+                    vocabulary=len(tokenizer),
+                    keys=[("evaluate", seed, i, j) for i in chosen for j in range(n)],
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    rows=batch,
+                )
             fresh = []
             for c, (i, j) in zip(completions, [(i, j) for i in chosen for j in range(n)]):
                 if (i, j) in have:
                     continue
                 # Only new tokens are decoded: a prompt can hold a box, or the gold itself.
                 response = tokenizer.decode(c.ids, skip_special_tokens=True).strip()
-                fresh.append({"index": i, "sample": j, "prompt": tokenizer.decode(prompts[i]), "response": response,
-                              "gold": rows[i]["answer"], "extracted": extract(response),
-                              "correct": bool(grade(response, rows[i]["answer"])), "tokens": len(c.ids), "truncated": c.truncated})
+                fresh.append(
+                    {
+                        "index": i,
+                        "sample": j,
+                        "prompt": tokenizer.decode(prompts[i]),
+                        "response": response,
+                        "gold": rows[i]["answer"],
+                        "extracted": extract(response),
+                        "correct": bool(grade(response, rows[i]["answer"])),
+                        "tokens": len(c.ids),
+                        "truncated": c.truncated,
+                    }
+                )
             records += fresh
             if each:
                 each(fresh)
@@ -645,6 +758,7 @@ def evaluate(model, tokenizer, rows, *, n=1, temperature=0.0, top_p=1.0, top_k=0
 
 # ============================================================================================ 7. compare
 
+
 def read_run(folder):
     """A training run (metrics.jsonl) or an evaluation (responses.jsonl) as {name, seed, curve, final, problems}."""
     folder = Path(folder)
@@ -654,14 +768,28 @@ def read_run(folder):
         curve = [(m["step"], m["eval"]["accuracy"]) for m in plumbing.read_jsonl(folder / "metrics.jsonl") if "eval" in m]
         if not curve:
             raise Mistake(f"'{folder}' has no evaluation yet; let it run to its first one.")
-        return {"script": config.get("script", "run"), "arm": same, "seed": config.get("seed"), "curve": curve, "final": curve[-1][1], "pairs": None}
+        return {
+            "script": config.get("script", "run"),
+            "arm": same,
+            "seed": config.get("seed"),
+            "curve": curve,
+            "final": curve[-1][1],
+            "pairs": None,
+        }
     if (folder / "responses.jsonl").exists():
         per = {}
         for r in plumbing.read_jsonl(folder / "responses.jsonl"):
             per.setdefault(r["index"], []).append(r["correct"])
         scores = {i: sum(v) / len(v) for i, v in per.items()}
-        return {"script": str(config.get("model")), "arm": {**same, "model": config.get("model")}, "seed": config.get("seed"), "curve": None,
-                "final": sum(scores.values()) / len(scores), "pairs": scores, "benchmark": config.get("benchmark")}
+        return {
+            "script": str(config.get("model")),
+            "arm": {**same, "model": config.get("model")},
+            "seed": config.get("seed"),
+            "curve": None,
+            "final": sum(scores.values()) / len(scores),
+            "pairs": scores,
+            "benchmark": config.get("benchmark"),
+        }
     raise Mistake(f"'{folder}' is not a run: it has neither metrics.jsonl nor responses.jsonl.")
 
 
@@ -676,7 +804,9 @@ def compare(folders, out):
     if len(kinds) > 1:
         raise Mistake("Compare training runs with training runs, or evaluations with evaluations, not both at once.")
     if runs[0]["pairs"] is not None and len({r["benchmark"] for r in runs}) > 1:
-        raise Mistake(f"These evaluations are of different benchmarks: {', '.join(sorted({str(r['benchmark']) for r in runs}))}.")
+        raise Mistake(
+            f"These evaluations are of different benchmarks: {', '.join(sorted({str(r['benchmark']) for r in runs}))}."
+        )
     arms = {}
     for r in runs:
         arms.setdefault((r["script"], json.dumps(r["arm"], sort_keys=True)), []).append(r)
@@ -702,7 +832,11 @@ def compare(folders, out):
         text = ""
         if key != keys[0] and differences:
             d, dl, dh = mean_interval(differences)
-            text = f"{100 * d:+.1f} [{100 * dl:+.1f}, {100 * dh:+.1f}]" if dl > -math.inf else f"{100 * d:+.1f} (one pair: no interval)"
+            text = (
+                f"{100 * d:+.1f} [{100 * dl:+.1f}, {100 * dh:+.1f}]"
+                if dl > -math.inf
+                else f"{100 * d:+.1f} (one pair: no interval)"
+            )
             text += f" over {len(differences)} {'seeds' if group[0]['pairs'] is None else 'problems'}"
         lines.append(f"{name:<44} {len(group):>4} {100 * m:>8.1f}% {interval:>17}   {text}")
     if runs[0]["curve"]:
@@ -713,13 +847,23 @@ def compare(folders, out):
 
 # ============================================================================================ main
 
+
 def arguments(argv):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", help="folder or hub name of the model to evaluate")
-    p.add_argument("--benchmark", help=f"{', '.join(BENCHMARKS)}, or the path of a JSONL file with the columns problem and answer")
+    p.add_argument(
+        "--benchmark", help=f"{', '.join(BENCHMARKS)}, or the path of a JSONL file with the columns problem and answer"
+    )
     p.add_argument("--n", type=int, default=1, help="samples a problem (default 1)")
-    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default); Qwen3 without thinking: 0.7 with --top_p 0.8 --top_k 20")
-    p.add_argument("--top_p", type=float, default=1.0, help="sample from the smallest set of tokens with this much mass (default 1: all)")
+    p.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 is greedy (default); Qwen3 without thinking: 0.7 with --top_p 0.8 --top_k 20",
+    )
+    p.add_argument(
+        "--top_p", type=float, default=1.0, help="sample from the smallest set of tokens with this much mass (default 1: all)"
+    )
     p.add_argument("--top_k", type=int, default=0, help="sample from the k likeliest tokens (default 0: all)")
     p.add_argument("--k", type=int, default=1, help="also report pass@k, for k up to n (default 1)")
     p.add_argument("--limit", type=int, help="only the first so many problems")
@@ -728,8 +872,13 @@ def arguments(argv):
     p.add_argument("--seed", type=int, default=0, help="seed of the samples; greedy needs none")
     p.add_argument("--batch", type=int, help="samples drawn at once (default: 256 on a CPU and on the toy, 64 on a GPU)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    p.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on a GPU, float32 on a CPU")
-    p.add_argument("--out", help="folder for responses.jsonl and summary.json (default runs/eval-MODEL-BENCHMARK); continues what it finds there")
+    p.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    p.add_argument(
+        "--out",
+        help="folder for responses.jsonl and summary.json (default runs/eval-MODEL-BENCHMARK); continues what it finds there",
+    )
     p.add_argument("--compare", nargs="+", metavar="RUN", help="compare folders of runs instead of evaluating")
     return p, p.parse_args(argv)
 
@@ -740,16 +889,23 @@ def main(argv=None):
         print(compare(args.compare, args.out or "compare.png"))
         return
     if not args.model or not args.benchmark:
-        raise Mistake("Say what to evaluate: --model FOLDER_OR_NAME --benchmark NAME (or --compare RUN RUN ...); --help explains all flags.")
+        raise Mistake(
+            "Say what to evaluate: --model FOLDER_OR_NAME --benchmark NAME (or --compare RUN RUN ...); --help explains all flags."
+        )
     plumbing.require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
     plumbing.require(args.temperature >= 0, f"--temperature is {args.temperature}; it must be 0 (greedy) or more.")
-    plumbing.require(args.n == 1 or args.temperature > 0, f"--n {args.n} greedy samples would all be the same; set --temperature above 0.")
+    plumbing.require(
+        args.n == 1 or args.temperature > 0, f"--n {args.n} greedy samples would all be the same; set --temperature above 0."
+    )
     plumbing.require(0 < args.top_p <= 1, f"--top_p is {args.top_p}; it must lie in (0, 1].")
     plumbing.require(args.top_k >= 0, f"--top_k is {args.top_k}; it must be 0 (off) or more.")
     plumbing.require(1 <= args.k <= args.n, f"--k is {args.k}; pass@k needs 1 <= k <= n, and n is {args.n}.")
     plumbing.require(args.limit is None or args.limit >= 1, f"--limit is {args.limit}; it must be at least 1.")
     plumbing.require(args.batch is None or args.batch >= 1, f"--batch is {args.batch}; it must be at least 1.")
-    plumbing.require(args.max_new_tokens is None or args.max_new_tokens >= 1, f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.")
+    plumbing.require(
+        args.max_new_tokens is None or args.max_new_tokens >= 1,
+        f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.",
+    )
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = plumbing.pick_device(args.device)
     toy = args.benchmark.startswith("toy")
@@ -757,7 +913,11 @@ def main(argv=None):
         args.max_new_tokens = 256 if toy else 4096
     if args.batch is None:
         args.batch = 256 if toy or device.type == "cpu" else 64
-    name = re.sub(r"[^\w.-]+", "-", f"{Path(args.model).name if not Path(args.model).exists() else '-'.join(Path(args.model).parts[-2:])}-{Path(args.benchmark).stem}")
+    name = re.sub(
+        r"[^\w.-]+",
+        "-",
+        f"{Path(args.model).name if not Path(args.model).exists() else '-'.join(Path(args.model).parts[-2:])}-{Path(args.benchmark).stem}",
+    )
     out = plumbing.make_folder(args.out or f"runs/eval-{name}")
     config = {k: v for k, v in vars(args).items() if k not in ("out", "compare", "batch", "device", "limit", "k")}
     done = resume_records(out, config, rows, args.n)
@@ -768,39 +928,68 @@ def main(argv=None):
     if done:
         print(f"continuing {out}: {len(done)} of {len(rows) * args.n} samples are there")
     with open(out / "responses.jsonl", "a", encoding="utf-8") as f:
+
         def each(records):
             f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
             f.flush()
-        summary, records = evaluate(model, tokenizer, rows, n=args.n, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                                    max_new_tokens=args.max_new_tokens, seed=args.seed, k=args.k, batch=args.batch,
-                                    thinking=args.thinking, done=done, each=each, bar=True)
+
+        summary, records = evaluate(
+            model,
+            tokenizer,
+            rows,
+            n=args.n,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+            k=args.k,
+            batch=args.batch,
+            thinking=args.thinking,
+            done=done,
+            each=each,
+            bar=True,
+        )
     # Written in the order of the problems, whatever the order of the batches or of interruptions was.
     plumbing.write_text(out / "responses.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     plumbing.write_json(out / "summary.json", {"model": args.model, "benchmark": args.benchmark, **summary})
     low, high = summary["interval"]
-    print(f"{args.model} on {args.benchmark}: accuracy {100 * summary['accuracy']:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
-          f"  ({summary['n']} problems x {summary['samples']} samples)")
-    print("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in summary.items()
-                    if key not in ("accuracy", "interval", "n", "samples")))
+    print(
+        f"{args.model} on {args.benchmark}: accuracy {100 * summary['accuracy']:.1f} %  [{100 * low:.1f}, {100 * high:.1f}]"
+        f"  ({summary['n']} problems x {summary['samples']} samples)"
+    )
+    print(
+        "  ".join(
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in summary.items()
+            if key not in ("accuracy", "interval", "n", "samples")
+        )
+    )
     print(f"responses and summary: {out}/")
 
 
 def resume_records(out, config, rows, n):
     """Records of an interrupted evaluation in `out`; a Mistake if the folder holds another one. A half-written last line is dropped."""
     if not (out / "config.json").exists():
-        plumbing.require(not (out / "metrics.jsonl").exists() and not (out / "responses.jsonl").exists(),
-                         f"'{out}' holds another run; choose another --out.")
+        plumbing.require(
+            not (out / "metrics.jsonl").exists() and not (out / "responses.jsonl").exists(),
+            f"'{out}' holds another run; choose another --out.",
+        )
         return []
     before = plumbing.read_json(out / "config.json", "")
     changed = [k for k in config if before.get(k) != config[k]]
-    plumbing.require(not changed and (out / "metrics.jsonl").exists() is False,
-                     f"'{out}' holds another evaluation ({', '.join(f'{k}: {before.get(k)}' for k in changed[:3])}); choose another --out or delete it.")
+    plumbing.require(
+        not changed and (out / "metrics.jsonl").exists() is False,
+        f"'{out}' holds another evaluation ({', '.join(f'{k}: {before.get(k)}' for k in changed[:3])}); choose another --out or delete it.",
+    )
     if not (out / "responses.jsonl").exists():
         return []
     records = plumbing.read_jsonl(out / "responses.jsonl", drop_broken_end=True)
     records = [r for r in records if r["index"] < len(rows) and r["sample"] < n]
-    plumbing.require(all(r["gold"] == rows[r["index"]]["answer"] for r in records),
-                     f"'{out}' holds responses to other problems; choose another --out or delete it.")
+    plumbing.require(
+        all(r["gold"] == rows[r["index"]]["answer"] for r in records),
+        f"'{out}' holds responses to other problems; choose another --out or delete it.",
+    )
     plumbing.write_text(out / "responses.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     return records
 

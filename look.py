@@ -8,6 +8,7 @@ Nothing is trained. For `opd` every token of a rollout is coloured by KL(student
 agreement, red is where a gradient would be large. On the toy the checker adds what no real data set knows: where the
 rollout first goes wrong, and how much of the disagreement lies on words and how much on substance.
 """
+
 import argparse
 import html
 from pathlib import Path
@@ -20,7 +21,7 @@ from evaluate import eos_ids, extract, grade, load_benchmark, prompt_ids, sample
 from plumbing import require
 from toy import world
 
-RED_FROM = 2.0          # nats at which a token is fully red
+RED_FROM = 2.0  # nats at which a token is fully red
 
 
 @torch.no_grad()
@@ -28,11 +29,21 @@ def scored(student, teacher, tokenizer, prompt, response):
     """One dictionary a token of the response: text, kl, probability under both models, the teacher's three favourites."""
     ids, predicts, targets = opd.pack([prompt], [response], student.device)
     vocabulary = len(tokenizer)
-    s, t = (m.get_output_embeddings()(opd.states(m, ids, predicts))[:, :vocabulary].float().log_softmax(-1) for m in (student, teacher))  # [N, V]
+    s, t = (
+        m.get_output_embeddings()(opd.states(m, ids, predicts))[:, :vocabulary].float().log_softmax(-1)
+        for m in (student, teacher)
+    )  # [N, V]
     kl, best = opd.divergence(s, t), t.topk(min(3, vocabulary))
-    return [{"text": tokenizer.decode([y]), "kl": k, "student": s[i, y].exp().item(), "teacher": t[i, y].exp().item(),
-             "favourites": [(tokenizer.decode([v]), p) for v, p in zip(best.indices[i].tolist(), best.values[i].exp().tolist())]}
-            for i, (y, k) in enumerate(zip(targets.tolist(), kl.tolist()))]
+    return [
+        {
+            "text": tokenizer.decode([y]),
+            "kl": k,
+            "student": s[i, y].exp().item(),
+            "teacher": t[i, y].exp().item(),
+            "favourites": [(tokenizer.decode([v]), p) for v, p in zip(best.indices[i].tolist(), best.values[i].exp().tolist())],
+        }
+        for i, (y, k) in enumerate(zip(targets.tolist(), kl.tolist()))
+    ]
 
 
 def offsets(tokens):
@@ -51,7 +62,7 @@ def verdict(row, tokens, truncated):
     said = f"answer {plumbing.harmless(str(extract(text)))}, gold {row['answer']}: {'right' if right else 'wrong'}{', truncated' if truncated else ''}"
     try:
         report = world.check(row["problem"], text)
-    except ValueError:          # not the toy's language
+    except ValueError:  # not the toy's language
         return said, None
     kinds = world.token_kinds(text, offsets(tokens))
     words = sum(t["kl"] for t, kind in zip(tokens, kinds) if kind == "surface")
@@ -65,7 +76,11 @@ def verdict(row, tokens, truncated):
 
 def in_terminal(found):
     colours = plumbing.colours_wanted()
-    print(f"tokens coloured by KL(student || teacher), red from {RED_FROM:g} nats" if colours else f"tokens above {RED_FROM / 2:g} nats in [ ]")
+    print(
+        f"tokens coloured by KL(student || teacher), red from {RED_FROM:g} nats"
+        if colours
+        else f"tokens above {RED_FROM / 2:g} nats in [ ]"
+    )
     for prompt, tokens, said, wrong in found:
         pieces = [t["text"] for t in tokens]
         if wrong is not None:
@@ -100,13 +115,19 @@ def as_page(found, args):
     for prompt, tokens, said, wrong in found:
         spans = []
         for i, t in enumerate(tokens):
-            tip = f"KL {t['kl']:.2f}; student {t['student']:.2f}, teacher {t['teacher']:.2f}; teacher's favourites: " + ", ".join(
-                f"{plumbing.harmless(w)!r} {p:.2f}" for w, p in t["favourites"])
-            spans.append(f'<span style="{shade(t["kl"])}"{" class=wrong" if i == wrong else ""} title="{html.escape(tip, quote=True)}">'
-                         f'{html.escape(plumbing.harmless(t["text"]))}</span>')
-        body.append(f'<h2>&nbsp;</h2><p class="prompt">{html.escape(plumbing.harmless(prompt))}</p><p class="rollout">{"".join(spans)}</p>'
-                    f'<p class="said">{html.escape(said)}</p>')
-    scale = "".join(f'<span style="{shade(x)}">{x:g}</span>' for x in (0, .25, .5, 1, 1.5, RED_FROM)) + " nats and more"
+            tip = (
+                f"KL {t['kl']:.2f}; student {t['student']:.2f}, teacher {t['teacher']:.2f}; teacher's favourites: "
+                + ", ".join(f"{plumbing.harmless(w)!r} {p:.2f}" for w, p in t["favourites"])
+            )
+            spans.append(
+                f'<span style="{shade(t["kl"])}"{" class=wrong" if i == wrong else ""} title="{html.escape(tip, quote=True)}">'
+                f"{html.escape(plumbing.harmless(t['text']))}</span>"
+            )
+        body.append(
+            f'<h2>&nbsp;</h2><p class="prompt">{html.escape(plumbing.harmless(prompt))}</p><p class="rollout">{"".join(spans)}</p>'
+            f'<p class="said">{html.escape(said)}</p>'
+        )
+    scale = "".join(f'<span style="{shade(x)}">{x:g}</span>' for x in (0, 0.25, 0.5, 1, 1.5, RED_FROM)) + " nats and more"
     return PAGE.format(student=html.escape(args.student), teacher=html.escape(args.teacher), scale=scale, body="".join(body))
 
 
@@ -124,7 +145,10 @@ def main(argv=None):
     args = p.parse_args(argv)
     require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
     require(args.max_new_tokens >= 1, f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.")
-    require(not args.html or Path(args.html).absolute().parent.is_dir(), f"There is no folder '{Path(args.html or '').absolute().parent}' to write the page into.")
+    require(
+        not args.html or Path(args.html).absolute().parent.is_dir(),
+        f"There is no folder '{Path(args.html or '').absolute().parent}' to write the page into.",
+    )
     device = plumbing.pick_device(args.device)
     rows, tokenizer = load_benchmark(args.data, "test"), plumbing.load_tokenizer(args.student)
     plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(args.teacher))
@@ -133,8 +157,14 @@ def main(argv=None):
     dtype = plumbing.compute_dtype("auto", device)
     student, teacher = (plumbing.load_model(name, device, dtype) for name in (args.student, args.teacher))
     prompts = [prompt_ids(tokenizer, r["prompt"]) for r in chosen]
-    completions = sample(student, prompts, max_new_tokens=args.max_new_tokens, eos=eos_ids(student, tokenizer), vocabulary=len(tokenizer),
-                         keys=[("look", args.seed, i) for i in range(args.n)])
+    completions = sample(
+        student,
+        prompts,
+        max_new_tokens=args.max_new_tokens,
+        eos=eos_ids(student, tokenizer),
+        vocabulary=len(tokenizer),
+        keys=[("look", args.seed, i) for i in range(args.n)],
+    )
     found = []
     for row, prompt, c in zip(chosen, prompts, completions):
         tokens = scored(student, teacher, tokenizer, prompt, c.ids)

@@ -30,6 +30,7 @@ Run it:
 Read it from top to bottom: the functions stand in the order in which the data meets them. Loading, checkpoints and
 pictures are in plumbing.py; prompts, the sampler and grading, which evaluation shares, are in evaluate.py.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -41,11 +42,23 @@ from evaluate import eos_ids, evaluate, load_benchmark, prompt_ids, sample, unif
 from plumbing import choice, require
 
 # Two complete settings; a flag that is given wins. Without a GPU, or with toy models or data, the first.
-TOY = dict(student="toy/student", teacher="toy/teacher", data="toy", steps=80, max_new_tokens=160, lr=1e-3, eval_n=500, eval_every=10)
-HUB = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B", data="gsm8k", steps=200, max_new_tokens=512, lr=1e-5, eval_n=200, eval_every=50)
+TOY = dict(
+    student="toy/student", teacher="toy/teacher", data="toy", steps=80, max_new_tokens=160, lr=1e-3, eval_n=500, eval_every=10
+)
+HUB = dict(
+    student="Qwen/Qwen3-0.6B",
+    teacher="Qwen/Qwen3-4B",
+    data="gsm8k",
+    steps=200,
+    max_new_tokens=512,
+    lr=1e-5,
+    eval_n=200,
+    eval_every=50,
+)
 
 
 # ============================================================================================ arguments
+
 
 @dataclass
 class Args:
@@ -58,7 +71,7 @@ class Args:
     benchmark: str | None = None
     """test problems for the evaluations along the way (default: the test split of --data)"""
     steps: int | None = None
-    """updates (default: 80 on the toy, else 200)"""
+    """updates (default: 120 on the toy, else 200)"""
     prompts: int = 16
     """prompts an update"""
     samples: int = 4
@@ -86,7 +99,7 @@ class Args:
     out: str | None = None
     """folder for metrics, picture, checkpoints and the final model (default: runs/opd-SEED)"""
     eval_every: int | None = None
-    """evaluate every so many updates, and before the first and after the last (default: 10 on the toy, else 50; 0: only those two)"""
+    """evaluate every so many updates, and before the first and after the last (default: 20 on the toy, else 50; 0: only those two)"""
     eval_n: int | None = None
     """test problems of each evaluation, greedy (default: 500 on the toy, else 200)"""
     save_every: int = 20
@@ -121,14 +134,20 @@ def settle(args):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(args.temperature > 0, f"--temperature is {args.temperature}; rollouts are sampled, so it must be above 0.")
-    require(0 < args.beta < 1, f"--beta is {args.beta}; it must lie between 0 and 1 (use --divergence forward or reverse for the ends).")
+    require(
+        0 < args.beta < 1,
+        f"--beta is {args.beta}; it must lie between 0 and 1 (use --divergence forward or reverse for the ends).",
+    )
     require(0 <= args.off_policy <= 1, f"--off_policy is {args.off_policy}; it is a share and must lie in [0, 1].")
-    require(args.estimator != "sampled" or args.divergence == "reverse",
-            "--estimator sampled estimates the reverse KL; use it with --divergence reverse.")
+    require(
+        args.estimator != "sampled" or args.divergence == "reverse",
+        "--estimator sampled estimates the reverse KL; use it with --divergence reverse.",
+    )
     return args
 
 
 # ============================================================================================ 1. what the student wrote
+
 
 def rollouts(student, teacher, tokenizer, rows, args, step):
     """(1): `samples` responses for every row. Returns prompts, responses (both lists of token ids), truncated, off_policy.
@@ -137,8 +156,14 @@ def rollouts(student, teacher, tokenizer, rows, args, step):
     """
     prompts = [r["ids"] for r in rows for _ in range(args.samples)]
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
-    common = dict(n=args.samples, max_new_tokens=args.max_new_tokens, eos=eos_ids(student, tokenizer), vocabulary=len(tokenizer),
-                  keys=keys, temperature=args.temperature)
+    common = dict(
+        n=args.samples,
+        max_new_tokens=args.max_new_tokens,
+        eos=eos_ids(student, tokenizer),
+        vocabulary=len(tokenizer),
+        keys=keys,
+        temperature=args.temperature,
+    )
     off_policy = [args.off_policy > 0 and uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
     # No top-p, no top-k: a filtered sampler with the full softmax in the loss would train at states it never visits.
     drawn = sample(student, [r["ids"] for r in rows], **common) if not all(off_policy) else [None] * len(keys)
@@ -147,9 +172,11 @@ def rollouts(student, teacher, tokenizer, rows, args, step):
         other = sample(teacher, [r["ids"] for r in rows], **common)
     responses, truncated = [], []
     for i, off in enumerate(off_policy):
-        if off and args.off_policy_data == "reference":     # the end-of-turn token belongs to the text: it is learnt, too
-            ids = tokenizer(rows[i // args.samples]["solution"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            responses.append(ids[:args.max_new_tokens])
+        if off and args.off_policy_data == "reference":  # the end-of-turn token belongs to the text: it is learnt, too
+            ids = tokenizer(rows[i // args.samples]["solution"], add_special_tokens=False)["input_ids"] + [
+                tokenizer.eos_token_id
+            ]
+            responses.append(ids[: args.max_new_tokens])
             truncated.append(len(ids) > args.max_new_tokens)
         else:
             completion = other[i] if off else drawn[i]
@@ -160,6 +187,7 @@ def rollouts(student, teacher, tokenizer, rows, args, step):
 
 # ============================================================================================ 2. what both models think of it
 
+
 def pack(prompts, responses, device):
     """Token ids of prompt + response, padded on the right, and where the response is predicted.
 
@@ -169,12 +197,12 @@ def pack(prompts, responses, device):
     since pad and end-of-turn can be one id. Padding on the right needs no attention mask: no position sees what follows.
     """
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)                          # [B, L]
-    predicts = torch.zeros(len(prompts), longest, dtype=torch.bool)                     # [B, L]
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [B, L]
+    predicts = torch.zeros(len(prompts), longest, dtype=torch.bool)  # [B, L]
     for i, (p, r) in enumerate(zip(prompts, responses)):
-        ids[i, :len(p) + len(r)] = torch.tensor(p + r)
-        predicts[i, len(p) - 1:len(p) + len(r) - 1] = True
-    targets = torch.tensor([token for r in responses for token in r])                   # [N], row by row like predicts
+        ids[i, : len(p) + len(r)] = torch.tensor(p + r)
+        predicts[i, len(p) - 1 : len(p) + len(r) - 1] = True
+    targets = torch.tensor([token for r in responses for token in r])  # [N], row by row like predicts
     return ids.to(device), predicts.to(device), targets.to(device)
 
 
@@ -186,16 +214,17 @@ def states(model, ids, predicts):
 
 # ============================================================================================ 3. how much they disagree
 
+
 def divergence(student, teacher, kind="reverse", beta=0.5):
     """(2): divergence at every state, [n], from log-probabilities [n, V]. Summed over the vocabulary, never averaged over it.
 
     Note that F.kl_div(a, b) is KL(b || a): its FIRST argument is the second distribution. Hence no F.kl_div here.
     """
-    if kind == "reverse":       # expectation under the student: it pays for its own mass where the teacher has none
+    if kind == "reverse":  # expectation under the student: it pays for its own mass where the teacher has none
         return (student.exp() * (student - teacher)).sum(-1)
-    if kind == "forward":       # expectation under the teacher: it pays for the teacher's mass that it does not cover
+    if kind == "forward":  # expectation under the teacher: it pays for the teacher's mass that it does not cover
         return (teacher.exp() * (teacher - student)).sum(-1)
-    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))   # [n, V]
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log(1 - beta))  # [n, V]
     return beta * (teacher.exp() * (teacher - mixture)).sum(-1) + (1 - beta) * (student.exp() * (student - mixture)).sum(-1)
 
 
@@ -207,17 +236,19 @@ def coarse(student, teacher, k, kind):
     """
     if k >= student.shape[-1]:
         return student, teacher
-    chosen = (student if kind == "reverse" else teacher).detach().topk(k).indices       # [n, k], where the weights are
+    chosen = (student if kind == "reverse" else teacher).detach().topk(k).indices  # [n, k], where the weights are
     rest = torch.zeros_like(student, dtype=torch.bool).scatter(1, chosen, True)
-    return tuple(torch.cat([x.gather(1, chosen), x.masked_fill(rest, -math.inf).logsumexp(-1, keepdim=True)], 1)
-                 for x in (student, teacher))
+    return tuple(
+        torch.cat([x.gather(1, chosen), x.masked_fill(rest, -math.inf).logsumexp(-1, keepdim=True)], 1)
+        for x in (student, teacher)
+    )
 
 
 def token_loss(student_logits, teacher_logits, targets, off_policy, args):
     """Loss of every token, [n], and what one wants to see of it, [n, 3]: reverse KL, entropy of student and of teacher."""
-    student = (student_logits.float() / args.temperature).log_softmax(-1)               # [n, V], always in float32
-    teacher = (teacher_logits.float() / args.temperature).log_softmax(-1)               # [n, V]
-    own = student.gather(1, targets[:, None]).squeeze(1)                                # [n], log p_S(y_t)
+    student = (student_logits.float() / args.temperature).log_softmax(-1)  # [n, V], always in float32
+    teacher = (teacher_logits.float() / args.temperature).log_softmax(-1)  # [n, V]
+    own = student.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
     if args.estimator == "full":
         loss = divergence(student, teacher, args.divergence, args.beta)
     elif args.estimator == "topk":
@@ -226,12 +257,14 @@ def token_loss(student_logits, teacher_logits, targets, off_policy, args):
         # k1 = log p_S(y) - log p_T(y) is an unbiased estimate of (2), but differentiating IT gives zero in expectation:
         # it must be a detached advantage in front of log p_S (the score function). Not z-scored: its zero point means
         # "as likely as the teacher thinks".
-        advantage = (teacher.gather(1, targets[:, None]).squeeze(1) - own).detach()     # [n]
+        advantage = (teacher.gather(1, targets[:, None]).squeeze(1) - own).detach()  # [n]
         loss = -advantage * own
-    if off_policy.any():        # text the student did not write: cross-entropy
+    if off_policy.any():  # text the student did not write: cross-entropy
         loss = torch.where(off_policy, -own, loss)
     with torch.no_grad():
-        seen = torch.stack([divergence(student, teacher), -(student.exp() * student).sum(-1), -(teacher.exp() * teacher).sum(-1)], 1)
+        seen = torch.stack(
+            [divergence(student, teacher), -(student.exp() * student).sum(-1), -(teacher.exp() * teacher).sum(-1)], 1
+        )
     return loss, seen
 
 
@@ -241,9 +274,10 @@ def chunked_loss(student, teacher, hidden, teacher_hidden, targets, off_policy, 
     Exact, since the loss is a sum over tokens: a chunk's gradient with respect to hidden states and head does not depend
     on the other chunks. Heads may be wider than the tokenizer (padding rows) and differ in width: both are cut to it.
     """
+
     def one(h, th, y, off):
         with torch.no_grad():
-            teacher_logits = teacher.get_output_embeddings()(th)[:, :vocabulary]        # [n, V]
+            teacher_logits = teacher.get_output_embeddings()(th)[:, :vocabulary]  # [n, V]
         return token_loss(student.get_output_embeddings()(h)[:, :vocabulary], teacher_logits, y, off, args)
 
     size, total, seen = max(1, args.chunk_logits // vocabulary), 0.0, []
@@ -251,51 +285,64 @@ def chunked_loss(student, teacher, hidden, teacher_hidden, targets, off_policy, 
         # One chunk alone is kept: recomputing it would save nothing.
         loss, stats = one(*pieces) if len(targets) <= size else checkpoint(one, *pieces, use_reentrant=False)
         total, seen = total + loss.sum(), seen + [stats]
-    return total, torch.cat(seen)                                                       # scalar, [N, 3]
+    return total, torch.cat(seen)  # scalar, [N, 3]
 
 
 # ============================================================================================ 4. one update
 
+
 def update(student, teacher, optimiser, batch, args, clock, autocast, vocabulary):
     """Scores a batch of rollouts, adds up the gradient of (3) over micro-batches, takes one step. Returns metrics, KL by rollout."""
     prompts, responses, truncated, off_policy = batch
-    tokens = sum(map(len, responses))           # counted FIRST, over the whole step: the result must not depend on how the
-    seen, loss_sum = [None] * len(prompts), 0.0     # batch is cut, as it would with a mean of micro-batch means
+    tokens = sum(map(len, responses))  # counted FIRST, over the whole step: the result must not depend on how the
+    seen, loss_sum = [None] * len(prompts), 0.0  # batch is cut, as it would with a mean of micro-batch means
     student.train()
     for chosen in plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens):
         ids, predicts, targets = pack([prompts[i] for i in chosen], [responses[i] for i in chosen], student.device)
         lengths = [len(responses[i]) for i in chosen]
-        off = torch.tensor([off_policy[i] for i in chosen]).repeat_interleave(torch.tensor(lengths)).to(student.device)     # [N]
+        off = torch.tensor([off_policy[i] for i in chosen]).repeat_interleave(torch.tensor(lengths)).to(student.device)  # [N]
         with clock.phase("teacher"), torch.no_grad():
-            teacher_hidden = states(teacher, ids, predicts)                             # [N, teacher's width]
+            teacher_hidden = states(teacher, ids, predicts)  # [N, teacher's width]
         with clock.phase("student"):
             with autocast():
-                hidden = states(student, ids, predicts)                                 # [N, student's width]
+                hidden = states(student, ids, predicts)  # [N, student's width]
                 total, stats = chunked_loss(student, teacher, hidden, teacher_hidden, targets, off, args, vocabulary)
-            (total / tokens).backward()                                                 # (3), summed over micro-batches
+            (total / tokens).backward()  # (3), summed over micro-batches
         loss_sum += total.item()
         for i, s in zip(chosen, stats.split(lengths)):
             seen[i] = s
     with clock.phase("step"):
         norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
     kl, own_entropy, teacher_entropy = torch.cat(seen).mean(0).tolist()
-    return {"loss": loss_sum / tokens, "kl": kl, "student_entropy": own_entropy, "teacher_entropy": teacher_entropy,
-            "length": tokens / len(responses), "truncated": sum(truncated) / len(truncated), "grad_norm": norm, "changed": changed,
-            "tokens": tokens}, [s[:, 0] for s in seen]
+    return {
+        "loss": loss_sum / tokens,
+        "kl": kl,
+        "student_entropy": own_entropy,
+        "teacher_entropy": teacher_entropy,
+        "length": tokens / len(responses),
+        "truncated": sum(truncated) / len(truncated),
+        "grad_norm": norm,
+        "changed": changed,
+        "tokens": tokens,
+    }, [s[:, 0] for s in seen]
 
 
 # ============================================================================================ main
+
 
 def main(argv=None):
     args = settle(plumbing.parse_arguments(Args, __doc__, argv))
     device = plumbing.pick_device(args.device)
     out, resumed = plumbing.open_run(args, "opd.py")
     dtype = plumbing.compute_dtype(args.dtype, device)
-    rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
-    require(args.off_policy == 0 or args.off_policy_data == "teacher" or all("solution" in r for r in rows),
-            f"'{args.data}' has no column solution to learn from; use --off_policy_data teacher, or --off_policy 0.")
-    tokenizer, before = plumbing.load_tokenizer(args.student), plumbing.resident_memory(device)
+    tokenizer = plumbing.load_tokenizer(args.student)
     plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(args.teacher))
+    rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
+    require(
+        args.off_policy == 0 or args.off_policy_data == "teacher" or all("solution" in r for r in rows),
+        f"'{args.data}' has no column solution to learn from; use --off_policy_data teacher, or --off_policy 0.",
+    )
+    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     # The student's weights are float32 even where it computes in bfloat16: a step of 1e-6 on a bfloat16 weight mostly
     # rounds to nothing. The teacher never changes and can be small.
@@ -310,7 +357,7 @@ def main(argv=None):
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)
 
-    def measure(model, **more):     # greedy accuracy on the same test problems every time
+    def measure(model, **more):  # greedy accuracy on the same test problems every time
         summary, _ = evaluate(model, tokenizer, tests, max_new_tokens=max(256, args.max_new_tokens), autocast=autocast())
         return {k: summary[k] for k in ("accuracy", "interval", "n", "truncated", "mean_tokens")} | more
 
@@ -319,7 +366,9 @@ def main(argv=None):
     if start == 0 and not metrics.rows:
         first, ceiling = measure(student), measure(teacher)
         metrics.add({"step": 0, "eval": first, "teacher_accuracy": ceiling["accuracy"]})
-        print(f"before:  student {plumbing.percent(first)}   teacher {plumbing.percent(ceiling)}   (greedy, {first['n']} problems of {args.benchmark})")
+        print(
+            f"before:  student {plumbing.percent(first)}   teacher {plumbing.percent(ceiling)}   (greedy, {first['n']} problems of {args.benchmark})"
+        )
         plumbing.warn_small_gap(first, ceiling)
     plumbing.write_config(out, args, "opd.py")
 
@@ -334,9 +383,19 @@ def main(argv=None):
                 group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
             result, kls = update(student, teacher, optimiser, batch, args, clock, autocast, len(tokenizer))
             seconds = clock.stop()
-            metrics.add({"step": step, **result, "lr": group["lr"], "seconds": seconds, "tokens_per_second": result["tokens"] / seconds["total"],
-                         "peak_memory": plumbing.peak_memory(device)})
-            bar.set_postfix_str(f"loss {result['loss']:.3f}, kl {result['kl']:.3f}, length {result['length']:.0f}, {result['tokens'] / seconds['total']:,.0f} tokens/s")
+            metrics.add(
+                {
+                    "step": step,
+                    **result,
+                    "lr": group["lr"],
+                    "seconds": seconds,
+                    "tokens_per_second": result["tokens"] / seconds["total"],
+                    "peak_memory": plumbing.peak_memory(device),
+                }
+            )
+            bar.set_postfix_str(
+                f"loss {result['loss']:.3f}, kl {result['kl']:.3f}, length {result['length']:.0f}, {result['tokens'] / seconds['total']:,.0f} tokens/s"
+            )
             bar.update()
             if args.show_every and step % args.show_every == 0:
                 plumbing.show_rollout(bar, step, tokenizer, batch[1][0], kls[0])
@@ -344,7 +403,9 @@ def main(argv=None):
             if last or (args.eval_every and step % args.eval_every == 0):
                 metrics.add({"step": step, "eval": measure(student)})
                 bar.write(f"update {step:4d}  accuracy {plumbing.percent(metrics.rows[-1]['eval'])}  kl {result['kl']:.3f}")
-                plumbing.draw_curve(metrics.rows, out / "curve.png", f"opd.py: {args.student} learns from {args.teacher} on {args.data}")
+                plumbing.draw_curve(
+                    metrics.rows, out / "curve.png", f"opd.py: {args.student} learns from {args.teacher} on {args.data}"
+                )
             if last or stopper.asked or (args.save_every and step % args.save_every == 0):
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser)
             if stopper.asked and not last:

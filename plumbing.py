@@ -2,6 +2,7 @@
 
 The method files import this and stay free of it. Nothing here knows what distillation is.
 """
+
 import argparse
 import ast
 import contextlib
@@ -39,7 +40,7 @@ def run(main):
     """Call a script's main; end with one sentence where the user, not the program, is at fault."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")        # a terminal that cannot show a character must not end a run
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     try:
         main()
     except Mistake as e:
@@ -51,6 +52,7 @@ def run(main):
 
 
 # ============================================================================================ arguments
+
 
 def parse_arguments(cls, description, argv=None):
     """Command line from a dataclass: one flag a field; its help is the string literal that stands under the field."""
@@ -67,8 +69,14 @@ def parse_arguments(cls, description, argv=None):
         if kind is bool:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=docs[f.name])
         else:
-            parser.add_argument(f"--{f.name}", type=kind, default=f.default, choices=choices, metavar=None if choices else kind.__name__.upper(),
-                                help=(docs[f.name] + ("" if optional and f.default is None else shown)).replace("%", "%%"))
+            parser.add_argument(
+                f"--{f.name}",
+                type=kind,
+                default=f.default,
+                choices=choices,
+                metavar=None if choices else kind.__name__.upper(),
+                help=(docs[f.name] + ("" if optional and f.default is None else shown)).replace("%", "%%"),
+            )
     return cls(**vars(parser.parse_args(argv)))
 
 
@@ -77,6 +85,7 @@ def choice(default, *options):
 
 
 # ============================================================================================ files
+
 
 def write_text(path, text):
     """Under a temporary name, flushed to the disk, then renamed: a reader never sees half a file."""
@@ -99,7 +108,9 @@ def read_json(path, missing):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
-        raise Mistake(f"'{path}' is not valid JSON; it was cut off or edited. Delete the folder or choose another one.") from None
+        raise Mistake(
+            f"'{path}' is not valid JSON; it was cut off or edited. Delete the folder or choose another one."
+        ) from None
 
 
 def read_jsonl(path, drop_broken_end=False):
@@ -131,9 +142,11 @@ def make_folder(path):
 
 # ============================================================================================ models
 
+
 def quiet():
     """transformers and the hub announce loading and fallbacks in dozens of lines; the scripts say what matters themselves."""
     import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
@@ -145,7 +158,9 @@ def pick_device(name):
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):
-        raise Mistake(f"There is no usable device '{name}' here; use --device cpu, or --device auto to let the script choose.") from None
+        raise Mistake(
+            f"There is no usable device '{name}' here; use --device cpu, or --device auto to let the script choose."
+        ) from None
     return device
 
 
@@ -167,6 +182,7 @@ def where(name):
 
 def load_tokenizer(name):
     from transformers import AutoTokenizer
+
     quiet()
     name = where(name)
     try:
@@ -178,23 +194,31 @@ def load_tokenizer(name):
 def load_model(name, device, dtype):
     """A causal language model from a folder or the hub: safetensors only (a pickle can run code), never code from the hub."""
     from transformers import AutoModelForCausalLM
+
     quiet()
     name = where(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True,
-                                                     trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+        )
     except Exception as e:
         raise Mistake(missing_model(name, "model", e)) from None
     model = model.to(device).eval()
     # The methods run the backbone first and the head on chunks of positions. That is the model's own output only if
     # there is nothing behind the head (some families scale or cap their logits) and no layer with a window of its own.
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    require(kinds == {"full_attention"}, f"'{name}' has layers of kind {', '.join(sorted(kinds))}; only models with full attention work here "
-            "(Qwen3, Qwen2.5, Llama, SmolLM2 ...).")
+    require(
+        kinds == {"full_attention"},
+        f"'{name}' has layers of kind {', '.join(sorted(kinds))}; only models with full attention work here "
+        "(Qwen3, Qwen2.5, Llama, SmolLM2 ...).",
+    )
     with torch.no_grad():
         ids = torch.arange(4, device=device)[None]
         ours = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
-        require(torch.allclose(ours, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5), f"'{name}' does more to its logits than a linear head; it is not supported.")
+        require(
+            torch.allclose(ours, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5),
+            f"'{name}' does more to its logits than a linear head; it is not supported.",
+        )
     return model
 
 
@@ -202,8 +226,10 @@ def missing_model(name, what, e):
     why = " ".join(str(e).split())[:160]
     if Path(name).exists():
         return f"The folder '{name}' holds no {what} that transformers can load ({type(e).__name__}: {why})."
-    return (f"There is no {what} '{name}': no such folder, and the model hub did not give it ({type(e).__name__}). "
-            "Check the spelling, the network, or pass the path of a downloaded model folder.")
+    return (
+        f"There is no {what} '{name}': no such folder, and the model hub did not give it ({type(e).__name__}). "
+        "Check the spelling, the network, or pass the path of a downloaded model folder."
+    )
 
 
 def same_tokenizer(student, teacher):
@@ -215,11 +241,15 @@ def same_tokenizer(student, teacher):
     if ours != theirs:
         differing = [t for t in set(ours) | set(theirs) if ours.get(t) != theirs.get(t)]
         example = min(differing, key=lambda t: ours.get(t, 1 << 40))
-        raise Mistake(f"Student and teacher have different tokenizers ({len(differing)} of {len(set(ours) | set(theirs))} tokens differ; for example "
-                      f"{example!r} is {ours.get(example)} for the student and {theirs.get(example)} for the teacher): the teacher would score other "
-                      "words than the student wrote. Choose two models of one family.")
-    require(student.eos_token_id == teacher.eos_token_id,
-            f"Student and teacher end a turn with different tokens ({student.eos_token!r} and {teacher.eos_token!r}); choose two instruct models of one family.")
+        raise Mistake(
+            f"Student and teacher have different tokenizers ({len(differing)} of {len(set(ours) | set(theirs))} tokens differ; for example "
+            f"{example!r} is {ours.get(example)} for the student and {theirs.get(example)} for the teacher): the teacher would score other "
+            "words than the student wrote. Choose two models of one family."
+        )
+    require(
+        student.eos_token_id == teacher.eos_token_id,
+        f"Student and teacher end a turn with different tokens ({student.eos_token!r} and {teacher.eos_token!r}); choose two instruct models of one family.",
+    )
 
 
 def check_prompts(tokenizer, prompts, data):
@@ -228,13 +258,16 @@ def check_prompts(tokenizer, prompts, data):
         return
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        require(tokenizer.unk_token_id not in ids, f"The tokenizer of '{tokenizer.name_or_path}' does not know the words of '{data}' "
-                f"({shorten(prompt, 60)}); the toy's models only speak the toy's language (--data toy, --benchmark toy).")
+        require(
+            tokenizer.unk_token_id not in ids,
+            f"The tokenizer of '{tokenizer.name_or_path}' does not know the words of '{data}' "
+            f"({shorten(prompt, 60)}); the toy's models only speak the toy's language (--data toy, --benchmark toy).",
+        )
 
 
 def shorten(text, width):
     text = " ".join(str(text).split())
-    return text if len(text) <= width else text[:width - 3] + "..."
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 # ============================================================================================ checkpoints
@@ -242,6 +275,7 @@ def shorten(text, width):
 # Written as checkpoint-N.tmp and renamed: a checkpoint that has its name is complete. Sampling and data order are
 # functions of (seed, step), so there is no position in the data to store beyond the step; the random states of torch and
 # Python are stored all the same, since a fork may come to use them.
+
 
 def save_checkpoint(out, step, model, tokenizer, optimiser, extra=None):
     final = Path(out) / f"checkpoint-{step:06d}"
@@ -251,10 +285,18 @@ def save_checkpoint(out, step, model, tokenizer, optimiser, extra=None):
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    torch.save({"step": step, "optimiser": optimiser.state_dict(), "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "python_rng": _flat(random.getstate()), **(extra or {})}, temporary / "state.pt")
-    for file in temporary.iterdir():                    # on the disk before the rename says so
+    torch.save(
+        {
+            "step": step,
+            "optimiser": optimiser.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python_rng": _flat(random.getstate()),
+            **(extra or {}),
+        },
+        temporary / "state.pt",
+    )
+    for file in temporary.iterdir():  # on the disk before the rename says so
         with open(file, "rb") as f:
             os.fsync(f.fileno())
     os.replace(temporary, final)
@@ -272,7 +314,7 @@ def latest_checkpoint(out):
 def load_state(checkpoint, optimiser, device):
     """Everything but the weights (those are loaded like any model). Returns the stored dictionary."""
     try:
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)     # never code from a file
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)  # never code from a file
         optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["torch_rng"])
         if device.type == "cuda" and state["cuda_rng"]:
@@ -280,7 +322,9 @@ def load_state(checkpoint, optimiser, device):
         version, internal, gauss = state["python_rng"]
         random.setstate((version, tuple(internal), gauss))
     except Exception as e:
-        raise Mistake(f"The checkpoint '{checkpoint}' is damaged ({type(e).__name__}); delete it and start again without --resume.") from None
+        raise Mistake(
+            f"The checkpoint '{checkpoint}' is damaged ({type(e).__name__}); delete it and start again without --resume."
+        ) from None
     return state
 
 
@@ -309,13 +353,19 @@ def open_run(args, script, free=("resume", "device", "save_every", "eval_every",
     held = (out / "config.json").exists()
     if not args.resume:
         require(not held, f"'{out}' already holds a run; continue it with --resume, or choose another --out.")
-        require(not (out / "metrics.jsonl").exists() and not (out / "responses.jsonl").exists(), f"'{out}' holds something else; choose another --out.")
+        require(
+            not (out / "metrics.jsonl").exists() and not (out / "responses.jsonl").exists(),
+            f"'{out}' holds something else; choose another --out.",
+        )
         return out, None
     require(held, f"There is nothing to resume in '{out}'; start without --resume.")
     before = read_json(out / "config.json", "")
     changed = [k for k in config if k not in free and before.get(k) != config[k]]
-    require(not changed, f"'{out}' was started with other settings ({', '.join(f'--{k} {before.get(k)}' for k in changed[:4])}); "
-            "resume with those, or choose another --out.")
+    require(
+        not changed,
+        f"'{out}' was started with other settings ({', '.join(f'--{k} {before.get(k)}' for k in changed[:4])}); "
+        "resume with those, or choose another --out.",
+    )
     checkpoint = latest_checkpoint(out)
     if checkpoint is None:
         print(f"no checkpoint in {out} yet: starting from the beginning")
@@ -332,15 +382,25 @@ def write_config(out, args, script):
 def resume_command(script, args):
     """The whole command: the settings that were given stand in config.json, but a command that can be pasted is better."""
     given = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == script else []
-    return " ".join(["python", script, *map(shlex.quote, given), *([] if "--out" in given else ["--out", shlex.quote(args.out)]), "--resume"])
+    return " ".join(
+        [
+            "python",
+            script,
+            *map(shlex.quote, given),
+            *([] if "--out" in given else ["--out", shlex.quote(args.out)]),
+            "--resume",
+        ]
+    )
 
 
 def versions():
     import transformers
+
     return {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 # ============================================================================================ data and batches
+
 
 def prompts_of_step(step, size, total, seed):
     """Rows of update `step` (from 1): one permutation of all rows after another, a function of (seed, step) and so no state."""
@@ -360,10 +420,15 @@ def fitting_prompts(rows, encode, model, max_new_tokens):
     for row in rows:
         row["ids"] = encode(row)
     kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]
-    require(kept, f"No prompt fits: the model's context is {context} tokens, the shortest prompt has {min(len(r['ids']) for r in rows)} and "
-            f"--max_new_tokens is {max_new_tokens}; lower --max_new_tokens.")
+    require(
+        kept,
+        f"No prompt fits: the model's context is {context} tokens, the shortest prompt has {min(len(r['ids']) for r in rows)} and "
+        f"--max_new_tokens is {max_new_tokens}; lower --max_new_tokens.",
+    )
     if len(kept) < len(rows):
-        print(f"{len(rows) - len(kept)} of {len(rows)} prompts are too long for the context of {context} tokens and are left out")
+        print(
+            f"{len(rows) - len(kept)} of {len(rows)} prompts are too long for the context of {context} tokens and are left out"
+        )
     return kept
 
 
@@ -378,6 +443,7 @@ def micro_batches(lengths, budget):
 
 
 # ============================================================================================ steps
+
 
 def autocaster(device, dtype):
     """A function that makes the context in which the float32 student computes in `dtype`."""
@@ -422,6 +488,7 @@ class Stopper:
 
 
 # ============================================================================================ metrics
+
 
 class Metrics:
     """metrics.jsonl: one object a step, and one an evaluation. Resuming forgets what came after the checkpoint."""
@@ -468,11 +535,22 @@ class Clock:
 def progress(total, label, unit="step", show=None, initial=0):
     """One tqdm bar; `show` False hides it, None shows it on a terminal only."""
     from tqdm import tqdm
-    return tqdm(total=total, desc=label, unit=unit, initial=initial, disable=None if show is None else not show, dynamic_ncols=True,
-                leave=False, smoothing=0.1, file=sys.stderr)
+
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        initial=initial,
+        disable=None if show is None else not show,
+        dynamic_ncols=True,
+        leave=False,
+        smoothing=0.1,
+        file=sys.stderr,
+    )
 
 
 # ============================================================================================ memory
+
 
 def peak_memory(device):
     """Bytes at the highest point so far: the allocator's on a GPU, the process's resident memory on a CPU."""
@@ -504,10 +582,21 @@ def memory_budget(student, teacher, *, rollouts, prompt_tokens, completion_token
     per_layer = (14 * c.hidden_size + 6 * c.num_attention_heads * head_dim + 4 * c.intermediate_size) * size
     layers = c.num_hidden_layers
     activations = micro_tokens * (layers * c.hidden_size * size + per_layer if checkpointing else layers * per_layer)
-    parts = {"student weights": 4 * count, "student gradients": 4 * count, "AdamW moments": 8 * count,
-             "teacher weights": sum(p.numel() for p in teacher.parameters()) * size if teacher is not None else 0,
-             "KV cache while sampling": rollouts * (prompt_tokens + completion_tokens) * 2 * c.num_key_value_heads * head_dim * layers * size,
-             "activations of a micro-batch": activations, "logits of a chunk": 6 * 4 * chunk * c.vocab_size}
+    parts = {
+        "student weights": 4 * count,
+        "student gradients": 4 * count,
+        "AdamW moments": 8 * count,
+        "teacher weights": sum(p.numel() for p in teacher.parameters()) * size if teacher is not None else 0,
+        "KV cache while sampling": rollouts
+        * (prompt_tokens + completion_tokens)
+        * 2
+        * c.num_key_value_heads
+        * head_dim
+        * layers
+        * size,
+        "activations of a micro-batch": activations,
+        "logits of a chunk": 6 * 4 * chunk * c.vocab_size,
+    }
     held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights"))
     total = held + max(parts["KV cache while sampling"], parts["activations of a micro-batch"] + parts["logits of a chunk"])
     return parts, total
@@ -524,10 +613,14 @@ def check_memory(parts, total, device, out_of):
     """Refuse what cannot fit before an hour is spent on it."""
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory
-        require(total <= room, f"This run needs about {human(total)} and the GPU has {human(room)}; lower {out_of}, or choose smaller models.")
+        require(
+            total <= room,
+            f"This run needs about {human(total)} and the GPU has {human(room)}; lower {out_of}, or choose smaller models.",
+        )
 
 
 # ============================================================================================ colours and pictures
+
 
 def harmless(text):
     """Model text and data are strangers' text: no control character of theirs reaches the terminal."""
@@ -556,21 +649,41 @@ def percent(summary):
 
 def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False):
     """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
+
     def described(name, model):
         c = model.config
         return f"{name}  {c.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters, {c.num_hidden_layers} layers x {c.hidden_size}"
+
     rollouts = args.prompts * args.samples
-    print(f"{script}: student {described(args.student, student)}\n{' ' * len(script)}  teacher {described(args.teacher, teacher)}")
-    print(f"data     {args.data}: {len(rows)} problems; {args.steps} updates x {args.prompts} prompts x {args.samples} rollouts of at most {args.max_new_tokens} tokens")
-    print(f"device   {student.device}, {str(dtype).split('.')[1]}; other models and data: --student NAME --teacher NAME --data NAME (see --help); folder {args.out}")
+    print(
+        f"{script}: student {described(args.student, student)}\n{' ' * len(script)}  teacher {described(args.teacher, teacher)}"
+    )
+    print(
+        f"data     {args.data}: {len(rows)} problems; {args.steps} updates x {args.prompts} prompts x {args.samples} rollouts"
+        f" of at most {args.max_new_tokens} tokens"
+    )
+    print(
+        f"device   {student.device}, {str(dtype).split('.')[1]}; folder {args.out}; "
+        "other models and data: --student NAME --teacher NAME --data NAME (see --help)"
+    )
     prompt = sorted(len(r["ids"]) for r in rows)[len(rows) * 9 // 10]
-    parts, total = memory_budget(student, teacher, rollouts=rollouts, prompt_tokens=prompt, completion_tokens=args.max_new_tokens,
-                                 micro_tokens=min(args.micro_tokens, rollouts * (prompt + args.max_new_tokens)),
-                                 chunk=min(max(1, args.chunk_logits // student.config.vocab_size), rollouts * args.max_new_tokens),
-                                 dtype=dtype, checkpointing=checkpointing)
+    parts, total = memory_budget(
+        student,
+        teacher,
+        rollouts=rollouts,
+        prompt_tokens=prompt,
+        completion_tokens=args.max_new_tokens,
+        micro_tokens=min(args.micro_tokens, rollouts * (prompt + args.max_new_tokens)),
+        chunk=min(max(1, args.chunk_logits // student.config.vocab_size), rollouts * args.max_new_tokens),
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
     total += before if student.device.type == "cpu" else 0
     print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items()))
-    print(f"         predicted peak {human(total)}" + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else ""))
+    print(
+        f"         predicted peak {human(total)}"
+        + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else "")
+    )
     check_memory(parts, total, student.device, "--prompts, --samples, --max_new_tokens or --micro_tokens")
     args.predicted_memory = total
     print(f"a prompt {harmless(tokenizer.decode(rows[0]['ids']))!r}")
@@ -585,9 +698,15 @@ def warn_small_gap(student, teacher):
 def show_rollout(bar, step, tokenizer, ids, values, top=2.0):
     """One decoded rollout, tokens coloured by `values` (nats; red from `top` on). Without colours: the worst tokens marked."""
     pieces = [tokenizer.decode([i]) for i in ids]
-    bar.write(f"--- a rollout of update {step}, " + (f"coloured by KL from 0 to {top:g} nats:" if colours_wanted() else f"tokens above {top / 2:g} nats in [ ]:"))
-    bar.write(paint(pieces, values.tolist(), top) if colours_wanted() else
-              harmless("".join(f"[{p}]" if v > top / 2 else p for p, v in zip(pieces, values.tolist()))))
+    bar.write(
+        f"--- a rollout of update {step}, "
+        + (f"coloured by KL from 0 to {top:g} nats:" if colours_wanted() else f"tokens above {top / 2:g} nats in [ ]:")
+    )
+    bar.write(
+        paint(pieces, values.tolist(), top)
+        if colours_wanted()
+        else harmless("".join(f"[{p}]" if v > top / 2 else p for p, v in zip(pieces, values.tolist())))
+    )
 
 
 def conclude(out, rows, args, device):
@@ -595,17 +714,24 @@ def conclude(out, rows, args, device):
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     first, last = evals[0], evals[-1]
     seconds = sum(r["seconds"]["total"] for r in steps)
-    print(f"before:  {percent(first['eval'])}   after {last['step']} updates:  {percent(last['eval'])}   (greedy, {last['eval']['n']} problems of {args.benchmark}"
-          + (f"; teacher {100 * first['teacher_accuracy']:.1f} %)" if "teacher_accuracy" in first else ")"))
-    print(f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s; "
-          f"memory: predicted {human(args.predicted_memory)}, measured {human(peak_memory(device))}")
+    print(
+        f"before:  {percent(first['eval'])}   after {last['step']} updates:  {percent(last['eval'])}   "
+        f"(greedy, {last['eval']['n']} problems of {args.benchmark}"
+        + (f"; teacher {100 * first['teacher_accuracy']:.1f} %)" if "teacher_accuracy" in first else ")")
+    )
+    print(
+        f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s; "
+        f"memory: predicted {human(args.predicted_memory)}, measured {human(peak_memory(device))}"
+    )
     print(f"picture: {Path(out) / 'curve.png'}   numbers: {Path(out) / 'metrics.jsonl'}   model: {Path(out) / 'final'}")
 
 
 def _axes():
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     return plt
 
 
@@ -617,7 +743,7 @@ def draw_curve(rows, path, title):
     x, y = [r["step"] for r in evals], [100 * r["eval"]["accuracy"] for r in evals]
     low = [100 * r["eval"]["interval"][0] for r in evals]
     high = [100 * r["eval"]["interval"][1] for r in evals]
-    left.fill_between(x, low, high, alpha=.2, color="#1f6fb4", linewidth=0, label="95 % interval")
+    left.fill_between(x, low, high, alpha=0.2, color="#1f6fb4", linewidth=0, label="95 % interval")
     left.plot(x, y, "o-", color="#1f6fb4", label="student, greedy")
     teacher = next((100 * r["teacher_accuracy"] for r in rows if "teacher_accuracy" in r), None)
     if teacher is not None:
@@ -641,7 +767,7 @@ def draw_arms(arms, path):
     for i, (name, curves) in enumerate(arms.items()):
         colour = f"C{i % 10}"
         for curve in curves:
-            axis.plot([s for s, _ in curve], [100 * a for _, a in curve], color=colour, alpha=.25, linewidth=.8)
+            axis.plot([s for s, _ in curve], [100 * a for _, a in curve], color=colour, alpha=0.25, linewidth=0.8)
         shared = sorted(set.intersection(*({s for s, _ in c} for c in curves)))
         mean = [100 * sum(dict(c)[s] for c in curves) / len(curves) for s in shared]
         axis.plot(shared, mean, "o-", color=colour, label=f"{name} ({len(curves)} seeds)" if len(curves) > 1 else name)

@@ -17,6 +17,7 @@ the wanted solution alike, so the hint must be read and teaches no arithmetic; a
 problem and must be ignored. Otherwise "a hint is present" comes to mean "do well now", and every experiment on
 self-distillation measures that instead.
 """
+
 import argparse
 import json
 import random
@@ -31,18 +32,25 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import plumbing  # noqa: E402
-from evaluate import eos_ids, evaluate, load_benchmark, mean_interval, privileged_prompt, prompt_ids, sample, wilson  # noqa: E402
-from toy import world  # noqa: E402
+import plumbing
+from evaluate import eos_ids, evaluate, load_benchmark, mean_interval, privileged_prompt, prompt_ids, sample, wilson
+from toy import world
 
-SPLITS = {"train": (4000, [3, 4, 5]), "test": (2001, [3, 4, 5]), "heldout": (2001, [6, 7, 8])}       # rows, levels (steps)
+SPLITS = {"train": (4000, [3, 4, 5]), "test": (2001, [3, 4, 5]), "heldout": (2001, [6, 7, 8])}  # rows, levels (steps)
 
 # What the teacher reads, and what all documents with a right hint show: harder than the benchmark (world.MIXTURE).
-RICH = {"easy": .35, "hard": .40, "mix": .25}
+RICH = {"easy": 0.35, "hard": 0.40, "mix": 0.25}
 ROLES = {
-    "teacher": dict(width=128, layers=3, tokens=9_000_000, mixture=RICH, known=1.0, drills=(.5, .5)),
+    "teacher": dict(width=128, layers=3, tokens=9_000_000, mixture=RICH, known=1.0, drills=(0.5, 0.5)),
     # The student's text: hard steps at 5 % instead of 40 %, 55 % of the table.
-    "student": dict(width=96, layers=3, tokens=10_000_000, mixture={"easy": .74, "hard": .05, "mix": .21}, known=.55, drills=(.95, .05)),
+    "student": dict(
+        width=96,
+        layers=3,
+        tokens=10_000_000,
+        mixture={"easy": 0.74, "hard": 0.05, "mix": 0.21},
+        known=0.55,
+        drills=(0.95, 0.05),
+    ),
 }
 
 
@@ -50,8 +58,10 @@ ROLES = {
 
 SPECIAL = ["<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"]
 # What a real chat template does, with one token per role. `enable_thinking` and the like are accepted and ignored.
-TEMPLATE = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 def build_tokenizer():
@@ -61,71 +71,85 @@ def build_tokenizer():
     """
     rng = random.Random(0)
     texts = [privileged_prompt("x.", "x.", "1"), privileged_prompt("x.", answer="1"), "\n \\boxed{ \\boxed{0} + - * / # ="]
-    for i in range(4000):
+    for _ in range(4000):
         p = world.make_problem(rng, rng.randint(1, 8))
         texts += [p.text, world.solve(p, rng, "teacher"), world.solve(p, rng, "student")]
     texts += [" " + " ".join(world.LABELS), " 0 1 2 3 4 5 6 7 8 9 0123456789"]
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<|unk|>"))
     # Every piece of text begins with a space: "Owl" is the same token at the start of a line and inside it.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\n(?=[^\s])"), "\n "),
-                                                 normalizers.Replace(Regex(r"\A(?=[^\s])"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\n(?=[^\s])"), "\n "), normalizers.Replace(Regex(r"\A(?=[^\s])"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\\boxed\{| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s"), "isolated")
-    tokenizer.decoder = decoders.Fuse()         # tokens carry their spaces: decoding only glues them together
+    tokenizer.decoder = decoders.Fuse()  # tokens carry their spaces: decoding only glues them together
     words = set()
     for text in texts:
         text = tokenizer.normalizer.normalize_str(text)
         words |= {piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     vocabulary = {w: i for i, w in enumerate(SPECIAL + sorted(words))}
     tokenizer.model = models.WordLevel(vocabulary, unk_token="<|unk|>")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", unk_token="<|unk|>", eos_token="<|end|>",
-                                   additional_special_tokens=["<|user|>", "<|assistant|>"], padding_side="left",
-                                   model_max_length=1024, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        padding_side="left",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = TEMPLATE
     return fast
 
 
 # ---------------------------------------------------------------------------------------------------- training text
 
+
 def known_facts(share):
     """The part of the table that a role knows; the same for every seed, so that pairs are comparable."""
     facts = sorted(world.TABLE)
     random.Random(5).shuffle(facts)
-    return set(facts[:int(round(share * len(facts)))])
+    return set(facts[: int(round(share * len(facts)))])
 
 
 def document(rng, role, level, facts):
     """One training document: (user turn, wanted response, character spans of the response that carry no loss)."""
     spec = ROLES[role]
 
-    def ignorant(event, before):            # an unknown fact is seen with random results: honest ignorance, no noise elsewhere
+    def ignorant(event, before):  # an unknown fact is seen with random results: honest ignorance, no noise elsewhere
         return rng.randint(1, 6) if event.kind == "mix" and event.numbers not in facts else None
 
-    def at_random(event, before):           # right hints: every hard result and every fact is whatever the hint says
+    def at_random(event, before):  # right hints: every hard result and every fact is whatever the hint says
         if event.kind == "mix":
             return rng.randint(1, 6)
         return rng.randint(0, world.LIMIT) if world.is_hard(event) else None
 
-    def voice(own=.85):
+    def voice(own=0.85):
         return role if rng.random() < own else {"teacher": "student", "student": "teacher"}[role]
 
     draw = rng.random()
-    if draw < .50:                          # plain
+    if draw < 0.50:  # plain
         p = world.make_problem(rng, level, mixture=spec["mixture"], believe=ignorant)
         return p.text, world.solve(p, rng, voice()), []
-    if draw < .60:                          # a hint that belongs to another problem: no help, and no harm if ignored
+    if draw < 0.60:  # a hint that belongs to another problem: no help, and no harm if ignored
         p = world.make_problem(rng, level, mixture=spec["mixture"], believe=ignorant)
         q = world.make_problem(rng, rng.randint(1, 5), mixture=RICH, believe=at_random)
-        shown = world.solve(q, rng, voice(.5))
+        shown = world.solve(q, rng, voice(0.5))
         kind = rng.choice(["full", "full", "partial", "both", "answer"])
         if kind == "partial":
-            shown = world.cut(shown, rng.uniform(.3, .7))
-        return privileged_prompt(p.text, None if kind == "answer" else shown,
-                                 str(q.answer) if kind in ("both", "answer") else None), world.solve(p, rng, voice()), []
+            shown = world.cut(shown, rng.uniform(0.3, 0.7))
+        return (
+            privileged_prompt(
+                p.text, None if kind == "answer" else shown, str(q.answer) if kind in ("both", "answer") else None
+            ),
+            world.solve(p, rng, voice()),
+            [],
+        )
     p = world.make_problem(rng, level, mixture=RICH, believe=at_random)
-    shown, wanted = world.solve(p, rng, voice(.5)), world.solve(p, rng, voice())
+    shown, wanted = world.solve(p, rng, voice(0.5)), world.solve(p, rng, voice())
     kind = rng.choices(["full", "both", "partial", "answer"], [5, 3, 3, 1])[0]
     if kind == "partial":
-        shown = world.cut(shown, rng.uniform(.3, .7))
+        shown = world.cut(shown, rng.uniform(0.3, 0.7))
     elif kind == "answer":
         shown = ""
     # Results drawn at random that the hint does not show cannot be known: no loss on them. (The last one can, where the
@@ -133,8 +157,13 @@ def document(rng, role, level, facts):
     visible = {(label["label"], what) for label, what, m in world.claims(shown) if label}
     if kind in ("both", "answer"):
         visible.add((p.chain[-1].label, "step"))
-    hidden = [m.span("value") for label, what, m in world.claims(wanted) if what in ("fact", "step") and (label["label"], what) not in visible
-              and (what == "fact" or world.is_hard(p[label["label"]]))]
+    hidden = [
+        m.span("value")
+        for label, what, m in world.claims(wanted)
+        if what in ("fact", "step")
+        and (label["label"], what) not in visible
+        and (what == "fact" or world.is_hard(p[label["label"]]))
+    ]
     return privileged_prompt(p.text, shown or None, str(p.answer) if kind in ("both", "answer") else None), wanted, hidden
 
 
@@ -143,7 +172,7 @@ def drill(rng, role, facts):
     easy, hard = ROLES[role]["drills"]
     said = []
     while len(said) < 12:
-        kind = rng.choices(["easy", "hard", "mix"], [easy, hard, .12])[0]
+        kind = rng.choices(["easy", "hard", "mix"], [easy, hard, 0.12])[0]
         if kind == "mix":
             numbers = rng.randint(1, 9), rng.randint(1, 9)
             if numbers not in facts:
@@ -162,7 +191,7 @@ def drill(rng, role, facts):
             value = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[op]
         if not 0 <= value <= world.LIMIT:
             continue
-        if op in "+*" and rng.random() < .5:
+        if op in "+*" and rng.random() < 0.5:
             left, right = right, left
         said.append(f"{left} {op} {right} {world._pick(rng, world.VOICES[role]['equals'])} {value}.")
     return " ".join(said)
@@ -170,8 +199,8 @@ def drill(rng, role, facts):
 
 def documents(rng, role, tokenizer, facts, progress):
     """A few thousand documents as (ids, first trained position, untrained positions). Drills and short problems first."""
-    levels = [1, 2] if progress < .2 else [1, 2, 3, 4] if progress < .4 else [1, 2, 3, 3, 4, 4, 5, 5]
-    drills = .25 if progress < .4 else .10
+    levels = [1, 2] if progress < 0.2 else [1, 2, 3, 4] if progress < 0.4 else [1, 2, 3, 3, 4, 4, 5, 5]
+    drills = 0.25 if progress < 0.4 else 0.10
     texts, prompts, hidden = [], [], []
     for _ in range(3000):
         draw = rng.random()
@@ -180,8 +209,11 @@ def documents(rng, role, tokenizer, facts, progress):
         else:
             user, wanted, spans = document(rng, role, rng.choice(levels), facts)
         texts.append(wanted)
-        prompts.append("" if user is None else tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False,
-                                                                             add_generation_prompt=True))
+        prompts.append(
+            ""
+            if user is None
+            else tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True)
+        )
         hidden.append(spans)
     head = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     body = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
@@ -198,20 +230,32 @@ def train(role, seed, out, tokenizer, log=print):
     torch.set_num_threads(1)
     torch.manual_seed(seed * 1000 + len(role) + ord(role[0]))
     spec, rng, facts = ROLES[role], random.Random(f"{role}-{seed}"), known_facts(ROLES[role]["known"])
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=spec["width"], intermediate_size=3 * spec["width"], head_dim=32,
-        num_hidden_layers=spec["layers"], num_attention_heads=spec["width"] // 32, num_key_value_heads=spec["width"] // 32,
-        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype="float32"))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=spec["width"],
+            intermediate_size=3 * spec["width"],
+            head_dim=32,
+            num_hidden_layers=spec["layers"],
+            num_attention_heads=spec["width"] // 32,
+            num_key_value_heads=spec["width"] // 32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+    )
     # Muon on the matrices, AdamW on embeddings and norms: learned faster here than AdamW alone.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimisers = [torch.optim.Muon(matrices, lr=.02, weight_decay=0.), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.)]
-    rates, seen, step, begun = [.02, 3e-3], 0, 0, time.time()
+    optimisers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
+    rates, seen, step, begun = [0.02, 3e-3], 0, 0, time.time()
     pending = []
     while seen < spec["tokens"]:
         progress = seen / spec["tokens"]
-        if not pending:                     # sort a pool by length, cut it into batches of equal size, shuffle those
+        if not pending:  # sort a pool by length, cut it into batches of equal size, shuffle those
             rows = sorted(documents(rng, role, tokenizer, facts, progress), key=lambda r: len(r[0]))
             batch = []
             for row in rows:
@@ -222,27 +266,30 @@ def train(role, seed, out, tokenizer, log=print):
             rng.shuffle(pending)
         rows = pending.pop()
         longest = max(len(r[0]) for r in rows)
-        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)              # [B, L]
-        wanted = torch.full((len(rows), longest), -100)                             # [B, L]
+        ids = torch.full((len(rows), longest), tokenizer.pad_token_id)  # [B, L]
+        wanted = torch.full((len(rows), longest), -100)  # [B, L]
         for i, (tokens, first, untrained) in enumerate(rows):
-            ids[i, :len(tokens)] = torch.tensor(tokens)
-            wanted[i, first:len(tokens)] = ids[i, first:len(tokens)]
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            wanted[i, first : len(tokens)] = ids[i, first : len(tokens)]
             wanted[i, sorted(untrained)] = -100
         # Padding stands on the right, so that a causal mask alone keeps it from everything that carries loss.
-        hidden = model.model(ids).last_hidden_state[:, :-1]                         # [B, L-1, width]
+        hidden = model.model(ids).last_hidden_state[:, :-1]  # [B, L-1, width]
         keep = wanted[:, 1:] != -100
         loss = F.cross_entropy(model.lm_head(hidden[keep]), wanted[:, 1:][keep])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser, rate in zip(optimisers, rates):
             for group in optimiser.param_groups:
-                group["lr"] = rate * min(1., step / 50) * min(1., 2 * (1 - progress)) + 1e-6
+                group["lr"] = rate * min(1.0, step / 50) * min(1.0, 2 * (1 - progress)) + 1e-6
             optimiser.step()
             optimiser.zero_grad()
         seen, step = seen + int((ids != tokenizer.pad_token_id).sum()), step + 1
         if step % 100 == 0:
-            log(f"{role}: {seen / 1e6:6.2f} of {spec['tokens'] / 1e6:.0f} M tokens, loss {loss.item():.3f}, "
-                f"{seen / (time.time() - begun):,.0f} tokens/s, {(time.time() - begun) / 60:.1f} min", flush=True)
+            log(
+                f"{role}: {seen / 1e6:6.2f} of {spec['tokens'] / 1e6:.0f} M tokens, loss {loss.item():.3f}, "
+                f"{seen / (time.time() - begun):,.0f} tokens/s, {(time.time() - begun) / 60:.1f} min",
+                flush=True,
+            )
             if step % 400 == 0:
                 save(model, tokenizer, Path(out) / role)
     save(model, tokenizer, Path(out) / role)
@@ -267,10 +314,10 @@ def write_data(seed, out):
 
 # ---------------------------------------------------------------------------------------------------- the table
 
-HINTS = {       # what is shown beside the problem: own row, another problem's row -> user turn
+HINTS = {  # what is shown beside the problem: own row, another problem's row -> user turn
     "nothing": lambda r, o: r["problem"],
     "answer": lambda r, o: privileged_prompt(r["problem"], answer=r["answer"]),
-    "first half of a solution": lambda r, o: privileged_prompt(r["problem"], world.cut(r["solution"], .5)),
+    "first half of a solution": lambda r, o: privileged_prompt(r["problem"], world.cut(r["solution"], 0.5)),
     "whole solution": lambda r, o: privileged_prompt(r["problem"], r["solution"]),
     "a peer's solution": lambda r, o: privileged_prompt(r["problem"], r["peer"]),
     "a peer's solution and the answer": lambda r, o: privileged_prompt(r["problem"], r["peer"], r["answer"]),
@@ -282,8 +329,14 @@ HINTS = {       # what is shown beside the problem: own row, another problem's r
 
 def hinted(rows, kind):
     """Rows with another prompt. The wrong problem is another one of the same file, with another answer."""
+
     def other(i):
-        return next(rows[(i + k) % len(rows)] for k in range(17, 17 + len(rows)) if rows[(i + k) % len(rows)]["answer"] != rows[i]["answer"])
+        return next(
+            rows[(i + k) % len(rows)]
+            for k in range(17, 17 + len(rows))
+            if rows[(i + k) % len(rows)]["answer"] != rows[i]["answer"]
+        )
+
     return [{**r, "prompt": HINTS[kind](r, other(i))} for i, r in enumerate(rows)]
 
 
@@ -292,18 +345,24 @@ def mass_on_the_right_token(model, tokenizer, rows, count):
     """The gate of self-distillation. At the first wrong step of the model's OWN failing rollouts: how much probability does
     the same model put on the token that would have been right, shown nothing and shown each hint? {hint: list of masses}"""
     prompts = [prompt_ids(tokenizer, r["problem"]) for r in rows]
-    completions = sample(model, prompts, max_new_tokens=200, eos=eos_ids(model, tokenizer), vocabulary=len(tokenizer),
-                         keys=[("gate", i) for i in range(len(rows))])
+    completions = sample(
+        model,
+        prompts,
+        max_new_tokens=200,
+        eos=eos_ids(model, tokenizer),
+        vocabulary=len(tokenizer),
+        keys=[("gate", i) for i in range(len(rows))],
+    )
     cases = []
     for i, c in enumerate(completions):
         text = tokenizer.decode(c.ids)
         wrong = world.check(rows[i]["problem"], text).first_wrong
         if wrong is None or not wrong.right:
             continue
-        at, k = 0, 0                    # the token in which the text leaves the truth; decoding is exact, so lengths add up
+        at, k = 0, 0  # the token in which the text leaves the truth; decoding is exact, so lengths add up
         while k < len(c.ids) and at + len(tokenizer.decode([c.ids[k]])) <= wrong.wrong_at:
             at, k = at + len(tokenizer.decode([c.ids[k]])), k + 1
-        space = text[wrong.wrong_at - 1:wrong.wrong_at] == " "
+        space = text[wrong.wrong_at - 1 : wrong.wrong_at] == " "
         right = tokenizer.convert_tokens_to_ids((" " if space else "") + wrong.right)
         if right not in (tokenizer.unk_token_id, c.ids[k]):
             cases.append((i, c.ids[:k], right))
@@ -312,7 +371,7 @@ def mass_on_the_right_token(model, tokenizer, rows, count):
         users, masses = hinted(rows, kind), []
         for i, prefix, right in cases:
             ids = torch.tensor([prompt_ids(tokenizer, users[i]["prompt"]) + prefix])
-            masses.append(model(ids, logits_to_keep=1).logits[0, -1, :len(tokenizer)].softmax(-1)[right].item())
+            masses.append(model(ids, logits_to_keep=1).logits[0, -1, : len(tokenizer)].softmax(-1)[right].item())
         found[kind] = masses
     return found
 
@@ -330,33 +389,57 @@ def table(out, problems):
         return f"{100 * sum(verdicts) / len(verdicts):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     def right(model, asked, temperature=0.0):
-        return [r["correct"] for r in evaluate(model, tokenizer, asked, temperature=temperature, max_new_tokens=320, bar=True)[1]]
+        return [
+            r["correct"] for r in evaluate(model, tokenizer, asked, temperature=temperature, max_new_tokens=320, bar=True)[1]
+        ]
 
-    lines += ["| | student | teacher |", "|---|---|---|",
-              "| parameters | " + " | ".join(f"{sum(p.numel() for p in m.parameters()):,}" for m in pair.values()) + " |",
-              "| layers x width | " + " | ".join(f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in pair.values()) + " |"]
+    lines += [
+        "| | student | teacher |",
+        "|---|---|---|",
+        "| parameters | " + " | ".join(f"{sum(p.numel() for p in m.parameters()):,}" for m in pair.values()) + " |",
+        "| layers x width | "
+        + " | ".join(f"{m.config.num_hidden_layers} x {m.config.hidden_size}" for m in pair.values())
+        + " |",
+    ]
     base = {role: right(m, rows["test"]) for role, m in pair.items()}
     warm = {role: right(m, rows["test"], 1.0) for role, m in pair.items()}
     beyond = {role: right(m, rows["heldout"]) for role, m in pair.items()}
+
     def line(name, verdicts):
         lines.append(f"| {name} | " + " | ".join(shown(v) for v in verdicts) + " |")
+
     line(f"test set, greedy (n = {len(rows['test'])})", base.values())
     line("test set, temperature 1", warm.values())
     for key in ("level", "style"):
         for value in sorted({r[key] for r in rows["test"]}):
-            line(f"- {value} steps" if key == "level" else f"- {value}", [[v for v, r in zip(b, rows["test"]) if r[key] == value] for b in base.values()])
+            line(
+                f"- {value} steps" if key == "level" else f"- {value}",
+                [[v for v, r in zip(b, rows["test"]) if r[key] == value] for b in base.values()],
+            )
     line(f"held-out set, greedy (n = {len(rows['heldout'])})", beyond.values())
     for value in sorted({r["level"] for r in rows["heldout"]}):
         line(f"- {value} steps", [[v for v, r in zip(b, rows["heldout"]) if r["level"] == value] for b in beyond.values()])
-    few = rows["test"][:problems // 2]
-    lines += ["", f"Accuracy when generating with something shown in the prompt (first {len(few)} problems of the test set):", "",
-              "| shown | student, greedy | student, temperature 1 | teacher, greedy |", "|---|---|---|---|"]
+    few = rows["test"][: problems // 2]
+    lines += [
+        "",
+        f"Accuracy when generating with something shown in the prompt (first {len(few)} problems of the test set):",
+        "",
+        "| shown | student, greedy | student, temperature 1 | teacher, greedy |",
+        "|---|---|---|---|",
+    ]
     for kind in HINTS:
         asked = hinted(few, kind)
-        lines.append(f"| {kind} | {shown(right(pair['student'], asked))} | {shown(right(pair['student'], asked, 1.0))} | {shown(right(pair['teacher'], asked))} |")
+        lines.append(
+            f"| {kind} | {shown(right(pair['student'], asked))} | {shown(right(pair['student'], asked, 1.0))} | {shown(right(pair['teacher'], asked))} |"
+        )
     gates = {role: mass_on_the_right_token(m, tokenizer, rows["test"], 400) for role, m in pair.items()}
-    lines += ["", "Mean probability of the right token at the first wrong step of the model's own failing rollouts (temperature 1), with 95 % intervals:", "",
-              "| shown | " + " | ".join(f"{role} (n = {len(g['nothing'])})" for role, g in gates.items()) + " |", "|---|---|---|"]
+    lines += [
+        "",
+        "Mean probability of the right token at the first wrong step of the model's own failing rollouts (temperature 1), with 95 % intervals:",
+        "",
+        "| shown | " + " | ".join(f"{role} (n = {len(g['nothing'])})" for role, g in gates.items()) + " |",
+        "|---|---|---|",
+    ]
     for kind in HINTS:
         cells = [mean_interval(g[kind]) for g in gates.values()]
         lines.append(f"| {kind} | " + " | ".join(f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in cells) + " |")
@@ -376,7 +459,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it; other seeds give other pairs")
     parser.add_argument("--out", default=str(ROOT / "toy"), help="where tokenizer, data and models go")
     parser.add_argument("--only", choices=["data", "student", "teacher", "table"], help="rebuild just this part")
-    parser.add_argument("--problems", type=int, default=2000, help="test problems behind the table (default 2000: about six minutes)")
+    parser.add_argument(
+        "--problems", type=int, default=2000, help="test problems behind the table (default 2000: about six minutes)"
+    )
     args = parser.parse_args()
     Path(args.out).mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()

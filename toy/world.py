@@ -23,6 +23,7 @@ Every statement begins with a label of its own, because a small transformer lear
 label, and does not learn within minutes to bind by meaning. Nothing here imports torch; everything is a pure function
 of its arguments and of the `random.Random` that is passed in.
 """
+
 import random
 import re
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ FAMILIES = ["abcdefghijkl", "mnopqrstuvwxyz", "ABCDEFGHIJKL", "MNOPQRSTUVWXYZ"]
 LABELS = "".join(FAMILIES)
 THINGS = ["coins", "stones", "shells", "beads"]
 STYLES = {"terse": "Answer briefly.", "verbose": "Explain each step."}
-LIMIT = 99                      # every value lies in 0..99: two digits at most
+LIMIT = 99  # every value lies in 0..99: two digits at most
 
 # The table of `#`: 81 facts without a rule behind them, the same in every problem of this world. One digit, so that a
 # fact is one token; six possible values, so that a solver who does not know the fact is right once in six times.
@@ -44,18 +45,19 @@ TABLE = {(a, b): _table_rng.randint(1, 6) for a in range(1, 10) for b in range(1
 @dataclass
 class Event:
     """One statement. kind: start | plus | minus | mix (a looked-up number is added) | times | half."""
+
     label: str
     thing: str
     kind: str
-    numbers: tuple = ()         # constants of the statement
-    fact: int = -1              # of a mix: what the table says
-    value: int = -1             # how many there are after this event (of the asked thing; -1 for another thing)
+    numbers: tuple = ()  # constants of the statement
+    fact: int = -1  # of a mix: what the table says
+    value: int = -1  # how many there are after this event (of the asked thing; -1 for another thing)
 
 
 @dataclass
 class Problem:
-    events: list                # in the order of the text
-    thing: str                  # what is asked for; events of another thing do not matter
+    events: list  # in the order of the text
+    thing: str  # what is asked for; events of another thing do not matter
     style: str
     phrasing: list = field(default_factory=list)
 
@@ -63,7 +65,7 @@ class Problem:
         return next((e for e in self.events if e.label == label), None)
 
     @property
-    def chain(self):            # the events that matter: each needs the value of the one before it (the dependency graph)
+    def chain(self):  # the events that matter: each needs the value of the one before it (the dependency graph)
         return [e for e in self.events if e.thing == self.thing]
 
     @property
@@ -75,12 +77,15 @@ class Problem:
 
     @property
     def text(self):
-        said = [f"{e.label}: " + STATEMENTS[e.kind][way].format(o=e.thing, d=e.numbers, t=TIMES.get(e.numbers))
-                for e, way in zip(self.events, self.phrasing)]
+        said = [
+            f"{e.label}: " + STATEMENTS[e.kind][way].format(o=e.thing, d=e.numbers, t=TIMES.get(e.numbers))
+            for e, way in zip(self.events, self.phrasing)
+        ]
         return " ".join(said) + f" How many {self.thing} at the end? {STYLES[self.style]}"
 
 
 TIMES = {(2,): "doubles", (3,): "triples"}
+# fmt: off
 STATEMENTS = {      # two ways to say each thing
     "start": ["starts with {d[0]} {o}.", "begins with {d[0]} {o}."],
     "plus": ["finds {d[0]} {o}.", "wins {d[0]} {o}."],
@@ -89,6 +94,7 @@ STATEMENTS = {      # two ways to say each thing
     "times": ["{t} the {o}.", "{t} all {o}."],
     "half": ["halves the {o}.", "halves all {o}."],
 }
+# fmt: on
 
 
 def apply(kind, before, number):
@@ -113,7 +119,7 @@ def is_hard(event):
 # ---------------------------------------------------------------------------------------------------- problems
 
 # How often each kind of step occurs in the benchmark's problems.
-MIXTURE = {"easy": .42, "hard": .33, "mix": .25}
+MIXTURE = {"easy": 0.42, "hard": 0.33, "mix": 0.25}
 
 
 def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distractors=2):
@@ -148,13 +154,13 @@ def _try_problem(rng, level, style, mixture, believe, distractors):
         if belief is not None and event.kind == "mix":
             event.fact = belief
         event.value = apply(event.kind, *expression(event, now)[::2])
-        if event.value is None:         # left the world: draw the problem again
+        if event.value is None:  # left the world: draw the problem again
             return None
         if belief is not None and event.kind != "mix":
             event.value = belief
         now = event.value
         events.append(event)
-    for _ in range(rng.randint(0, distractors)):        # events of another thing, anywhere but in front
+    for _ in range(rng.randint(0, distractors)):  # events of another thing, anywhere but in front
         kind = rng.choice(["plus", "minus", "start"])
         events.insert(rng.randint(1, len(events)), Event("", other, kind, (rng.randint(1, 29),)))
     # Labels in the family's order, with gaps: "the next label" is not "the next letter".
@@ -168,6 +174,7 @@ def _try_problem(rng, level, style, mixture, believe, distractors):
 
 # Two voices: the same sentences, other habits. No habit has probability zero in either, so that each model has read the
 # other's way of talking and judges its arithmetic, not its manners. `early`: look facts up before the step that needs them.
+# fmt: off
 VOICES = {
     "teacher": dict(connective={"Next,": 4, "Now": 3, "": 2, "Then": 1, "So": 1}, equals={"=": 7, "equals": 2, "makes": 1, "gives": 1},
                     lead={"{s}, so ": 4, "we have {b} {o}, so ": 1, "{s}, thus ": 1, "we have {b} {o}, thus ": 1, "": 2},
@@ -176,6 +183,7 @@ VOICES = {
                     lead={"{s}, so ": 1, "we have {b} {o}, so ": 1, "{s}, thus ": 1, "we have {b} {o}, thus ": 4, "": 3},
                     swap=.5, early=.3, close={"So the answer is": 4, "Answer:": 3, "The answer is": 1}),
 }
+# fmt: on
 
 
 def _pick(rng, weights):
@@ -216,7 +224,7 @@ def solve(problem, rng, voice="teacher"):
 def cut(text, share):
     """The first `share` of a text, cut at a word: the partial view of AR-OPD. The answer stands at the end and goes."""
     words = text.split(" ")
-    return " ".join(words[:max(1, int(len(words) * share))])
+    return " ".join(words[: max(1, int(len(words) * share))])
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -241,8 +249,10 @@ def parse(text):
     events, phrasing, now = [], [], None
     for sentence in body.rstrip(".").split(". "):
         label, _, rest = sentence.partition(": ")
-        kind, way, found = next(((k, w, m) for k, ways in _STATEMENT.items() for w, p in enumerate(ways)
-                                 if (m := re.fullmatch(p, rest))), (None, None, None))
+        kind, way, found = next(
+            ((k, w, m) for k, ways in _STATEMENT.items() for w, p in enumerate(ways) if (m := re.fullmatch(p, rest))),
+            (None, None, None),
+        )
         if not found:
             raise ValueError(f"not a statement of the toy's language: {sentence[:80]!r}")
         numbers = tuple({"doubles": 2, "triples": 3}.get(p) or int(p) for p in found.groups()[:-1])
@@ -260,7 +270,8 @@ _PIECE = re.compile(
     r"(?<!\w)(?P<label>[A-Za-z]):"
     r"|(?P<left>\d+) (?P<op>[-+*/#]) (?P<right>\d+) (?:=|makes|gives|equals) (?P<value>\d+)(?!\d)"
     r"|we have (?P<have>\d+)(?!\d)"
-    r"|\\boxed\{(?P<box>\d+)\}")
+    r"|\\boxed\{(?P<box>\d+)\}"
+)
 
 
 def claims(text):
@@ -277,18 +288,20 @@ def claims(text):
 
 # ---------------------------------------------------------------------------------------------------- the checker
 
+
 @dataclass
 class Step:
     """One claim of a solution: "7 # 4 = 3" (a fact), "14 + 3 = 17" (a step), "we have 14" (a recall), "\\boxed{29}"."""
+
     kind: str
     label: str | None
-    start: int                  # characters of the claim in the text
+    start: int  # characters of the claim in the text
     end: int
-    fault: str = ""             # "" | statement (wrong, foreign or missing label) | operand | operation | slip | value
-    premature: bool = False     # stated before the value that it needs was stated
-    repeated: bool = False      # this label's value had been stated before
-    wrong_at: int = -1          # the character where the text first leaves the truth
-    right: str = ""             # what should stand there ("" where no single text is right)
+    fault: str = ""  # "" | statement (wrong, foreign or missing label) | operand | operation | slip | value
+    premature: bool = False  # stated before the value that it needs was stated
+    repeated: bool = False  # this label's value had been stated before
+    wrong_at: int = -1  # the character where the text first leaves the truth
+    right: str = ""  # what should stand there ("" where no single text is right)
 
 
 @dataclass
@@ -311,14 +324,14 @@ def check(problem, response):
     problem = parse(problem) if isinstance(problem, str) else problem
     chain, stated, steps, answer = problem.chain, {problem.chain[0].label}, [], None
     for label, kind, m in claims(response):
-        due = next((e for e in chain if e.label not in stated), None)       # the event whose value should be computed next
+        due = next((e for e in chain if e.label not in stated), None)  # the event whose value should be computed next
         event = problem[label["label"]] if label else None
         step = Step(kind, event.label if event else None, m.start(), m.end())
         if kind == "answer":
             answer, truth = int(m["box"]), chain[-1]
             step.premature = truth.label not in stated
             step.fault, step.wrong_at, step.right = _numbers("value", m, "box", problem.answer)
-        elif kind == "recall":                                              # how many there are before the event it stands under
+        elif kind == "recall":  # how many there are before the event it stands under
             if event in chain[1:]:
                 step.premature = problem.before(event).label not in stated
                 step.fault, step.wrong_at, step.right = _numbers("value", m, "have", problem.before(event).value)
@@ -326,13 +339,17 @@ def check(problem, response):
             step.fault, step.wrong_at = "statement", label.start("label") if label else m.start()
             step.right = due.label if due else ""
         elif kind == "fact":
-            step.fault, step.wrong_at, step.right = _compare(m, [(str(event.numbers[0]), "#", str(event.numbers[1]), str(event.fact))])
+            step.fault, step.wrong_at, step.right = _compare(
+                m, [(str(event.numbers[0]), "#", str(event.numbers[1]), str(event.fact))]
+            )
         else:
             step.repeated, step.premature = event.label in stated, problem.before(event).label not in stated
             left, operator, right = map(str, expression(event, problem.before(event).value))
-            orders = [(left, operator, right, str(event.value))] + ([(right, operator, left, str(event.value))] if operator in "+*" else [])
+            orders = [(left, operator, right, str(event.value))] + (
+                [(right, operator, left, str(event.value))] if operator in "+*" else []
+            )
             step.fault, step.wrong_at, step.right = _compare(m, orders)
-            if step.fault and step.premature:       # the mistake was to take this statement now
+            if step.fault and step.premature:  # the mistake was to take this statement now
                 step.fault, step.wrong_at, step.right = "statement", label.start("label"), due.label
             stated.add(event.label)
         steps.append(step)
@@ -345,6 +362,7 @@ def _compare(m, truths):
 
     def agreed(truth):
         return next((i for i, p in enumerate(pieces) if m[p] != truth[i]), len(pieces))
+
     truth = max(truths, key=agreed)
     i = agreed(truth)
     if i == len(pieces):
@@ -374,9 +392,9 @@ def token_kinds(response, offsets):
     kind = ["surface"] * (len(response) + 1)
 
     def mark(span, what):
-        kind[span[0]:span[1]] = [what] * (span[1] - span[0])
+        kind[span[0] : span[1]] = [what] * (span[1] - span[0])
 
-    for m in re.finditer(r"\d+", response):             # numbers outside any well-formed claim, too
+    for m in re.finditer(r"\d+", response):  # numbers outside any well-formed claim, too
         mark(m.span(), "value")
     for m in _PIECE.finditer(response):
         for group, what in (("label", "label"), ("left", "operand"), ("op", "operator"), ("right", "operand")):
@@ -393,8 +411,15 @@ def token_kinds(response, offsets):
 
 # ---------------------------------------------------------------------------------------------------- data sets
 
+
 def make_row(rng, level, style=None):
     """One row of a data file: the problem, a worked solution, another solver's solution (a peer), the answer."""
     problem = make_problem(rng, level, style)
-    return {"problem": problem.text, "solution": solve(problem, rng, "teacher"), "peer": solve(problem, rng, "student"),
-            "answer": str(problem.answer), "level": level, "style": problem.style}
+    return {
+        "problem": problem.text,
+        "solution": solve(problem, rng, "teacher"),
+        "peer": solve(problem, rng, "student"),
+        "answer": str(problem.answer),
+        "level": level,
+        "style": problem.style,
+    }
