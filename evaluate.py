@@ -65,25 +65,33 @@ BENCHMARKS = {
 PROBLEM_COLUMNS, ANSWER_COLUMNS = ("problem", "question"), ("answer", "final_answer", "gold")  # of a file of one's own
 
 
+def check_name(name, split):
+    """Whether `name` is a local file (True) or a benchmark (False); a Mistake if it is neither. Costs nothing, so it comes first."""
+    if name.endswith((".jsonl", ".json")) or name not in BENCHMARKS:
+        if not Path(name).is_file():
+            raise Mistake(
+                f"There is no benchmark and no file named '{name}'. Benchmarks: {', '.join(BENCHMARKS)}; or the path of a "
+                "JSONL file with the columns problem and answer."
+            )
+        return True
+    if BENCHMARKS[name][2 if split == "train" else 3] is None:
+        raise Mistake(
+            f"'{name}' has no training problems; train on toy or gsm8k, or pass a JSONL file with the columns problem and answer."
+        )
+    return False
+
+
 def load_benchmark(name, split="test", limit=None):
     """Rows of a benchmark or of a local JSONL file, each with `problem`, `prompt` (the user turn), `answer`, and what else it has."""
     import datasets
 
     datasets.disable_progress_bars()
-    local = name.endswith((".jsonl", ".json")) or name not in BENCHMARKS
-    if local and not Path(name).is_file():
-        raise Mistake(
-            f"There is no benchmark and no file named '{name}'. Benchmarks: {', '.join(BENCHMARKS)}; or the path of a "
-            "JSONL file with the columns problem and answer."
-        )
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions, too: said once, by us
+    local = check_name(name, split)
     source, configuration, train, test, problem_column, answer_column = (
         (name, None, None, None, None, None) if local else BENCHMARKS[name]
     )
     hub_split = {"train": train, "test": test}[split]
-    if not local and hub_split is None:
-        raise Mistake(
-            f"'{name}' has no training problems; train on toy or gsm8k, or pass a JSONL file with the columns problem and answer."
-        )
     try:
         if local or source.startswith("toy/"):
             file = source if local else str(ROOT / source.format(split=split))

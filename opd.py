@@ -38,23 +38,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import plumbing
-from evaluate import eos_ids, evaluate, load_benchmark, prompt_ids, sample, uniforms
+from evaluate import check_name, eos_ids, evaluate, load_benchmark, prompt_ids, sample, uniforms
 from plumbing import choice, require
 
 # Two complete settings; a flag that is given wins. Without a GPU, or with toy models or data, the first.
-TOY = dict(
-    student="toy/student", teacher="toy/teacher", data="toy", steps=80, max_new_tokens=160, lr=1e-3, eval_n=500, eval_every=10
-)
-HUB = dict(
-    student="Qwen/Qwen3-0.6B",
-    teacher="Qwen/Qwen3-4B",
-    data="gsm8k",
-    steps=200,
-    max_new_tokens=512,
-    lr=1e-5,
-    eval_n=200,
-    eval_every=50,
-)
+# fmt: off
+TOY = dict(student="toy/student", teacher="toy/teacher", data="toy", steps=120, max_new_tokens=160, lr=1e-3, eval_n=500, eval_every=20)
+HUB = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B", data="gsm8k", steps=200, max_new_tokens=512, lr=1e-5, eval_n=200, eval_every=50)
+# fmt: on
 
 
 # ============================================================================================ arguments
@@ -128,6 +119,8 @@ def settle(args):
             setattr(args, name, value)
     args.benchmark = args.benchmark or args.data
     args.out = args.out or f"runs/opd-{args.seed}"
+    check_name(args.data, "train")
+    check_name(args.benchmark, "test")
     for name in ("steps", "prompts", "samples", "max_new_tokens", "eval_n", "top_k", "micro_tokens", "chunk_logits"):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):

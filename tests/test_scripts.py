@@ -134,7 +134,7 @@ def mistakes(tmp):
     (tmp / "odd/config.json").write_text("{}")
     (tmp / "run").mkdir()
     (tmp / "run/config.json").write_text(json.dumps({"script": "opd.py", "seed": 5}))
-    out = ["--out", tmp / "never"]
+    out, pair = ["--out", tmp / "never"], ["--student", "toy/student", "--teacher", "toy/teacher"]
     return [
         (["opd.py", "--student", tmp / "nothing", *out], "no such folder"),
         (["opd.py", "--student", tmp / "odd", *out], "holds no"),
@@ -147,11 +147,11 @@ def mistakes(tmp):
         (["opd.py", "--divergence", "sideways", *out], "invalid choice"),
         (["opd.py", "--data", "nowhere", *out], "no benchmark and no file"),
         (["opd.py", "--data", "math500", *out], "no training problems"),
-        (["opd.py", "--data", tmp / "empty.jsonl", *out], "is empty"),
-        (["opd.py", "--data", tmp / "columns.jsonl", *out], "no column for the problem and the answer"),
-        (["opd.py", "--data", tmp / "broken.jsonl", *out], "Could not load"),
-        (["opd.py", "--data", tmp / "hollow.jsonl", *out], "empty answer"),
-        (["opd.py", "--student", "toy/student", "--teacher", "toy/teacher", "--data", tmp / "words.jsonl", *out], "toy's language"),
+        (["opd.py", *pair, "--data", tmp / "empty.jsonl", *out], "is empty"),
+        (["opd.py", *pair, "--data", tmp / "columns.jsonl", *out], "no column for the problem and the answer"),
+        (["opd.py", *pair, "--data", tmp / "broken.jsonl", *out], "Could not load"),
+        (["opd.py", *pair, "--data", tmp / "hollow.jsonl", *out], "empty answer"),
+        (["opd.py", *pair, "--data", tmp / "words.jsonl", *out], "toy's language"),
         (["opd.py", "--data", "toy", "--max_new_tokens", 5000, *out], "context"),
         (["opd.py", "--data", "toy", "--out", tmp / "file/below"], "Cannot write"),
         (["opd.py", "--data", "toy", "--out", tmp / "run"], "already holds a run"),

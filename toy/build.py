@@ -460,7 +460,7 @@ def main():
     parser.add_argument("--out", default=str(ROOT / "toy"), help="where tokenizer, data and models go")
     parser.add_argument("--only", choices=["data", "student", "teacher", "table"], help="rebuild just this part")
     parser.add_argument(
-        "--problems", type=int, default=2000, help="test problems behind the table (default 2000: about six minutes)"
+        "--problems", type=int, default=1000, help="test problems behind the table (default 1000: about six minutes)"
     )
     args = parser.parse_args()
     Path(args.out).mkdir(parents=True, exist_ok=True)
