@@ -203,8 +203,8 @@ class RowCache:
     concatenates at every token, that is, copies the whole cache for each of them.
     """
 
-    def __init__(self, room):
-        self.layers, self.length, self.room = {}, 0, room
+    def __init__(self, room, last_layer):
+        self.layers, self.length, self.room, self.last_layer = {}, 0, room, last_layer
 
     def get_seq_length(self, layer_idx=0):
         return self.length
@@ -215,7 +215,8 @@ class RowCache:
             grown = []
             for i, x in enumerate((key, value)):  # by half again, so that copying stays rare
                 old = self.layers[layer_idx][i][:, :, : self.length] if layer_idx in self.layers else None
-                fresh = x.new_zeros(x.shape[0], x.shape[1], max(stop + stop // 2, min(self.room, 128)), x.shape[3])
+                length = min(max(stop + stop // 2, 128), max(stop, self.room))
+                fresh = x.new_zeros(x.shape[0], x.shape[1], length, x.shape[3])
                 if old is not None:
                     fresh[:, :, : self.length] = old
                 grown.append(fresh)
@@ -223,7 +224,7 @@ class RowCache:
         for stored, x in zip(self.layers[layer_idx], (key, value)):
             stored[:, :, self.length : stop] = x
         keys, values = (stored[:, :, :stop] for stored in self.layers[layer_idx])
-        if layer_idx == self.last_layer:
+        if layer_idx == self.last_layer:  # all layers have seen the new positions
             self.length += new
         return keys, values
 
@@ -260,6 +261,7 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
     keys: one hashable a completion; with temperature > 0 its tokens depend on the key and the prompt only, so that one
     rollout can be reproduced alone. vocabulary: logits beyond it are padding rows of the head and are never drawn.
     """
+    assert keys or temperature == 0, "samples without keys would all be the same"
     was_training = model.training
     model.eval()  # gradient checkpointing (active in train mode) would switch the cache off
     found, order = [None] * (len(prompts) * n), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -286,8 +288,7 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
 
 def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temperature, top_p, top_k):
     device, longest = model.device, max(map(len, prompts))
-    cache = RowCache(longest + max_new_tokens)
-    cache.last_layer = model.config.num_hidden_layers - 1
+    cache = RowCache(longest + max_new_tokens, model.config.num_hidden_layers - 1)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [P, L], padded on the left
     real = torch.zeros(len(prompts), longest, dtype=torch.bool)  # from lengths, never from pad ids
     for i, prompt in enumerate(prompts):

@@ -681,7 +681,7 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
     total += before if student.device.type == "cpu" else 0
     print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items()))
     print(
-        f"         predicted peak {human(total)}"
+        f"         predicted peak about {human(total)}"
         + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else "")
     )
     check_memory(parts, total, student.device, "--prompts, --samples, --max_new_tokens or --micro_tokens")
@@ -721,7 +721,7 @@ def conclude(out, rows, args, device):
     )
     print(
         f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s; "
-        f"memory: predicted {human(args.predicted_memory)}, measured {human(peak_memory(device))}"
+        f"memory: predicted about {human(args.predicted_memory)}, measured {human(peak_memory(device))}"
     )
     print(f"picture: {Path(out) / 'curve.png'}   numbers: {Path(out) / 'metrics.jsonl'}   model: {Path(out) / 'final'}")
 
