@@ -63,12 +63,14 @@ def parse_arguments(cls, description, argv=None):
             docs[line.target.id] = " ".join(following.value.value.split())
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in dataclasses.fields(cls):
-        optional = str(f.type).endswith("| None")
-        kind = {"int": int, "float": float, "str": str, "bool": bool}[str(getattr(f.type, "__name__", f.type)).split(" |")[0]]
-        shown = "" if f.default is None else f" (default {f.default})"
+        named = f.type.__name__ if isinstance(f.type, type) else str(f.type)  # "int", or "int | None"
+        kind = {"int": int, "float": float, "str": str, "bool": bool}[named.split(" |")[0]]
+        shown = "" if f.default is None else f" (default {f.default})"  # where it depends, the sentence says so
         choices = f.metadata.get("choices")
         if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=docs[f.name])
+            parser.add_argument(
+                f"--{f.name}", action=argparse.BooleanOptionalAction, default=f.default, help=docs[f.name].replace("%", "%%")
+            )
         else:
             parser.add_argument(
                 f"--{f.name}",
@@ -76,7 +78,7 @@ def parse_arguments(cls, description, argv=None):
                 default=f.default,
                 choices=choices,
                 metavar=None if choices else kind.__name__.upper(),
-                help=(docs[f.name] + ("" if optional and f.default is None else shown)).replace("%", "%%"),
+                help=(docs[f.name] + shown).replace("%", "%%"),
             )
     return cls(**vars(parser.parse_args(argv)))
 
