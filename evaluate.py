@@ -101,6 +101,7 @@ def load_benchmark(name, split="test", limit=None):
                 )
             data = datasets.load_dataset("json", data_files=file, split="train")
         else:
+            plumbing.reach_hub()
             data = datasets.load_dataset(source, configuration, split=hub_split)
     except Mistake:
         raise

@@ -113,12 +113,12 @@ class Args:
 
 def settle(args):
     """Fill in what was not said, and refuse what cannot work before anything is loaded."""
+    plumbing.recall(args, f"runs/opd-{args.seed}")
     say = args.data or args.student or ("hub" if args.device != "cpu" and torch.cuda.is_available() else "toy")
     for name, value in (TOY if say.startswith("toy") else HUB).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.benchmark = args.benchmark or args.data
-    args.out = args.out or f"runs/opd-{args.seed}"
     check_name(args.data, "train")
     check_name(args.benchmark, "test")
     for name in ("steps", "prompts", "samples", "max_new_tokens", "eval_n", "top_k", "micro_tokens", "chunk_logits"):

@@ -17,10 +17,12 @@ import resource
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import textwrap
 import time
+import urllib.parse
 from pathlib import Path
 
 import torch
@@ -75,12 +77,26 @@ def parse_arguments(cls, description, argv=None):
             parser.add_argument(
                 f"--{f.name}",
                 type=kind,
-                default=f.default,
+                default=argparse.SUPPRESS,
                 choices=choices,
                 metavar=None if choices else kind.__name__.upper(),
                 help=(docs[f.name] + shown).replace("%", "%%"),
             )
-    return cls(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    args = cls(**given)
+    args.given = set(given)  # what was said, as against what is a default
+    return args
+
+
+def recall(args, default_out):
+    """With --resume, every flag that is not given is that of the run which is continued: `--resume --out FOLDER` is enough."""
+    args.out = args.out or default_out
+    path = Path(args.out) / "config.json"
+    if args.resume and path.exists():
+        before = read_json(path, "")
+        for f in dataclasses.fields(args):
+            if f.name in before and f.name not in args.given:
+                setattr(args, f.name, before[f.name])
 
 
 def choice(default, *options):
@@ -153,6 +169,21 @@ def quiet():
     transformers.utils.logging.disable_progress_bar()
 
 
+def reach_hub():
+    """Before the first request: does the hub's name resolve? Without network every request would be retried for half a
+    minute, aloud, before the sentence that matters. Behind a proxy names need not resolve here, so nothing is asked."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,6 +218,8 @@ def load_tokenizer(name):
 
     quiet()
     name = where(name)
+    if not Path(name).exists():
+        reach_hub()
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as e:
@@ -199,6 +232,8 @@ def load_model(name, device, dtype):
 
     quiet()
     name = where(name)
+    if not Path(name).exists():
+        reach_hub()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False

@@ -76,7 +76,7 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tm
     assert (out / "metrics.jsonl").exists() and not (out / "final").exists()
     with open(out / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "lo')          # and as if it had been in the middle of a line
-    done = run_script(*command, "--out", out, "--resume")
+    done = run_script("opd.py", "--resume", "--out", out)        # the other settings are those of the run
     assert done.returncode == 0, done.stderr
     whole = undisturbed[0]
     assert same_weights(whole / "final", out / "final") and rows_of(whole) == rows_of(out)
@@ -133,7 +133,7 @@ def mistakes(tmp):
     (tmp / "odd").mkdir()
     (tmp / "odd/config.json").write_text("{}")
     (tmp / "run").mkdir()
-    (tmp / "run/config.json").write_text(json.dumps({"script": "opd.py", "seed": 5}))
+    (tmp / "run/config.json").write_text(json.dumps({"script": "opd.py", "seed": 5, "steps": 9}))
     out, pair = ["--out", tmp / "never"], ["--student", "toy/student", "--teacher", "toy/teacher"]
     return [
         (["opd.py", "--student", tmp / "nothing", *out], "no such folder"),
@@ -155,7 +155,7 @@ def mistakes(tmp):
         (["opd.py", "--data", "toy", "--max_new_tokens", 5000, *out], "context"),
         (["opd.py", "--data", "toy", "--out", tmp / "file/below"], "Cannot write"),
         (["opd.py", "--data", "toy", "--out", tmp / "run"], "already holds a run"),
-        (["opd.py", "--data", "toy", "--out", tmp / "run", "--resume"], "other settings"),
+        (["opd.py", "--data", "toy", "--steps", 7, "--out", tmp / "run", "--resume"], "other settings"),
         (["opd.py", "--data", "toy", "--resume", *out], "nothing to resume"),
         (["opd.py", "--data", "toy", "--device", "cuda:9", *out], "no usable device"),
         (["evaluate.py"], "--model"),
