@@ -102,7 +102,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
 
 def test_sft_and_other_switches_run(tmp_path):
     for i, switches in enumerate((["--off_policy", 1.0], ["--divergence", "jsd", "--beta", .3], ["--estimator", "sampled"], ["--estimator", "topk", "--top_k", 4],
-                                  ["--off_policy", .5, "--off_policy_data", "teacher", "--divergence", "forward", "--gradient_checkpointing"])):
+                                  ["--off_policy", .5, "--off_policy_data", "teacher", "--divergence", "forward", "--gradient_checkpointing", "--dtype", "bfloat16"])):
         out = tmp_path / str(i)
         done = run_script("opd.py", *TINY, "--steps", 2, "--eval_every", 0, *switches, "--out", out)
         assert done.returncode == 0, done.stderr

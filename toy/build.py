@@ -1,6 +1,6 @@
 """Build the toy from a seed: tokenizer, data files, student and teacher, and the table of what they can do.
 
-    python toy/build.py                     # everything, about an hour on two cores -> toy/
+    python toy/build.py                     # everything, about 40 minutes on one core -> toy/
     python toy/build.py --seed 1 --out pair1   # another, independently trained pair
     python toy/build.py --only table        # measure the pair that is there, rewrite toy/README.md
 
