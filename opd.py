@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 
 import plumbing
 from evaluate import check_name, eos_ids, evaluate, load_benchmark, prompt_ids, sample, uniforms
-from plumbing import choice, require
+from plumbing import choice, pack, require, states
 
 # Two complete settings; a flag that is given wins. Without a GPU, or with toy models or data, the first.
 # fmt: off
@@ -178,34 +178,7 @@ def rollouts(student, teacher, tokenizer, rows, args, step):
     return prompts, responses, truncated, off_policy
 
 
-# ============================================================================================ 2. what both models think of it
-
-
-def pack(prompts, responses, device):
-    """Token ids of prompt + response, padded on the right, and where the response is predicted.
-
-    Prompt and response are joined as ids; decoding and tokenizing again could cut the text differently. A position
-    predicts the NEXT token, so the first prediction is made at the prompt's last token and the last one before the
-    response's last: its end-of-turn token is inside the loss, what stands behind it is not. From lengths, never from pad ids,
-    since pad and end-of-turn can be one id. Padding on the right needs no attention mask: no position sees what follows.
-    """
-    longest = max(len(p) + len(r) for p, r in zip(prompts, responses))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [B, L]
-    predicts = torch.zeros(len(prompts), longest, dtype=torch.bool)  # [B, L]
-    for i, (p, r) in enumerate(zip(prompts, responses)):
-        ids[i, : len(p) + len(r)] = torch.tensor(p + r)
-        predicts[i, len(p) - 1 : len(p) + len(r) - 1] = True
-    targets = torch.tensor([token for r in responses for token in r])  # [N], row by row like predicts
-    return ids.to(device), predicts.to(device), targets.to(device)
-
-
-def states(model, ids, predicts):
-    """Last hidden states at the predicting positions, [N, width]. The head comes later, chunk by chunk: N x 151,936
-    logits of prompt and response would be the largest tensor of the whole run by far."""
-    return model.base_model(input_ids=ids).last_hidden_state[predicts]
-
-
-# ============================================================================================ 3. how much they disagree
+# ============================================================================================ 2. how much they disagree
 
 
 def divergence(student, teacher, kind="reverse", beta=0.5):
@@ -281,7 +254,7 @@ def chunked_loss(student, teacher, hidden, teacher_hidden, targets, off_policy, 
     return total, torch.cat(seen)  # scalar, [N, 3]
 
 
-# ============================================================================================ 4. one update
+# ============================================================================================ 3. one update
 
 
 def update(student, teacher, optimiser, batch, args, clock, autocast, vocabulary):

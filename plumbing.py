@@ -479,6 +479,30 @@ def micro_batches(lengths, budget):
     return groups
 
 
+def pack(prompts, responses, device):
+    """Token ids of prompt + response, padded on the right, and where the response is predicted.
+
+    Prompt and response are joined as ids; decoding and tokenizing again could cut the text differently. A position
+    predicts the NEXT token, so the first prediction is made at the prompt's last token and the last one before the
+    response's last: its end-of-turn token is inside the loss, what stands behind it is not. From lengths, never from pad ids,
+    since pad and end-of-turn can be one id. Padding on the right needs no attention mask: no position sees what follows.
+    """
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [B, L]
+    predicts = torch.zeros(len(prompts), longest, dtype=torch.bool)  # [B, L]
+    for i, (p, r) in enumerate(zip(prompts, responses)):
+        ids[i, : len(p) + len(r)] = torch.tensor(p + r)
+        predicts[i, len(p) - 1 : len(p) + len(r) - 1] = True
+    targets = torch.tensor([token for r in responses for token in r])  # [N], row by row like predicts
+    return ids.to(device), predicts.to(device), targets.to(device)
+
+
+def states(model, ids, predicts):
+    """Last hidden states at the predicting positions, [N, width]. The head comes later, chunk by chunk: N x 151,936
+    logits of prompt and response would be the largest tensor of the whole run by far."""
+    return model.base_model(input_ids=ids).last_hidden_state[predicts]
+
+
 # ============================================================================================ steps
 
 
@@ -605,7 +629,19 @@ def resident_memory(device):
     return peak_memory(device)
 
 
-def memory_budget(student, teacher, *, rollouts, prompt_tokens, completion_tokens, micro_tokens, chunk, dtype, checkpointing):
+def memory_budget(
+    student,
+    teacher,
+    *,
+    rollouts,
+    prompt_tokens,
+    completion_tokens,
+    micro_tokens,
+    chunk,
+    dtype,
+    checkpointing,
+    teacher_cache=False,
+):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
     Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher in `dtype`; the KV
@@ -634,8 +670,16 @@ def memory_budget(student, teacher, *, rollouts, prompt_tokens, completion_token
         "activations of a micro-batch": activations,
         "logits of a chunk": 6 * 4 * chunk * c.vocab_size,
     }
+    if teacher_cache:  # TOPD keeps the keys and values of the texts that the teacher has just scored
+        t = teacher.config
+        width = t.num_key_value_heads * (getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads)
+        parts["teacher's cache of a micro-batch"] = micro_tokens * 2 * width * t.num_hidden_layers * size * 3 // 2
     held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights"))
-    total = held + max(parts["KV cache while sampling"], parts["activations of a micro-batch"] + parts["logits of a chunk"])
+    total = held + max(
+        parts["KV cache while sampling"],
+        parts["activations of a micro-batch"] + parts["logits of a chunk"],
+        parts.get("teacher's cache of a micro-batch", 0) + parts["logits of a chunk"],
+    )
     return parts, total
 
 
@@ -684,7 +728,7 @@ def percent(summary):
     return f"{100 * summary['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False):
+def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False, teacher_cache=False):
     """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
 
     def described(name, model):
@@ -714,6 +758,7 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
         chunk=min(max(1, args.chunk_logits // student.config.vocab_size), rollouts * args.max_new_tokens),
         dtype=dtype,
         checkpointing=checkpointing,
+        teacher_cache=teacher_cache,
     )
     total += before if student.device.type == "cpu" else 0
     print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items()))
