@@ -1,0 +1,296 @@
+"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the paper lacks.
+
+    python benchmarks/topd_toy.py claims                      T1, T2, T3, the detector against the true forks, T8; minutes
+    python benchmarks/topd_toy.py arms --jobs 2               OPD, suppress low, suppress high, TOPD: table and picture; an hour
+    python benchmarks/topd_toy.py controls --jobs 2           what in TOPD does it? hours
+    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x       one run of one control
+
+A control replaces one function of topd.py, nothing else: it is also an example of how to fork the method.
+"""
+
+import argparse
+import copy
+import statistics as st
+import sys
+import time
+
+import torch
+from arms import ROOT, picture, run_all, table
+
+import opd
+import plumbing
+import topd
+from evaluate import eos_ids, load_benchmark, mean_interval, prompt_ids
+from toy import world
+
+CPU = torch.device("cpu")
+
+# ============================================================================================ arms and controls
+
+ARMS = {
+    "OPD": ["opd.py"],
+    "suppress low": ["topd.py", "--guidance", "off", "--suppress", "low"],
+    "suppress high": ["topd.py", "--guidance", "off", "--suppress", "high"],
+    "TOPD": ["topd.py"],
+}
+HERE = "benchmarks/topd_toy.py"
+CONTROLS = {
+    "TOPD": ["topd.py"],
+    "random positions": [HERE, "control", "random"],
+    "every candidate": ["topd.py", "--drop_share", "0"],
+    "positional plan": [HERE, "control", "positional"],
+    "shuffled plan": [HERE, "control", "shuffled"],
+    "self target": [HERE, "control", "self"],
+    "teacher forcing": [HERE, "control", "forcing"],
+    "TOPD and suppress low": ["topd.py", "--suppress", "low"],
+}
+
+
+def random_positions(losses, args):
+    """As many positions as there would be candidates, anywhere."""
+    count = len(original["candidates"](losses, args))
+    key = ("random positions", args.seed, round(losses.sum().item(), 4))
+    return topd.comparison(losses, count, args, key)[0]
+
+
+def positional_plan(costs, args):
+    """I/K: position i follows the teacher's position i, whatever stands there; unequal lengths by overlap of the intervals."""
+    found = []
+    for c in costs:
+        n, m = c.shape
+        low = torch.maximum(torch.arange(n)[:, None] / n, torch.arange(m)[None] / m)
+        high = torch.minimum((torch.arange(n)[:, None] + 1) / n, (torch.arange(m)[None] + 1) / m)
+        found.append((high - low).clamp(min=0))
+    return found
+
+
+def shuffled_plan(costs, args):
+    """The true plan with the teacher's positions in random order: the same weights on the same tokens, at wrong places."""
+    generator = torch.Generator().manual_seed(round(sum(c.sum().item() for c in costs) * 1e4))
+    return [g[torch.randperm(len(g), generator=generator)] for g in original["plans"](costs, args)]
+
+
+def self_targets(points, args):
+    """The student's own tokens as its target: sharpening, no teacher."""
+    for p in points:
+        p.teacher, p.weights, p.context = p.student, torch.eye(len(p.student)), None
+
+
+def forced_targets(points, args):
+    """Plain cross-entropy on the teacher's window, in the TEACHER's context: ordinary distillation on a few windows."""
+    for p in points:
+        p.weights, p.context = torch.eye(len(p.teacher)), p.teacher
+
+
+SWAPS = {
+    "random": {"candidates": random_positions},
+    "positional": {"plans": positional_plan},
+    "shuffled": {"plans": shuffled_plan},
+    "self": {"soft_targets": self_targets},
+    "forcing": {"soft_targets": forced_targets},
+}
+original = {name: getattr(topd, name) for swap in SWAPS.values() for name in swap}
+
+
+# ============================================================================================ claims
+
+
+def load():
+    return (
+        plumbing.load_model("toy/student", CPU, torch.float32),
+        plumbing.load_model("toy/teacher", CPU, torch.float32).requires_grad_(False),
+        plumbing.load_tokenizer("toy/student"),
+    )
+
+
+def forks(row, ids, tokenizer):
+    """Index of the token at which a rollout leaves the truth, or None if it never does: the checker knows."""
+    pieces = [tokenizer.decode([i]) for i in ids]  # exact on the toy: lengths add up
+    wrong = world.check(row["problem"], "".join(pieces)).first_wrong
+    if wrong is None:
+        return None
+    at = 0
+    for i, piece in enumerate(pieces):
+        at += len(piece)
+        if at > wrong.wrong_at:
+            return i
+    return None
+
+
+def auc(scores, labels):
+    """Probability that a positive has the higher score (ties count half)."""
+    order = torch.tensor(scores, dtype=torch.float64)
+    positive, negative = order[torch.tensor(labels)], order[~torch.tensor(labels)]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    above = (positive[:, None] > negative[None]).double().mean() + 0.5 * (positive[:, None] == negative[None]).double().mean()
+    return above.item()
+
+
+def looked(student, teacher, tokenizer, rows, args, seed, everywhere=False):
+    """Rollouts on `rows` and their points; with `everywhere` a point at every position that has half a window left."""
+    args = copy.copy(args)
+    args.seed = seed
+    batch = topd.rollouts(student, tokenizer, rows, args, 1)
+    clock = plumbing.Clock(CPU)
+    clock.start()
+    if everywhere:
+        topd.candidates = lambda losses, a: list(range(max(0, int(len(losses) - a.window_size / 2) + 1)))
+    try:
+        points, losses, _ = topd.look_ahead(
+            student,
+            teacher,
+            batch,
+            args,
+            1,
+            clock,
+            plumbing.no_autocast,
+            len(tokenizer),
+            set(eos_ids(teacher, tokenizer)),
+            probe=not everywhere,
+        )
+    finally:
+        topd.candidates = original["candidates"]
+    return batch, points, losses
+
+
+def claims(seeds, count, student_path):
+    student, teacher, tokenizer = load()
+    if student_path:
+        student = plumbing.load_model(student_path, CPU, torch.float32)
+    args = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy", "--micro_tokens", "8000"]))
+    rows = load_benchmark("toy", "test")
+    for r in rows:
+        r["ids"] = prompt_ids(tokenizer, r["prompt"])
+    per = []
+    for seed in seeds:
+        chosen = [rows[i] for i in plumbing.prompts_of_step(1, count // args.samples, len(rows), seed)]
+        batch, points, losses = looked(student, teacher, tokenizer, chosen, args, seed)
+        found = topd.statistics(points)
+        row = {f"median D, {k}": found[f"distance_{k}"][1] for k in ("high", "random", "low")}
+        row |= {f"quartiles D, {k}": found[f"distance_{k}"] for k in ("high", "random", "low")}
+        for k in ("pearson_high", "spearman_high", "pearson_pooled", "spearman_pooled", "high_below_low"):
+            row[k] = found[k]
+        # The detector against the truth. A fork is the one token at which a rollout leaves the truth.
+        truth = [forks(chosen[i // args.samples], r, tokenizer) for i, r in enumerate(batch[1])]
+        high = [p for p in points if p.kind == "high"]
+        kept, _ = topd.divergent(high, args)
+        by_loss = sorted(high, key=lambda p: -p.loss)[: len(kept)]
+        total = sum(t is not None for t in truth)
+        row["forks"] = total
+        for name, of in (("candidates", high), ("divergent points", kept), ("as many by loss", by_loss)):
+            hits = sum(truth[p.row] == p.t for p in of)
+            row[f"precision, {name}"], row[f"recall, {name}"] = hits / len(of), hits / total
+        row["AUC in candidates, D"] = auc([p.distance for p in high], [truth[p.row] == p.t for p in high])
+        row["AUC in candidates, loss"] = auc([p.loss for p in high], [truth[p.row] == p.t for p in high])
+        for K in (4, 8, 12, 16):
+            wide = copy.copy(args)
+            wide.window_size = K
+            wide.micro_tokens = 4000
+            part = chosen[: len(chosen) // 2]
+            _, everywhere, _ = looked(student, teacher, tokenizer, part, wide, seed, everywhere=True)
+            labels = [truth[p.row] == p.t for p in everywhere]
+            row[f"AUC over all tokens, D, K = {K}"] = auc([p.distance for p in everywhere], labels)
+            if K == 12:
+                row["AUC over all tokens, loss"] = auc([p.loss for p in everywhere], labels)
+                row["AUC over all tokens, loss x D"] = auc([p.loss * p.distance for p in everywhere], labels)
+        per.append(row)
+        print(f"seed {seed} done", file=sys.stderr)
+    show(per, f"{count} rollouts a seed, {len(seeds)} seeds, K = {args.window_size}, student {student_path or 'toy/student'}")
+
+
+def show(per, title):
+    print(f"{title}; mean over seeds [95 % interval]")
+    for key in per[0]:
+        if isinstance(per[0][key], list):
+            means = [sum(r[key][i] for r in per) / len(per) for i in range(3)]
+            print(f"  {key:<38} {means[0]:.3f} / {means[1]:.3f} / {means[2]:.3f}")
+        else:
+            m, low, high = mean_interval([r[key] for r in per])
+            print(f"  {key:<38} {m:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def overhead(seeds, updates=20):
+    """T8: whole updates of opd.py and topd.py in turn, each on its own copy of the student, the default probes included."""
+    _, teacher, tokenizer = load()
+    rows = load_benchmark("toy", "train")
+    for r in rows:
+        r["ids"] = prompt_ids(tokenizer, r["prompt"])
+    per = []
+    for seed in seeds:
+        o = opd.settle(plumbing.parse_arguments(opd.Args, "", ["--data", "toy", "--seed", str(seed)]))
+        t = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy", "--seed", str(seed)]))
+        models = [plumbing.load_model("toy/student", CPU, torch.float32) for _ in range(2)]
+        optimisers = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for m in models]
+        clock, took, phases = plumbing.Clock(CPU), ([], []), {}
+        for step in range(1, updates + 4):
+            chosen = [rows[i] for i in plumbing.prompts_of_step(step, t.prompts, len(rows), seed)]
+            for which in (0, 1) if step % 2 else (1, 0):
+                model, begun = models[which], time.perf_counter()
+                clock.start()
+                with clock.phase("sample"):
+                    batch = (
+                        opd.rollouts(model, teacher, tokenizer, chosen, o, step)
+                        if which == 0
+                        else topd.rollouts(model, tokenizer, chosen, t, step)
+                    )
+                if which == 0:
+                    opd.update(model, teacher, optimisers[0], batch, o, clock, plumbing.no_autocast, len(tokenizer))
+                else:
+                    ends = set(eos_ids(teacher, tokenizer))
+                    topd.update(
+                        model, teacher, optimisers[1], batch, t, step, clock, plumbing.no_autocast, len(tokenizer), ends
+                    )
+                if step > 3:  # the first ones warm caches
+                    took[which].append(time.perf_counter() - begun)
+                    for k, v in clock.seconds.items():
+                        phases.setdefault((which, k), []).append(v)
+        per.append(
+            {
+                "OPD, seconds an update (median)": st.median(took[0]),
+                "TOPD, seconds an update (median)": st.median(took[1]),
+                "ratio of the medians": st.median(took[1]) / st.median(took[0]),
+                "ratio of the sums, probes included": sum(took[1]) / sum(took[0]),
+                **{f"{('OPD', 'TOPD')[w]}, {k} (median)": st.median(v) for (w, k), v in sorted(phases.items())},
+            }
+        )
+        print(f"seed {seed} done", file=sys.stderr)
+    show(per, f"T8, {updates} updates a seed in turn, {torch.get_num_threads()} thread(s)")
+
+
+# ============================================================================================ main
+
+
+def main():
+    if sys.argv[1:2] == ["control"]:
+        for name, function in SWAPS[sys.argv[2]].items():
+            setattr(topd, name, function)
+        plumbing.run(lambda: topd.main(sys.argv[3:]))
+        return
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=["claims", "overhead", "arms", "controls", "control"])
+    p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
+    p.add_argument("--rollouts", type=int, default=512, help="of claims, a seed (default 512)")
+    p.add_argument("--student", help="of claims: another student than toy/student")
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
+    p.add_argument("--limit", type=int, default=1000, help="problems of the final evaluations (default 1000 each)")
+    p.add_argument("--runs", default="runs/topd-toy", help="folder of the runs (default runs/topd-toy)")
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    seeds = list(range(args.seeds))
+    if args.what == "claims":
+        claims(seeds, args.rollouts, args.student)
+    if args.what in ("claims", "overhead") and not args.student:
+        overhead(seeds[:3])
+    if args.what in ("arms", "controls"):
+        arms = ARMS if args.what == "arms" else {"OPD": ARMS["OPD"], **CONTROLS}
+        run_all(arms, seeds, args.runs, args.jobs, args.limit)
+        print(table(args.runs, arms, seeds, "OPD"))
+        name = "topd-toy.png" if args.what == "arms" else "topd-controls-toy.png"
+        title = "TOPD on the toy" if args.what == "arms" else "TOPD's controls on the toy"
+        picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds")
+        print(f"picture: benchmarks/{name}")
+
+
+if __name__ == "__main__":
+    plumbing.run(main)
