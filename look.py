@@ -2,11 +2,16 @@
 
     python look.py opd                              # three rollouts of the toy, in the terminal
     python look.py opd --n 5 --html look.html       # the same as one self-contained page; hover a token for the details
+    python look.py topd --html look.html            # with candidates, divergent points, and both futures of each
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
-Nothing is trained. For `opd` every token of a rollout is coloured by KL(student || teacher) at its position: pale is
-agreement, red is where a gradient would be large. On the toy the checker adds what no real data set knows: where the
-rollout first goes wrong, and how much of the disagreement lies on words and how much on substance.
+Nothing is trained. Every token of a rollout is coloured by KL(student || teacher) at its position: pale is agreement, red
+is where a gradient would be large. On the toy the checker adds what no real data set knows: where the rollout first goes
+wrong, and how much of the disagreement lies on words and how much on substance.
+
+`topd` adds what topd.py would do there: candidates (high loss) are underlined, those whose futures part are numbered, and for
+each of these the teacher's and the student's window stand one above the other with the strongest links of the transport plan
+and the distance D. A candidate without a number is a false alarm by TOPD's measure: high loss, near futures.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import torch
 
 import opd
 import plumbing
+import topd
 from evaluate import eos_ids, extract, grade, load_benchmark, prompt_ids, sample
 from plumbing import require
 from toy import world
@@ -74,34 +80,104 @@ def verdict(row, tokens, truncated):
     return said, next((i for i, (s, e) in enumerate(offsets(tokens)) if s <= wrong.wrong_at < e), None)
 
 
-def in_terminal(found):
+def futures(student, teacher, tokenizer, prompts, completions, K, seed):
+    """What topd.py sees in these rollouts: {rollout: its candidates}, those that are divergent points with their soft targets."""
+    args = topd.Args(window_size=K, seed=seed)
+    batch = prompts, [c.ids for c in completions], [c.truncated for c in completions]
+    clock, ends = plumbing.Clock(student.device), set(eos_ids(teacher, tokenizer)) | set(eos_ids(student, tokenizer))
+    points, _, _ = topd.look_ahead(student, teacher, batch, args, 1, clock, plumbing.no_autocast, len(tokenizer), ends)
+    kept, _ = topd.divergent(points, args)
+    topd.soft_targets(kept, args)
+    return {i: [p for p in points if p.row == i] for i in range(len(prompts))}
+
+
+def links(point, least=0.15):
+    """(student position, teacher position, weight) of the plan, the strong ones only."""
+    return [
+        (i, j, w) for i, row in enumerate(point.weights.tolist()) for j, w in enumerate(row) if w >= max(least, 0.5 * max(row))
+    ]
+
+
+def numbered(points):
+    """The divergent points of a rollout with their numbers, in the order of the text."""
+    return {p.t: (n, p) for n, p in enumerate([p for p in points if p.weights is not None], 1)}
+
+
+# ============================================================================================ in a terminal
+
+
+def windows_in_terminal(number, point, tokenizer, width=110):
+    """Both windows in columns: what the teacher would write, what the student wrote, and what each student token is drawn to."""
+    best = {i: max((w, j) for k, j, w in links(point) if k == i) for i, _, _ in links(point)}
+    their, own = ([plumbing.harmless(tokenizer.decode([t])).strip() or "_" for t in w] for w in (point.teacher, point.student))
+    drawn = [f"{their[best[i][1]]} {best[i][0]:.2f}" if i in best else "spread" for i in range(len(own))]
+    columns = [["teacher", "student", "drawn to"]]
+    columns += [[x[i] if i < len(x) else "" for x in (their, own, drawn)] for i in range(max(len(their), len(own)))]
+    lines, used = [f"  ({number}) D {point.distance:.2f}, loss {point.loss:.2f} nats"], None
+    for column in columns:
+        size = max(map(len, column)) + 2
+        if used is None or used + size > width:
+            used, rows = 6, ["      ", "      ", "      "]
+            lines.append(rows)
+        for r in range(3):
+            rows[r] += column[r].ljust(size)
+        used += size
+    return "\n".join(x if isinstance(x, str) else "\n".join(r.rstrip() for r in x) for x in lines)
+
+
+def in_terminal(found, tokenizer):
     colours = plumbing.colours_wanted()
+    ahead = any(points is not None for *_, points in found)
     print(
-        f"tokens coloured by KL(student || teacher), red from {RED_FROM:g} nats"
-        if colours
-        else f"tokens above {RED_FROM / 2:g} nats in [ ]"
+        (
+            f"tokens coloured by KL(student || teacher), red from {RED_FROM:g} nats"
+            if colours
+            else f"tokens above {RED_FROM / 2:g} nats in [ ]"
+        )
+        + (
+            f"; candidates {'underlined' if colours else 'between _ _'}, divergent points numbered, drawn to = the plan's strongest link"
+            if ahead
+            else ""
+        )
     )
-    for prompt, tokens, said, wrong in found:
-        pieces = [t["text"] for t in tokens]
-        if wrong is not None:
-            pieces[wrong] = f" >>>{pieces[wrong].strip()}"
+    for prompt, tokens, said, wrong, points in found:
+        marked, candidate = numbered(points or []), {p.t for p in points or []}
         print(f"\n{plumbing.harmless(prompt)}")
-        if colours:
-            print(plumbing.paint(pieces, [t["kl"] for t in tokens], RED_FROM))
-        else:
-            print(plumbing.harmless("".join(f"[{p}]" if t["kl"] > RED_FROM / 2 else p for p, t in zip(pieces, tokens))))
+        line = ""
+        for i, t in enumerate(tokens):
+            piece = t["text"]
+            if i == wrong:
+                piece = f" >>>{piece.strip()}"
+            if i in marked:
+                piece = f"{piece}({marked[i][0]})"
+            if not colours:
+                piece = plumbing.harmless(f"[{piece}]" if t["kl"] > RED_FROM / 2 else piece)
+                line += f"_{piece}_" if i in candidate else piece
+            else:
+                line += ("\x1b[4m" if i in candidate else "") + plumbing.paint([piece], [t["kl"]], RED_FROM) + "\x1b[0m"
+        print(line)
         print(f"  {said}" + ("   (>>> marks it)" if wrong is not None else ""))
+        for number, point in marked.values():
+            print(windows_in_terminal(number, point, tokenizer))
+
+
+# ============================================================================================ as a page
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rollouts</title><style>
 body{{font:16px/1.7 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}}
 .prompt{{color:#666;white-space:pre-wrap}} .rollout{{white-space:pre-wrap;background:#fff;border:1px solid #ddd;border-radius:6px;padding:.7em}}
 .rollout span{{border-radius:3px;cursor:help}} .wrong{{outline:2px solid #1f6fb4}} .said{{color:#444;font-size:.9em}}
-.scale span{{padding:0 .6em}}</style>
+.candidate{{border-bottom:3px solid #555}} sup{{color:#7a1fa2;font-weight:bold}} .windows{{overflow-x:auto;margin:.3em 0 1em}}
+.scale span{{padding:0 .6em}} svg text{{font:13px ui-monospace,monospace}}</style>
 <h1>Rollouts of {student}</h1><p>Coloured by KL(student || teacher), teacher {teacher}; hover a token for both probabilities and the
-teacher's favourites. A blue frame marks where the text first goes wrong (toy only).</p>
+teacher's favourites. A blue frame marks where the text first goes wrong (toy only).{more}</p>
 <p class="scale">{scale}</p>{body}</html>
 """
+
+MORE = """ Candidates (the highest losses) are underlined. Where the futures part they are numbered: below, the teacher's window stands above the
+student's, both from the numbered token on. A line is mass of the transport plan: the student's token is drawn to the teacher's. D is the cost of
+the plan, 0 for the same tokens. An underlined token without a number is a false alarm by this measure."""
 
 
 def shade(kl):
@@ -109,31 +185,75 @@ def shade(kl):
     return f"background:rgb(255,{255 - int(150 * share)},{255 - int(190 * share)})" if share > 0.02 else ""
 
 
-def as_page(found, args):
+def windows_as_svg(number, point, tokenizer):
+    """Two rows of tokens and the plan's links between them; line width and darkness are the weight."""
+    rows = [[plumbing.harmless(tokenizer.decode([t])) for t in w] for w in (point.teacher, point.student)]
+    centres, width = [], 0
+    for row in rows:
+        x, middle = 80, []
+        for text in row:
+            wide = 8 * max(1, len(text)) + 12
+            middle.append(x + wide / 2)
+            x += wide
+        centres.append(middle)
+        width = max(width, x)
+    drawn = "".join(
+        f'<line x1="{centres[1][i]:.0f}" y1="92" x2="{centres[0][j]:.0f}" y2="32" stroke="#7a1fa2" stroke-width="{0.5 + 3 * w:.1f}" '
+        f'stroke-opacity="{0.2 + 0.6 * w:.2f}"><title>{w:.2f}</title></line>'
+        for i, j, w in links(point)
+    )
+    for y, name, row, middle, other in (
+        (24, "teacher", rows[0], centres[0], rows[1]),
+        (108, "student", rows[1], centres[1], rows[0]),
+    ):
+        drawn += f'<text x="0" y="{y}" fill="#666">{name}</text>'
+        for text, x in zip(row, middle):
+            colour = "#222" if text in other else "#b3261e"  # red: a token that the other window does not have
+            drawn += f'<text x="{x:.0f}" y="{y}" text-anchor="middle" fill="{colour}">{html.escape(text.strip() or "_")}</text>'
+    return (
+        f'<div class="windows"><sup>{number}</sup> D {point.distance:.2f}, loss {point.loss:.2f} nats<br>'
+        f'<svg width="{width + 10}" height="118" role="img">{drawn}</svg></div>'
+    )
+
+
+def as_page(found, args, tokenizer):
     """One file without scripts or anything from outside. All text of models and data is escaped: it comes from strangers."""
     body = []
-    for prompt, tokens, said, wrong in found:
+    for prompt, tokens, said, wrong, points in found:
+        marked, candidate = numbered(points or []), {p.t: p for p in points or []}
         spans = []
         for i, t in enumerate(tokens):
             tip = (
                 f"KL {t['kl']:.2f}; student {t['student']:.2f}, teacher {t['teacher']:.2f}; teacher's favourites: "
                 + ", ".join(f"{plumbing.harmless(w)!r} {p:.2f}" for w, p in t["favourites"])
             )
+            if i in candidate:
+                tip += f"; candidate, D {candidate[i].distance:.2f}"
+            kinds = " ".join(k for k, yes in (("wrong", i == wrong), ("candidate", i in candidate)) if yes)
             spans.append(
-                f'<span style="{shade(t["kl"])}"{" class=wrong" if i == wrong else ""} title="{html.escape(tip, quote=True)}">'
-                f"{html.escape(plumbing.harmless(t['text']))}</span>"
+                f'<span style="{shade(t["kl"])}" class="{kinds}" title="{html.escape(tip, quote=True)}">'
+                f"{html.escape(plumbing.harmless(t['text']))}</span>" + (f"<sup>{marked[i][0]}</sup>" if i in marked else "")
             )
         body.append(
             f'<h2>&nbsp;</h2><p class="prompt">{html.escape(plumbing.harmless(prompt))}</p><p class="rollout">{"".join(spans)}</p>'
-            f'<p class="said">{html.escape(said)}</p>'
+            f'<p class="said">{html.escape(said)}</p>' + "".join(windows_as_svg(n, p, tokenizer) for n, p in marked.values())
         )
     scale = "".join(f'<span style="{shade(x)}">{x:g}</span>' for x in (0, 0.25, 0.5, 1, 1.5, RED_FROM)) + " nats and more"
-    return PAGE.format(student=html.escape(args.student), teacher=html.escape(args.teacher), scale=scale, body="".join(body))
+    return PAGE.format(
+        student=html.escape(args.student),
+        teacher=html.escape(args.teacher),
+        more=MORE if args.method == "topd" else "",
+        scale=scale,
+        body="".join(body),
+    )
+
+
+# ============================================================================================ main
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("method", choices=["opd"], help="whose view")
+    p.add_argument("method", choices=["opd", "topd"], help="whose view")
     p.add_argument("--n", type=int, default=3, help="rollouts to show (default 3)")
     p.add_argument("--html", metavar="FILE", help="write a page instead of printing")
     p.add_argument("--student", default="toy/student", help="model that writes (default toy/student)")
@@ -141,10 +261,13 @@ def main(argv=None):
     p.add_argument("--data", default="toy", help="problems: toy, gsm8k or a JSONL file (default toy; their test split)")
     p.add_argument("--seed", type=int, default=0, help="another seed shows other problems and rollouts")
     p.add_argument("--max_new_tokens", type=int, default=256, help="longest rollout (default 256)")
+    p.add_argument("--window_size", type=int, help="of topd: tokens of a window (default 12 on the toy, else 50)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     args = p.parse_args(argv)
     require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
     require(args.max_new_tokens >= 1, f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.")
+    args.window_size = args.window_size or (12 if args.data.startswith("toy") else 50)
+    require(args.window_size >= 2, f"--window_size is {args.window_size}; a window needs at least 2 tokens.")
     require(
         not args.html or Path(args.html).absolute().parent.is_dir(),
         f"There is no folder '{Path(args.html or '').absolute().parent}' to write the page into.",
@@ -165,15 +288,18 @@ def main(argv=None):
         vocabulary=len(tokenizer),
         keys=[("look", args.seed, i) for i in range(args.n)],
     )
+    ahead = {}
+    if args.method == "topd":
+        ahead = futures(student, teacher, tokenizer, prompts, completions, args.window_size, args.seed)
     found = []
-    for row, prompt, c in zip(chosen, prompts, completions):
+    for i, (row, prompt, c) in enumerate(zip(chosen, prompts, completions)):
         tokens = scored(student, teacher, tokenizer, prompt, c.ids)
-        found.append((row["problem"], tokens, *verdict(row, tokens, c.truncated)))
+        found.append((row["problem"], tokens, *verdict(row, tokens, c.truncated), ahead.get(i)))
     if args.html:
-        plumbing.write_text(args.html, as_page(found, args))
+        plumbing.write_text(args.html, as_page(found, args, tokenizer))
         print(f"wrote {args.html}")
     else:
-        in_terminal(found)
+        in_terminal(found, tokenizer)
 
 
 if __name__ == "__main__":

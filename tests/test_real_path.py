@@ -55,10 +55,11 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
     assert any(c.ids[0] not in best for c in drawn)
 
 
-def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path):
+@pytest.mark.parametrize("script, more", [("opd.py", []), ("topd.py", ["--window_size", 6, "--probe_every", 1])])
+def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, more):
     folder, tokenizer = qwen
     out, data = tmp_path / "run", folder / "problems.jsonl"
-    done = run_script("opd.py", "--student", folder / "student", "--teacher", folder / "teacher", "--data", data, "--benchmark", data, "--steps", 2,
+    done = run_script(script, *more, "--student", folder / "student", "--teacher", folder / "teacher", "--data", data, "--benchmark", data, "--steps", 2,
                       "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4, "--lr", 1e-3, "--out", out, "--show_every", 1, "--device", "cpu",
                       "--chunk_logits", 151669 * 5)
     assert done.returncode == 0, done.stderr

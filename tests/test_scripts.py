@@ -32,16 +32,21 @@ def same_weights(a, b):
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+METHODS = {"opd.py": [], "topd.py": ["--probe_every", 2, "--suppress", "high"]}
+
+
+@pytest.fixture(scope="module", params=list(METHODS))
+def undisturbed(request, tmp_path_factory):
+    """A short run of every method: (folder, process, the command without --out)."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    done = run_script("opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2, "--out", out)
+    command = [request.param, *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2, *METHODS[request.param]]
+    done = run_script(*command, "--out", out)
     assert done.returncode == 0, done.stderr
-    return out, done
+    return out, done, command
 
 
 def test_a_run_leaves_what_it_promises(undisturbed):
-    out, done = undisturbed
+    out, done, command = undisturbed
     names = {p.name for p in out.iterdir()}
     assert {"config.json", "metrics.jsonl", "curve.png", "final", "checkpoint-000006"} == names
     assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -55,7 +60,10 @@ def test_a_run_leaves_what_it_promises(undisturbed):
         else:
             assert {"loss", "kl", "student_entropy", "teacher_entropy", "length", "truncated", "grad_norm", "changed", "seconds", "tokens_per_second",
                     "peak_memory"} <= r.keys()
-            assert {"total", "sample", "teacher", "student", "step"} == r["seconds"].keys()
+            assert {"total", "sample", "teacher", "student", "step"} <= r["seconds"].keys()
+            if command[0] == "topd.py":
+                assert {"opd", "traj", "candidates", "divergent", "distance"} <= r.keys() and {"windows", "transport"} <= r["seconds"].keys()
+                assert r["divergent"] <= r["candidates"] and ("grad_norm_traj" in r) == (r["step"] % 2 == 0) == ("distance_random" in r)
             assert r["seconds"]["total"] >= sum(v for k, v in r["seconds"].items() if k != "total") - 1e-3
             assert r["changed"] > .9
     assert "predicted peak about" in done.stdout and "a prompt" in done.stdout and "parameters" in done.stdout and "before:" in done.stdout
@@ -65,7 +73,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 
 
 def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tmp_path):
-    out, command = tmp_path / "killed", ["opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2]
+    out, command = tmp_path / "killed", undisturbed[2]
     process = subprocess.Popen([sys.executable, *map(str, command), "--out", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                env={**os.environ, "OMP_NUM_THREADS": "2"})
     until = time.time() + 120
@@ -76,7 +84,7 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tm
     assert (out / "metrics.jsonl").exists() and not (out / "final").exists()
     with open(out / "metrics.jsonl", "a") as f:
         f.write('{"step": 4, "lo')          # and as if it had been in the middle of a line
-    done = run_script("opd.py", "--resume", "--out", out)        # the other settings are those of the run
+    done = run_script(command[0], "--resume", "--out", out)        # the other settings are those of the run
     assert done.returncode == 0, done.stderr
     whole = undisturbed[0]
     assert same_weights(whole / "final", out / "final") and rows_of(whole) == rows_of(out)
@@ -85,7 +93,7 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tm
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
-    out, command = tmp_path / "stopped", ["opd.py", *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2]
+    out, command = tmp_path / "stopped", undisturbed[2]
     process = subprocess.Popen([sys.executable, *map(str, command), "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "2"})
     until = time.time() + 120
@@ -110,15 +118,29 @@ def test_sft_and_other_switches_run(tmp_path):
         assert len(losses) == 2 and all(x == x for x in losses)
 
 
-def test_help_explains_every_flag():
-    text = run_script("opd.py", "--help").stdout
-    from dataclasses import fields
+def test_topd_switches_run(tmp_path):
+    for i, switches in enumerate((["--guidance", "off"], ["--window", "regenerate", "--embedding", "contextual"],
+                                  ["--plan", "exact", "--teacher_decoding", "sample", "--drop_share", 0, "--gradient_checkpointing", "--dtype", "bfloat16",
+                                   "--micro_tokens", 300, "--chunk_logits", 5000])):
+        out = tmp_path / str(i)
+        done = run_script("topd.py", *TINY, "--steps", 2, "--eval_every", 0, "--probe_every", 1, *switches, "--out", out)
+        assert done.returncode == 0, done.stderr
+        rows = [r for r in plumbing.read_jsonl(out / "metrics.jsonl") if "loss" in r]
+        assert len(rows) == 2 and all(r["loss"] == r["loss"] and (r["traj"] > 0) == (i > 0) for r in rows)
 
-    import opd
-    for f in fields(opd.Args):
+
+@pytest.mark.parametrize("script, paper", [("opd", "2306.13649"), ("topd", "2606.00305")])
+def test_help_explains_every_flag(script, paper):
+    import importlib
+    from dataclasses import fields
+    text = run_script(f"{script}.py", "--help").stdout
+    for f in fields(importlib.import_module(script).Args):
         entry = text.split(f"--{f.name} " if f"--{f.name} " in text else f"--{f.name},")[1]
         assert len(" ".join(entry.split())) > 30, f.name
-    assert "2306.13649" in text
+    assert paper in text
+
+
+def test_help_of_evaluation():
     text = run_script("evaluate.py", "--help").stdout
     assert all(flag in text for flag in ("--model", "--benchmark", "--n ", "--temperature", "--k ", "--limit", "--out", "--compare"))
 
@@ -158,6 +180,13 @@ def mistakes(tmp):
         (["opd.py", "--data", "toy", "--steps", 7, "--out", tmp / "run", "--resume"], "other settings"),
         (["opd.py", "--data", "toy", "--resume", *out], "nothing to resume"),
         (["opd.py", "--data", "toy", "--device", "cuda:9", *out], "no usable device"),
+        (["topd.py", "--window_size", 1, *out], "--window_size is 1"),
+        (["topd.py", "--data", "toy", "--window_size", 200, *out], "--window_size is 200"),
+        (["topd.py", "--lam", -1, *out], "--lam is -1"),
+        (["topd.py", "--candidate_share", 0.5, *out], "--candidate_share"),
+        (["topd.py", "--drop_share", 1, *out], "--drop_share"),
+        (["topd.py", "--epsilon", 0, *out], "--plan exact"),
+        (["topd.py", "--out", tmp / "run"], "already holds a run"),
         (["evaluate.py"], "--model"),
         (["evaluate.py", "--model", "toy/student", "--benchmark", "nope"], "no benchmark and no file"),
         (["evaluate.py", "--model", tmp / "nothing", "--benchmark", "toy", *out], "no such folder"),
@@ -169,6 +198,7 @@ def mistakes(tmp):
         (["evaluate.py", "--model", "toy/student", "--benchmark", "math500", *out], "Without network"),
         (["evaluate.py", "--compare", tmp / "nothing"], "not a run"),
         (["look.py", "opd", "--n", 0], "--n is 0"),
+        (["look.py", "topd", "--window_size", 1], "--window_size is 1"),
         (["look.py", "opd", "--html", tmp / "no/such/page.html"], "no folder"),
     ]
 
@@ -271,6 +301,32 @@ def test_look_prints_and_writes_a_harmless_page(tmp_path):
     assert text.count('class="rollout"') == 2 and "<script" not in text and "http" not in text
     import look
     evil = [{"text": "<img src=x onerror=alert(1)>\x1b[2J", "kl": 1.0, "student": .1, "teacher": .2, "favourites": [('"><script>', .3)]}]
-    page = look.as_page([("<b>", evil, "said", None)], type("A", (), {"student": "s", "teacher": "t"}))
+    page = look.as_page([("<b>", evil, "said", None, None)], type("A", (), {"student": "s", "teacher": "t", "method": "opd"}), None)
     assert "<img" not in page and "<script" not in page and "\x1b" not in page and "<b>" not in page
     assert "\x1b[2J" not in plumbing.paint(["\x1b[2J"], [0.0], 2.0)
+
+
+def test_look_topd_shows_both_futures(tmp_path):
+    done = run_script("look.py", "topd", "--n", 3, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    divergent = done.stdout.count("  (1) D ") + done.stdout.count("  (2) D ")
+    assert divergent >= 3 and done.stdout.count("      teacher ") >= divergent and done.stdout.count("drawn to ") > divergent
+    assert "(1)" in done.stdout and "_" in done.stdout and "\x1b[4m" in run_script("look.py", "topd", "--device", "cpu", env={"FORCE_COLOR": "1"}).stdout
+    page = tmp_path / "page.html"
+    assert run_script("look.py", "topd", "--n", 3, "--html", page, "--device", "cpu").returncode == 0
+    text = page.read_text()
+    assert text.count("<svg") == divergent and text.count("<line") > 5 * divergent and 'class="candidate"' in text
+    assert "<script" not in text and "http" not in text
+
+
+def test_windows_of_strangers_are_harmless():
+    import look
+    import topd
+
+    class Evil:
+        def decode(self, ids):
+            return "</svg><script>\x1b[2J"
+    point = topd.Point(0, 0, 1.0, teacher=[3, 4], student=[4, 3], weights=torch.tensor([[.9, .1], [.1, .9]]))
+    for text in (look.windows_as_svg(1, point, Evil()), look.windows_in_terminal(1, point, Evil())):
+        assert "\x1b" not in text
+    assert "<script" not in look.windows_as_svg(1, point, Evil())
