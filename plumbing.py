@@ -817,8 +817,8 @@ def _axes():
     return plt
 
 
-def draw_curve(rows, path, title):
-    """curve.png of one run: accuracy with its interval and the loss, over updates."""
+def draw_curve(rows, path, title, divergence="KL(student || teacher)"):
+    """curve.png of one run: accuracy with its interval and the divergence (`kl` of the metrics), over updates."""
     plt = _axes()
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -834,7 +834,7 @@ def draw_curve(rows, path, title):
     left.legend(loc="lower right", frameon=False)
     if steps:
         right.plot([r["step"] for r in steps], [r["kl"] for r in steps], color="#c0392b")
-        right.set(xlabel="update", ylabel="nats a token", ylim=(0, None), title="KL(student || teacher) on own rollouts")
+        right.set(xlabel="update", ylabel="nats a token", ylim=(0, None), title=f"{divergence} on own rollouts")
     figure.suptitle(title)
     temporary = Path(path).with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)

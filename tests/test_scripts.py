@@ -32,14 +32,15 @@ def same_weights(a, b):
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
-METHODS = {"opd.py": [], "topd.py": ["--probe_every", 2, "--suppress", "high"]}
+ALONE = [x for x in TINY if x not in ("--teacher", "toy/teacher")]          # methods without a second model
+METHODS = {"opd.py": TINY, "topd.py": [*TINY, "--probe_every", 2, "--suppress", "high"], "ar_opd.py": ALONE}
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
 def undisturbed(request, tmp_path_factory):
     """A short run of every method: (folder, process, the command without --out)."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    command = [request.param, *TINY, "--steps", 6, "--save_every", 2, "--eval_every", 2, *METHODS[request.param]]
+    command = [request.param, *METHODS[request.param], "--steps", 6, "--save_every", 2, "--eval_every", 2]
     done = run_script(*command, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done, command
@@ -65,7 +66,12 @@ def test_a_run_leaves_what_it_promises(undisturbed):
                 assert {"opd", "traj", "candidates", "divergent", "distance"} <= r.keys() and {"windows", "transport"} <= r["seconds"].keys()
                 assert r["divergent"] <= r["candidates"] and ("grad_norm_traj" in r) == (r["step"] % 2 == 0) == ("distance_random" in r)
             assert r["seconds"]["total"] >= sum(v for k, v in r["seconds"].items() if k != "total") - 1e-3
+            if command[0] == "ar_opd.py":
+                assert {"clipped", "target_entropy", "kl_partial", "kl_full", "residual"} <= r.keys() and 0 < r["kl"]
             assert r["changed"] > .9
+    if command[0] == "ar_opd.py":           # what each view sees, and the gate
+        assert all(f"{view} " in done.stdout for view in ("plain", "partial", "full")) and "This is an example response" in done.stdout
+        assert rows[0]["gate"].keys() == {"plain", "partial", "full", "wrong"} and all("shortcuts" in r["eval"] for r in rows if "eval" in r)
     assert "predicted peak about" in done.stdout and "a prompt" in done.stdout and "parameters" in done.stdout and "before:" in done.stdout
     from transformers import AutoModelForCausalLM, AutoTokenizer
     assert AutoModelForCausalLM.from_pretrained(out / "final").dtype == torch.float32
@@ -90,6 +96,12 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(undisturbed, tm
     assert same_weights(whole / "final", out / "final") and rows_of(whole) == rows_of(out)
     a, b = (torch.load(f / "checkpoint-000006/state.pt", weights_only=True) for f in (whole, out))
     assert all(torch.equal(x[k], y[k]) for x, y in zip(a["optimiser"]["state"].values(), b["optimiser"]["state"].values()) for k in x)
+    if command[0] == "ar_opd.py":           # the moving average is part of the checkpoint: it is neither the start nor the student
+        assert a["teacher"].keys() == b["teacher"].keys() and all(torch.equal(a["teacher"][k], b["teacher"][k]) for k in a["teacher"])
+        from safetensors.torch import load_file
+        student, start = load_file(out / "final/model.safetensors"), load_file(ROOT / "toy/student/model.safetensors")
+        name = "model.embed_tokens.weight"
+        assert not torch.equal(a["teacher"][name], student[name]) and not torch.equal(a["teacher"][name], start[name])
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
@@ -129,7 +141,18 @@ def test_topd_switches_run(tmp_path):
         assert len(rows) == 2 and all(r["loss"] == r["loss"] and (r["traj"] > 0) == (i > 0) for r in rows)
 
 
-@pytest.mark.parametrize("script, paper", [("opd", "2306.13649"), ("topd", "2606.00305")])
+def test_ar_opd_switches_run(tmp_path):
+    for i, switches in enumerate((["--target", "sft"], ["--target", "full", "--teacher", "current", "--samples", 2], ["--lam", 1.2, "--clip", 0, "--skip_first", 3],
+                                  ["--target", "partial", "--partial_answer", "keep", "--teacher", "frozen", "--gradient_checkpointing", "--dtype", "bfloat16",
+                                   "--micro_tokens", 300, "--chunk_logits", 5000])):
+        out = tmp_path / str(i)
+        done = run_script("ar_opd.py", *ALONE, "--steps", 2, "--eval_every", 0, *switches, "--out", out)
+        assert done.returncode == 0, done.stderr
+        rows = [r for r in plumbing.read_jsonl(out / "metrics.jsonl") if "loss" in r]
+        assert len(rows) == 2 and all(r["loss"] == r["loss"] and r["loss"] > 0 for r in rows)
+
+
+@pytest.mark.parametrize("script, paper", [("opd", "2306.13649"), ("topd", "2606.00305"), ("ar_opd", "2606.10385")])
 def test_help_explains_every_flag(script, paper):
     import importlib
     from dataclasses import fields
@@ -187,6 +210,12 @@ def mistakes(tmp):
         (["topd.py", "--drop_share", 1, *out], "--drop_share"),
         (["topd.py", "--epsilon", 0, *out], "--plan exact"),
         (["topd.py", "--out", tmp / "run"], "already holds a run"),
+        (["ar_opd.py", "--lam", 9, *out], "--lam is 9"),
+        (["ar_opd.py", "--rho", 1, *out], "--target full"),
+        (["ar_opd.py", "--ema", 0, *out], "--teacher frozen"),
+        (["ar_opd.py", "--clip", -1, *out], "--clip is -1"),
+        (["ar_opd.py", "--skip_first", 900, "--data", "toy", *out], "--skip_first"),
+        (["ar_opd.py", "--student", "toy/student", "--data", tmp / "words.jsonl", *out], "without a solution"),
         (["evaluate.py"], "--model"),
         (["evaluate.py", "--model", "toy/student", "--benchmark", "nope"], "no benchmark and no file"),
         (["evaluate.py", "--model", tmp / "nothing", "--benchmark", "toy", *out], "no such folder"),

@@ -299,6 +299,7 @@ class Step:
     end: int
     fault: str = ""  # "" | statement (wrong, foreign or missing label) | operand | operation | slip | value
     premature: bool = False  # stated before the value that it needs was stated
+    true: bool = False  # the value that it states is the right one (whatever its operands are)
     repeated: bool = False  # this label's value had been stated before
     wrong_at: int = -1  # the character where the text first leaves the truth
     right: str = ""  # what should stand there ("" where no single text is right)
@@ -318,6 +319,12 @@ class Report:
     def premature(self):
         return [s for s in self.steps if s.premature]
 
+    @property
+    def shortcuts(self):
+        """True values that stand there before the values they are computed from: known, not derived. The mark of a solver that
+        imitates somebody who has seen the solution. (A wrong premature value is a mistake, not a shortcut.)"""
+        return [s for s in self.steps if s.premature and s.true]
+
 
 def check(problem, response):
     """Check a solution text claim by claim against the truth. `problem` is a Problem or its text."""
@@ -329,12 +336,13 @@ def check(problem, response):
         step = Step(kind, event.label if event else None, m.start(), m.end())
         if kind == "answer":
             answer, truth = int(m["box"]), chain[-1]
-            step.premature = truth.label not in stated
+            step.premature, step.true = truth.label not in stated, answer == problem.answer
             step.fault, step.wrong_at, step.right = _numbers("value", m, "box", problem.answer)
         elif kind == "recall":  # how many there are before the event it stands under
             if event in chain[1:]:
                 step.premature = problem.before(event).label not in stated
                 step.fault, step.wrong_at, step.right = _numbers("value", m, "have", problem.before(event).value)
+                step.true = not step.fault
         elif event not in chain[1:] or (kind == "fact" and event.kind != "mix"):
             step.fault, step.wrong_at = "statement", label.start("label") if label else m.start()
             step.right = due.label if due else ""
@@ -343,6 +351,7 @@ def check(problem, response):
                 m, [(str(event.numbers[0]), "#", str(event.numbers[1]), str(event.fact))]
             )
         else:
+            step.true = int(m["value"]) == event.value
             step.repeated, step.premature = event.label in stated, problem.before(event).label not in stated
             left, operator, right = map(str, expression(event, problem.before(event).value))
             orders = [(left, operator, right, str(event.value))] + (
