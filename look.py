@@ -3,6 +3,7 @@
     python look.py opd                              # three rollouts of the toy, in the terminal
     python look.py opd --n 5 --html look.html       # the same as one self-contained page; hover a token for the details
     python look.py topd --html look.html            # with candidates, divergent points, and both futures of each
+    python look.py ar_opd --html look.html          # the student's own views: what it would say, shown half of a solution, or all of it
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
 Nothing is trained. Every token of a rollout is coloured by KL(student || teacher) at its position: pale is agreement, red
@@ -12,6 +13,10 @@ wrong, and how much of the disagreement lies on words and how much on substance.
 `topd` adds what topd.py would do there: candidates (high loss) are underlined, those whose futures part are numbered, and for
 each of these the teacher's and the student's window stand one above the other with the strongest links of the transport plan
 and the distance D. A candidate without a number is a false alarm by TOPD's measure: high loss, near futures.
+
+`ar_opd` has no second model. Every token is coloured by the residual of ar_opd.py, log q_full - log q_part: green where the whole
+solution makes the student's token likelier than its first half does, red where it makes it less likely. Shortcuts (true
+values that stand there before what they depend on) are marked.
 """
 
 import argparse
@@ -20,6 +25,8 @@ from pathlib import Path
 
 import torch
 
+import ar_opd
+import diagnostics
 import opd
 import plumbing
 import topd
@@ -170,11 +177,12 @@ body{{font:16px/1.7 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:
 .rollout span{{border-radius:3px;cursor:help}} .wrong{{outline:2px solid #1f6fb4}} .said{{color:#444;font-size:.9em}}
 .candidate{{border-bottom:3px solid #555}} sup{{color:#7a1fa2;font-weight:bold}} .windows{{overflow-x:auto;margin:.3em 0 1em}}
 .scale span{{padding:0 .6em}} svg text{{font:13px ui-monospace,monospace}}</style>
-<h1>Rollouts of {student}</h1><p>Coloured by KL(student || teacher), teacher {teacher}; hover a token for both probabilities and the
-teacher's favourites. A blue frame marks where the text first goes wrong (toy only).{more}</p>
+<h1>Rollouts of {student}</h1><p>{intro}</p>
 <p class="scale">{scale}</p>{body}</html>
 """
 
+INTRO = """Coloured by KL(student || teacher), teacher {teacher}; hover a token for both probabilities and the teacher's favourites. A blue frame
+marks where the text first goes wrong (toy only)."""
 MORE = """ Candidates (the highest losses) are underlined. Where the futures part they are numbered: below, the teacher's window stands above the
 student's, both from the numbered token on. A line is mass of the transport plan: the student's token is drawn to the teacher's. D is the cost of
 the plan, 0 for the same tokens. An underlined token without a number is a false alarm by this measure."""
@@ -241,11 +249,113 @@ def as_page(found, args, tokenizer):
     scale = "".join(f'<span style="{shade(x)}">{x:g}</span>' for x in (0, 0.25, 0.5, 1, 1.5, RED_FROM)) + " nats and more"
     return PAGE.format(
         student=html.escape(args.student),
-        teacher=html.escape(args.teacher),
-        more=MORE if args.method == "topd" else "",
+        intro=INTRO.format(teacher=html.escape(args.teacher)) + (MORE if args.method == "topd" else ""),
         scale=scale,
         body="".join(body),
     )
+
+
+# ============================================================================================ the views of ar_opd
+
+
+def residuals(student, tokenizer, rows, completions, args):
+    """For every rollout: (tokens with their probability under the plain prompt and both views, what the checker says, shortcuts)."""
+    for r in rows:
+        r.update({name: prompt_ids(tokenizer, user) for name, user in ar_opd.views(r, args).items()})
+    scored = diagnostics.score_views(student, student, rows, [c.ids for c in completions], len(tokenizer))
+    found = []
+    for row, c, s in zip(rows, completions, scored):
+        tokens = [
+            {
+                "text": tokenizer.decode([y]),
+                "kl": s["gaps"]["full"][i, diagnostics.GAPS.index("kl")].item(),
+                "residual": (s["own"]["full"][i] - s["own"]["partial"][i]).item(),
+                **{name: s["own"][name][i].exp().item() for name in ("student", "partial", "full")},
+            }
+            for i, y in enumerate(c.ids)
+        ]
+        said, _ = verdict(row, tokens, c.truncated)
+        said = said.split("; of ")[0]
+        marked = set()
+        try:
+            for step in world.check(row["problem"], "".join(t["text"] for t in tokens)).shortcuts:
+                marked |= {i for i, (b, e) in enumerate(offsets(tokens)) if b < step.end and step.start < e}
+        except ValueError:
+            said += (
+                "; appeals to an unseen solution" if ar_opd.shortcut(row["problem"], "".join(t["text"] for t in tokens)) else ""
+            )
+        found.append((row, tokens, said + ("; a shortcut" if marked else ""), marked))
+    return found
+
+
+def signed(residual):
+    """Background of a token: green for a positive residual, red for a negative one, as (red, green, blue); None near zero."""
+    share = max(-1.0, min(1.0, residual / RED_FROM))
+    if abs(share) < 0.05:
+        return None
+    return (
+        (255, 255 - int(150 * -share), 255 - int(190 * -share))
+        if share < 0
+        else (255 - int(150 * share), 255 - int(20 * share), 255 - int(150 * share))
+    )
+
+
+def views_in_terminal(found):
+    colours = plumbing.colours_wanted()
+    print(
+        "tokens coloured by the residual log q_full - log q_part: green likelier with the whole solution, red less likely; shortcuts underlined"
+        if colours
+        else f"[-token-] where the whole solution makes it less likely by {RED_FROM / 2:g} nats and more, [+token+] likelier; shortcuts between _ _"
+    )
+    for row, tokens, said, marked in found:
+        print(f"\n{plumbing.harmless(row['problem'])}")
+        line = ""
+        for i, t in enumerate(tokens):
+            piece, colour = plumbing.harmless(t["text"]), signed(t["residual"])
+            if colours:
+                paint = "\x1b[38;5;16m\x1b[48;2;{};{};{}m".format(*colour) if colour else ""
+                line += ("\x1b[4m" if i in marked else "") + paint + piece + "\x1b[0m"
+            else:
+                sign = "-" if t["residual"] < -RED_FROM / 2 else "+" if t["residual"] > RED_FROM / 2 else ""
+                piece = f"[{sign}{piece}{sign}]" if sign else piece
+                line += f"_{piece}_" if i in marked else piece
+        print(f"{line}\n  {said}")
+        strong = sorted(sorted(range(len(tokens)), key=lambda i: -abs(tokens[i]["residual"]))[:5])
+        for i in strong:  # the strongest residuals, as numbers
+            t = tokens[i]
+            print(
+                f"    {plumbing.harmless(t['text']).strip() or '_':<12} student {t['student']:.3f}   partial {t['partial']:.3f}   "
+                f"full {t['full']:.3f}   residual {t['residual']:+.2f}"
+            )
+
+
+VIEWS_INTRO = """Every token of the student's rollouts, scored by the student itself under three prompts: the plain one, with the first part of the
+solution (partial), with all of it (full). Coloured by the residual log q_full - log q_part: green where the whole solution makes the
+token likelier, red where it makes it less likely. Hover a token for its three probabilities. A blue frame marks a shortcut: a true value that
+stands there before the values it is computed from (toy only)."""
+
+
+def views_page(found, args):
+    body = []
+    for row, tokens, said, marked in found:
+        spans = []
+        for i, t in enumerate(tokens):
+            tip = f"student {t['student']:.3f}, partial {t['partial']:.3f}, full {t['full']:.3f}; residual {t['residual']:+.2f} nats"
+            colour = signed(t["residual"])
+            style = "background:rgb({},{},{})".format(*colour) if colour else ""
+            kind = " class=wrong" if i in marked else ""
+            spans.append(f'<span style="{style}"{kind} title="{tip}">{html.escape(plumbing.harmless(t["text"]))}</span>')
+        body.append(
+            f'<h2>&nbsp;</h2><p class="prompt">{html.escape(plumbing.harmless(row["problem"]))}</p>'
+            f'<p class="prompt">solution: {html.escape(plumbing.harmless(row["solution"]))}</p>'
+            f'<p class="rollout">{"".join(spans)}</p><p class="said">{html.escape(said)}</p>'
+        )
+    scale = "".join(
+        f'<span style="background:rgb({c[0]},{c[1]},{c[2]})">{x:+g}</span>'
+        for x in (-2, -1, -0.5, 0.5, 1, 2)
+        if (c := signed(x))
+    )
+    return PAGE.format(student=html.escape(args.student), intro=VIEWS_INTRO, scale=scale + " nats", body="".join(body))
 
 
 # ============================================================================================ main
@@ -253,7 +363,7 @@ def as_page(found, args, tokenizer):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("method", choices=["opd", "topd"], help="whose view")
+    p.add_argument("method", choices=["opd", "topd", "ar_opd"], help="whose view")
     p.add_argument("--n", type=int, default=3, help="rollouts to show (default 3)")
     p.add_argument("--html", metavar="FILE", help="write a page instead of printing")
     p.add_argument("--student", default="toy/student", help="model that writes (default toy/student)")
@@ -262,11 +372,15 @@ def main(argv=None):
     p.add_argument("--seed", type=int, default=0, help="another seed shows other problems and rollouts")
     p.add_argument("--max_new_tokens", type=int, default=256, help="longest rollout (default 256)")
     p.add_argument("--window_size", type=int, help="of topd: tokens of a window (default 12 on the toy, else 50)")
+    p.add_argument(
+        "--rho", type=float, default=0.5, help="of ar_opd: share of the solution that the partial view shows (default 0.5)"
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
     args = p.parse_args(argv)
     require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
     require(args.max_new_tokens >= 1, f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.")
     args.window_size = args.window_size or (12 if args.data.startswith("toy") else 50)
+    require(0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1).")
     require(args.window_size >= 2, f"--window_size is {args.window_size}; a window needs at least 2 tokens.")
     require(
         not args.html or Path(args.html).absolute().parent.is_dir(),
@@ -274,11 +388,17 @@ def main(argv=None):
     )
     device = plumbing.pick_device(args.device)
     rows, tokenizer = load_benchmark(args.data, "test"), plumbing.load_tokenizer(args.student)
-    plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(args.teacher))
+    alone = args.method == "ar_opd"
+    require(
+        not alone or all(r.get("solution") for r in rows),
+        f"'{args.data}' has rows without a solution for the views to show; use toy, gsm8k, or a JSONL file with problem, answer and solution.",
+    )
+    if not alone:
+        plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(args.teacher))
     chosen = [rows[i] for i in plumbing.prompts_of_step(1, args.n, len(rows), args.seed)]
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in chosen], args.data)
     dtype = plumbing.compute_dtype("auto", device)
-    student, teacher = (plumbing.load_model(name, device, dtype) for name in (args.student, args.teacher))
+    student = plumbing.load_model(args.student, device, dtype)
     prompts = [prompt_ids(tokenizer, r["prompt"]) for r in chosen]
     completions = sample(
         student,
@@ -288,18 +408,21 @@ def main(argv=None):
         vocabulary=len(tokenizer),
         keys=[("look", args.seed, i) for i in range(args.n)],
     )
-    ahead = {}
-    if args.method == "topd":
-        ahead = futures(student, teacher, tokenizer, prompts, completions, args.window_size, args.seed)
-    found = []
-    for i, (row, prompt, c) in enumerate(zip(chosen, prompts, completions)):
-        tokens = scored(student, teacher, tokenizer, prompt, c.ids)
-        found.append((row["problem"], tokens, *verdict(row, tokens, c.truncated), ahead.get(i)))
-    if args.html:
-        plumbing.write_text(args.html, as_page(found, args, tokenizer))
-        print(f"wrote {args.html}")
+    if alone:
+        views = residuals(student, tokenizer, chosen, completions, ar_opd.Args(rho=args.rho))
+        page = views_page(views, args) if args.html else views_in_terminal(views)
     else:
-        in_terminal(found, tokenizer)
+        teacher, ahead = plumbing.load_model(args.teacher, device, dtype), {}
+        if args.method == "topd":
+            ahead = futures(student, teacher, tokenizer, prompts, completions, args.window_size, args.seed)
+        found = []
+        for i, (row, prompt, c) in enumerate(zip(chosen, prompts, completions)):
+            tokens = scored(student, teacher, tokenizer, prompt, c.ids)
+            found.append((row["problem"], tokens, *verdict(row, tokens, c.truncated), ahead.get(i)))
+        page = as_page(found, args, tokenizer) if args.html else in_terminal(found, tokenizer)
+    if args.html:
+        plumbing.write_text(args.html, page)
+        print(f"wrote {args.html}")
 
 
 if __name__ == "__main__":

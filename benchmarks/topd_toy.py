@@ -1,6 +1,7 @@
 """The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the paper lacks.
 
     python benchmarks/topd_toy.py claims                      T1, T2, T3, the detector against the true forks, T8; minutes
+    python benchmarks/topd_toy.py local                       T6: does D fall after a few updates on one point? minutes
     python benchmarks/topd_toy.py arms --jobs 2               OPD, suppress low, suppress high, TOPD: table and picture; an hour
     python benchmarks/topd_toy.py controls --jobs 2           what in TOPD does it? hours
     python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x       one run of one control
@@ -20,7 +21,8 @@ from arms import ROOT, picture, run_all, table
 import opd
 import plumbing
 import topd
-from evaluate import eos_ids, load_benchmark, mean_interval, prompt_ids
+from diagnostics import auc
+from evaluate import eos_ids, load_benchmark, mean_interval, prompt_ids, uniforms
 from toy import world
 
 CPU = torch.device("cpu")
@@ -115,16 +117,6 @@ def forks(row, ids, tokenizer):
         if at > wrong.wrong_at:
             return i
     return None
-
-
-def auc(scores, labels):
-    """Probability that a positive has the higher score (ties count half)."""
-    order = torch.tensor(scores, dtype=torch.float64)
-    positive, negative = order[torch.tensor(labels)], order[~torch.tensor(labels)]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    above = (positive[:, None] > negative[None]).double().mean() + 0.5 * (positive[:, None] == negative[None]).double().mean()
-    return above.item()
 
 
 def looked(student, teacher, tokenizer, rows, args, seed, everywhere=False):
@@ -258,6 +250,77 @@ def overhead(seeds, updates=20):
     show(per, f"T8, {updates} updates a seed in turn, {torch.get_num_threads()} thread(s)")
 
 
+def regenerate(model, teacher, prefix, theirs, K, ends, vocabulary, key, count):
+    """`count` windows that the model samples after a prefix, as points beside the teacher's window, distances filled in."""
+    hidden, cache = topd.read(model, torch.tensor([prefix]), count * K)
+    draws = torch.stack([uniforms((*key, i), K) for i in range(count)])
+    ours, _ = topd.continuations(model, hidden, cache, [(0, len(prefix))] * count, K, ends, vocabulary, vocabulary, draws)
+    points = [topd.Point(0, 0, 0.0, teacher=theirs, student=w) for w in ours]
+    topd.measure(points, teacher)
+    return points
+
+
+def local(seeds, count, updates=5, regenerations=8):
+    """T6, the paper's second experiment: at one divergent point the student is updated a few times on that very prefix, each time on a
+    window sampled anew; D of its windows to the teacher's before and after. "no update" only samples anew: a point was
+    chosen for its high D, so D falls by itself."""
+    student, teacher, tokenizer = load()
+    vocabulary, ends = len(tokenizer), set(eos_ids(teacher, tokenizer))
+    args = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy"]))
+    rows = load_benchmark("toy", "test")
+    for r in rows:
+        r["ids"] = prompt_ids(tokenizer, r["prompt"])
+    weights, per = {"OPD": 0.0, "OPD + 0.1 L_traj": 0.1, "OPD + 1.0 L_traj": 1.0}, []
+    for seed in seeds:
+        chosen = [rows[i] for i in plumbing.prompts_of_step(1, 32, len(rows), seed)]
+        (prompts, responses, _), points, _ = looked(student, teacher, tokenizer, chosen, args, seed)
+        kept, _ = topd.divergent([p for p in points if p.kind == "high"], args)
+        order = uniforms(("local", seed), len(kept)).argsort()[:count].tolist()
+        found = {"at selection": [kept[i].distance for i in order]}
+        for n, p in enumerate(kept[i] for i in order):
+            prefix, theirs = prompts[p.row] + responses[p.row][: p.t], p.teacher
+
+            def mean_distance(model, name, prefix=prefix, theirs=theirs, n=n, seed=seed):
+                with torch.no_grad():
+                    after = regenerate(
+                        model, teacher, prefix, theirs, args.window_size, ends, vocabulary, (name, seed, n), regenerations
+                    )
+                return sum(x.distance for x in after) / len(after)
+
+            found.setdefault("no update", []).append(mean_distance(student, "before"))
+            for arm, weight in weights.items():
+                model = copy.deepcopy(student)
+                optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
+                for m in range(updates):
+                    with torch.no_grad():
+                        windows = regenerate(
+                            model, teacher, prefix, theirs, args.window_size, ends, vocabulary, ("train", seed, n, m), 1
+                        )
+                        topd.soft_targets(windows, args)
+                    ids, predicts, _ = plumbing.pack([prefix], [windows[0].student], CPU)
+                    entries = topd.sparse_targets(windows, [0], CPU)
+                    with torch.no_grad():
+                        teacher_hidden = plumbing.states(teacher, ids, predicts)
+                    hidden = plumbing.states(model, ids, predicts)
+                    ones = torch.ones(len(hidden))
+                    opd_sum, guided, _ = topd.chunked_loss(
+                        model, teacher, hidden, teacher_hidden, ones, entries, vocabulary, len(hidden)
+                    )
+                    (opd_sum / len(hidden) + weight * guided).backward()
+                    plumbing.clip_and_step(model, optimiser, clip=1.0)
+                found.setdefault(arm, []).append(mean_distance(model, "after"))
+        means = {f"mean D, {k}": sum(v) / len(v) for k, v in found.items()}
+        for arm in weights:
+            means[f"{arm} - OPD"] = (sum(found[arm]) - sum(found["OPD"])) / len(found["OPD"])
+        means.pop("OPD - OPD")
+        per.append(means)
+        print(f"seed {seed} done", file=sys.stderr)
+    show(
+        per,
+        f"T6, {count} divergent points a seed, {updates} updates each, {regenerations} windows before and after, {len(seeds)} seeds",
+    )
+
+
 # ============================================================================================ main
 
 
@@ -268,9 +331,10 @@ def main():
         plumbing.run(lambda: topd.main(sys.argv[3:]))
         return
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["claims", "overhead", "arms", "controls", "control"])
+    p.add_argument("what", choices=["claims", "overhead", "local", "arms", "controls", "control"])
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
     p.add_argument("--rollouts", type=int, default=512, help="of claims, a seed (default 512)")
+    p.add_argument("--points", type=int, default=60, help="of local, a seed (default 60)")
     p.add_argument("--student", help="of claims: another student than toy/student")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
     p.add_argument("--limit", type=int, default=1000, help="problems of the final evaluations (default 1000 each)")
@@ -282,6 +346,8 @@ def main():
         claims(seeds, args.rollouts, args.student)
     if args.what in ("claims", "overhead") and not args.student:
         overhead(seeds[:3])
+    if args.what == "local":
+        local(seeds, args.points)
     if args.what in ("arms", "controls"):
         arms = ARMS if args.what == "arms" else {"OPD": ARMS["OPD"], **CONTROLS}
         run_all(arms, seeds, args.runs, args.jobs, args.limit)

@@ -59,7 +59,8 @@ def test_a_run_leaves_what_it_promises(undisturbed):
             low, high = r["eval"]["interval"]
             assert low <= r["eval"]["accuracy"] <= high and r["eval"]["n"] == 20
         else:
-            assert {"loss", "kl", "student_entropy", "teacher_entropy", "length", "truncated", "grad_norm", "changed", "seconds", "tokens_per_second",
+            assert "teacher_entropy" in r or "target_entropy" in r
+            assert {"loss", "kl", "student_entropy", "length", "truncated", "grad_norm", "changed", "seconds", "tokens_per_second",
                     "peak_memory"} <= r.keys()
             assert {"total", "sample", "teacher", "student", "step"} <= r["seconds"].keys()
             if command[0] == "topd.py":
@@ -228,6 +229,8 @@ def mistakes(tmp):
         (["evaluate.py", "--compare", tmp / "nothing"], "not a run"),
         (["look.py", "opd", "--n", 0], "--n is 0"),
         (["look.py", "topd", "--window_size", 1], "--window_size is 1"),
+        (["look.py", "ar_opd", "--rho", 2], "--rho is 2"),
+        (["look.py", "ar_opd", "--data", tmp / "words.jsonl"], "without a solution"),
         (["look.py", "opd", "--html", tmp / "no/such/page.html"], "no folder"),
     ]
 
@@ -346,6 +349,20 @@ def test_look_topd_shows_both_futures(tmp_path):
     text = page.read_text()
     assert text.count("<svg") == divergent and text.count("<line") > 5 * divergent and 'class="candidate"' in text
     assert "<script" not in text and "http" not in text
+
+
+def test_look_ar_opd_shows_the_views(tmp_path):
+    done = run_script("look.py", "ar_opd", "--n", 2, "--device", "cpu")
+    assert done.returncode == 0 and done.stdout.count("residual ") >= 4 and "partial 0." in done.stdout and "full 0." in done.stdout, done.stderr
+    page = tmp_path / "page.html"
+    assert run_script("look.py", "ar_opd", "--n", 2, "--html", page, "--device", "cpu").returncode == 0
+    text = page.read_text()
+    assert text.count('class="rollout"') == 2 and text.count("residual") > 50 and "<script" not in text and "http" not in text
+    import look
+    row = {"problem": "<b>", "solution": "<i>"}
+    token = {"text": "<img src=x>\x1b[2J", "residual": -1.5, "student": .1, "partial": .2, "full": .3}
+    evil = look.views_page([(row, [token], "<u>", {0})], type("A", (), {"student": "s"}))
+    assert not any(x in evil for x in ("<img", "<i>", "<u>", "\x1b", "<b>"))
 
 
 def test_windows_of_strangers_are_harmless():
