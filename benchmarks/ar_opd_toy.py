@@ -156,7 +156,7 @@ def main():
     print(table(args.runs, arms, seeds, "Full"))
     name = "ar_opd-toy.png" if args.what == "arms" else "ar_opd-controls-toy.png"
     title = "AR-OPD on the toy" if args.what == "arms" else "AR-OPD's controls on the toy"
-    picture(args.runs, arms, seeds, "Full", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds", timed=False)
+    picture(args.runs, arms, seeds, "Full", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds")
     print(f"picture: benchmarks/{name}")
 
 

@@ -6,7 +6,6 @@ has its final model is never repeated, one that was interrupted is resumed: star
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -64,12 +63,12 @@ def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS):
             future.result()
 
 
-def curve(run):
-    """[(update, seconds of training so far, accuracy)] of a run's evaluations. Seconds are updates x the run's median
-    update, without evaluations: the sum would also hold whatever else the machine did at the time."""
-    rows = plumbing.read_jsonl(run / "metrics.jsonl")
-    each = statistics.median(r["seconds"]["total"] for r in rows if "seconds" in r)
-    return [(r["step"], r["step"] * each, r["eval"]["accuracy"]) for r in rows if "eval" in r]
+def curve(run, cost=1.0):
+    """[(update, time so far, accuracy)] of a run's evaluations. Time is updates x cost; a cost is an update's time relative to that of
+    the base, measured side by side. The seconds that a run noted also hold whatever else the machine did at the time."""
+    return [
+        (r["step"], r["step"] * cost, r["eval"]["accuracy"]) for r in plumbing.read_jsonl(run / "metrics.jsonl") if "eval" in r
+    ]
 
 
 def at(points, x, column):
@@ -95,9 +94,12 @@ def final(runs, name, key="accuracy"):
     return lambda arm, seed: plumbing.read_json(folder(runs, arm, seed) / name / "summary.json", "")[key]
 
 
-def table(runs, arms, seeds, base, timed=True):
+def table(runs, arms, seeds, base, costs=None):
     """Markdown: means over seeds with 95 % intervals (Student's t), and differences to `base`, paired by seed."""
-    curves = {(a, s): curve(folder(runs, a, s)) for a in arms for s in seeds if (folder(runs, a, s) / "metrics.jsonl").exists()}
+    timed, curves = costs is not None, {}
+    for a in arms:
+        if timed and a in costs:
+            curves |= {(a, s): curve(folder(runs, a, s), costs[a]) for s in seeds}
     lines = [
         f"| {len(seeds)} seeds | test | held-out | test - {base} | held-out - {base} |"
         + (f" at the time of {base} |" if timed else ""),
@@ -120,8 +122,9 @@ def table(runs, arms, seeds, base, timed=True):
     return "\n".join(lines)
 
 
-def picture(runs, arms, seeds, base, path, title, timed=True):
+def picture(runs, arms, seeds, base, path, title, costs=None):
     """Curves over updates and over seconds (mean of the seeds, thin lines the seeds), and the final differences with intervals."""
+    timed = costs is not None
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,8 +140,8 @@ def picture(runs, arms, seeds, base, path, title, timed=True):
     )
     colours = {a: f"C{i % 10}" for i, a in enumerate(arms)}
     for column, axis in zip((0, 1) if timed else (0,), axes):
-        for arm in trained:
-            curves = [curve(folder(runs, arm, s)) for s in seeds]
+        for arm in trained if column == 0 else [a for a in trained if a in costs]:
+            curves = [curve(folder(runs, arm, s), costs[arm] if column else 1.0) for s in seeds]
             for c in curves:
                 axis.plot([p[column] for p in c], [100 * p[2] for p in c], color=colours[arm], alpha=0.18, linewidth=0.8)
             rows = list(zip(*curves))
@@ -148,7 +151,7 @@ def picture(runs, arms, seeds, base, path, title, timed=True):
                 color=colours[arm],
                 label=arm,
             )
-        axis.set(xlabel=("update", "seconds of training (one thread)")[column], ylabel="accuracy (%)")
+        axis.set(xlabel=("update", f"time, in updates of {base}")[column], ylabel="accuracy (%)")
     axes[0].legend(frameon=False, fontsize=9)
     axis, others = axes[-1], [a for a in arms if a != base]
     for y, arm in enumerate(reversed(others)):

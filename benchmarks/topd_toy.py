@@ -1,6 +1,7 @@
 """The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the paper lacks.
 
-    python benchmarks/topd_toy.py claims                      T1, T2, T3, the detector against the true forks, T8; minutes
+    python benchmarks/topd_toy.py claims                      T1, T2, T3, the detector against the true forks, and T8; minutes
+    python benchmarks/topd_toy.py overhead                    T8 alone, on a machine that does nothing else
     python benchmarks/topd_toy.py local                       T6: does D fall after a few updates on one point? minutes
     python benchmarks/topd_toy.py arms --jobs 2               OPD, suppress low, suppress high, TOPD: table and picture; an hour
     python benchmarks/topd_toy.py controls --jobs 2           what in TOPD does it? hours
@@ -14,6 +15,7 @@ import copy
 import statistics as st
 import sys
 import time
+from pathlib import Path
 
 import torch
 from arms import ROOT, picture, run_all, table
@@ -202,52 +204,49 @@ def show(per, title):
             print(f"  {key:<38} {m:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def overhead(seeds, updates=20):
-    """T8: whole updates of opd.py and topd.py in turn, each on its own copy of the student, the default probes included."""
+def overhead(seeds, runs, updates=20):
+    """T8: whole updates of opd.py and of every way to run topd.py, in turn and in changing order, each on its own copy of the student,
+    the default probes included. Ratios within one run: seconds alone would measure what else the machine did. Writes them
+    into the folder of the runs, where they become the time axis of the arms."""
     _, teacher, tokenizer = load()
     rows = load_benchmark("toy", "train")
     for r in rows:
         r["ids"] = prompt_ids(tokenizer, r["prompt"])
-    per = []
+    ends, vocabulary, per = set(eos_ids(teacher, tokenizer)), len(tokenizer), []
     for seed in seeds:
-        o = opd.settle(plumbing.parse_arguments(opd.Args, "", ["--data", "toy", "--seed", str(seed)]))
-        t = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy", "--seed", str(seed)]))
-        models = [plumbing.load_model("toy/student", CPU, torch.float32) for _ in range(2)]
-        optimisers = [torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for m in models]
-        clock, took, phases = plumbing.Clock(CPU), ([], []), {}
+        models = {a: plumbing.load_model("toy/student", CPU, torch.float32) for a in ARMS}
+        optimisers = {a: torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for a, m in models.items()}
+        clock, took, phases = plumbing.Clock(CPU), {a: [] for a in ARMS}, {}
         for step in range(1, updates + 4):
-            chosen = [rows[i] for i in plumbing.prompts_of_step(step, t.prompts, len(rows), seed)]
-            for which in (0, 1) if step % 2 else (1, 0):
-                model, begun = models[which], time.perf_counter()
+            order = list(ARMS)[step % len(ARMS) :] + list(ARMS)[: step % len(ARMS)]
+            for arm in order:
+                module = opd if ARMS[arm][0] == "opd.py" else topd
+                flags = ["--data", "toy", "--seed", str(seed), *ARMS[arm][1:]]
+                args = module.settle(plumbing.parse_arguments(module.Args, "", flags))
+                model, optimiser, begun = models[arm], optimisers[arm], time.perf_counter()
+                chosen = [rows[i] for i in plumbing.prompts_of_step(step, args.prompts, len(rows), seed)]
                 clock.start()
-                with clock.phase("sample"):
-                    batch = (
-                        opd.rollouts(model, teacher, tokenizer, chosen, o, step)
-                        if which == 0
-                        else topd.rollouts(model, tokenizer, chosen, t, step)
-                    )
-                if which == 0:
-                    opd.update(model, teacher, optimisers[0], batch, o, clock, plumbing.no_autocast, len(tokenizer))
+                if module is opd:
+                    with clock.phase("sample"):
+                        batch = opd.rollouts(model, teacher, tokenizer, chosen, args, step)
+                    opd.update(model, teacher, optimiser, batch, args, clock, plumbing.no_autocast, vocabulary)
                 else:
-                    ends = set(eos_ids(teacher, tokenizer))
-                    topd.update(
-                        model, teacher, optimisers[1], batch, t, step, clock, plumbing.no_autocast, len(tokenizer), ends
-                    )
+                    with clock.phase("sample"):
+                        batch = topd.rollouts(model, tokenizer, chosen, args, step)
+                    topd.update(model, teacher, optimiser, batch, args, step, clock, plumbing.no_autocast, vocabulary, ends)
                 if step > 3:  # the first ones warm caches
-                    took[which].append(time.perf_counter() - begun)
+                    took[arm].append(time.perf_counter() - begun)
                     for k, v in clock.seconds.items():
-                        phases.setdefault((which, k), []).append(v)
-        per.append(
-            {
-                "OPD, seconds an update (median)": st.median(took[0]),
-                "TOPD, seconds an update (median)": st.median(took[1]),
-                "ratio of the medians": st.median(took[1]) / st.median(took[0]),
-                "ratio of the sums, probes included": sum(took[1]) / sum(took[0]),
-                **{f"{('OPD', 'TOPD')[w]}, {k} (median)": st.median(v) for (w, k), v in sorted(phases.items())},
-            }
-        )
+                        phases.setdefault((arm, k), []).append(v)
+        row = {f"{a}, seconds an update (median)": st.median(took[a]) for a in ARMS}
+        row |= {f"{a} / OPD, medians": st.median(took[a]) / st.median(took["OPD"]) for a in ARMS if a != "OPD"}
+        row["TOPD / OPD, sums, probes included"] = sum(took["TOPD"]) / sum(took["OPD"])
+        row |= {f"{a}, {k} (median)": st.median(v) for (a, k), v in sorted(phases.items()) if a in ("OPD", "TOPD")}
+        per.append(row)
         print(f"seed {seed} done", file=sys.stderr)
     show(per, f"T8, {updates} updates a seed in turn, {torch.get_num_threads()} thread(s)")
+    costs = {a: sum(r.get(f"{a} / OPD, medians", 1.0) for r in per) / len(per) for a in ARMS}
+    plumbing.write_json(plumbing.make_folder(runs) / "costs.json", costs)
 
 
 def regenerate(model, teacher, prefix, theirs, K, ends, vocabulary, key, count):
@@ -345,16 +344,20 @@ def main():
     if args.what == "claims":
         claims(seeds, args.rollouts, args.student)
     if args.what in ("claims", "overhead") and not args.student:
-        overhead(seeds[:3])
+        overhead(seeds[:3], args.runs)
     if args.what == "local":
         local(seeds, args.points)
     if args.what in ("arms", "controls"):
         arms = ARMS if args.what == "arms" else {"OPD": ARMS["OPD"], **CONTROLS}
         run_all(arms, seeds, args.runs, args.jobs, args.limit)
-        print(table(args.runs, arms, seeds, "OPD"))
+        costs = Path(args.runs) / "costs.json"
+        if not costs.exists():
+            overhead(seeds[:3], args.runs)
+        costs = plumbing.read_json(costs, "")
+        print(table(args.runs, arms, seeds, "OPD", costs))
         name = "topd-toy.png" if args.what == "arms" else "topd-controls-toy.png"
         title = "TOPD on the toy" if args.what == "arms" else "TOPD's controls on the toy"
-        picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds")
+        picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds", costs)
         print(f"picture: benchmarks/{name}")
 
 

@@ -67,20 +67,20 @@ def test_advantages_add_up_and_auc_is_the_probability_of_the_right_order():
 
 def test_arms_are_paired_by_seed_and_compared_at_equal_time(tmp_path):
     # two arms, three seeds; the second arm's update takes twice as long
-    for arm, each, finals in (("A", 1., (.50, .60, .40)), ("B", 2., (.56, .65, .47))):
+    for arm, finals in (("A", (.50, .60, .40)), ("B", (.56, .65, .47))):
         for seed, accuracy in enumerate(finals):
             run = tmp_path / f"{arm}-{seed}"
             for name in ("test", "heldout"):
                 (run / name).mkdir(parents=True)
                 (run / name / "summary.json").write_text(json.dumps({"accuracy": accuracy, "interval": [0, 1]}))
-            rows = [{"step": 0, "eval": {"accuracy": .2}}, *[{"step": s, "seconds": {"total": each + (50 if s == 3 else 0)}} for s in range(1, 11)],
-                    {"step": 10, "eval": {"accuracy": accuracy}}]
+            rows = [{"step": 0, "eval": {"accuracy": .2}}, {"step": 3, "loss": 1.}, {"step": 10, "eval": {"accuracy": accuracy}}]
             (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert arms.curve(tmp_path / "B-0") == [(0, 0, .2), (10, 20, .56)]              # one slow update does not count
+    costs = {"A": 1., "B": 2.}
+    assert arms.curve(tmp_path / "B-0", 2.) == [(0, 0, .2), (10, 20, .56)]
     assert arms.differences(tmp_path, ["A", "B"], [0, 1, 2], "A", arms.final(tmp_path, "test")) == {"B": pytest.approx([.06, .05, .07])}
-    text = arms.table(tmp_path, {"A": ["a"], "B": ["b"]}, [0, 1, 2], "A")
-    # +6 points on average; standard error 1 / sqrt(3), t(2) = 4.303. At A's 10 seconds B is half-way up from 20 %
+    text = arms.table(tmp_path, {"A": ["a"], "B": ["b"]}, [0, 1, 2], "A", costs)
+    # +6 points on average; standard error 1 / sqrt(3), t(2) = 4.303. At the time of A's 10 updates B is half-way up from 20 %
     assert "| B | 56.0 [" in text and "+6.0 [+3.5, +8.5]" in text and "-12.0 [" in text
     assert arms.at([(0, 0, .2), (10, 20, .56)], 10, 1) == pytest.approx(.38) and arms.at([(0, 0, .2), (10, 20, .56)], 99, 1) == .56
-    arms.picture(tmp_path, {"A": ["a"], "B": ["b"]}, [0, 1, 2], "A", tmp_path / "x.png", "title")
+    arms.picture(tmp_path, {"A": ["a"], "B": ["b"]}, [0, 1, 2], "A", tmp_path / "x.png", "title", costs)
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
