@@ -336,6 +336,7 @@ def main():
     p.add_argument("--points", type=int, default=60, help="of local, a seed (default 60)")
     p.add_argument("--student", help="of claims: another student than toy/student")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
+    p.add_argument("--only", help='of arms: some of them, as in --only "OPD,TOPD" (default: all)')
     p.add_argument("--limit", type=int, default=1000, help="problems of the final evaluations (default 1000 each)")
     p.add_argument("--runs", default="runs/topd-toy", help="folder of the runs (default runs/topd-toy)")
     args = p.parse_args()
@@ -349,6 +350,9 @@ def main():
         local(seeds, args.points)
     if args.what in ("arms", "controls"):
         arms = ARMS if args.what == "arms" else {"OPD": ARMS["OPD"], **CONTROLS}
+        if args.only:
+            plumbing.require(set(args.only.split(",")) <= set(arms), f"--only {args.only}: the arms are {', '.join(arms)}.")
+            arms = {a: c for a, c in arms.items() if a in args.only.split(",")}
         run_all(arms, seeds, args.runs, args.jobs, args.limit)
         costs = Path(args.runs) / "costs.json"
         if not costs.exists():
@@ -356,6 +360,7 @@ def main():
         costs = plumbing.read_json(costs, "")
         print(table(args.runs, arms, seeds, "OPD", costs))
         name = "topd-toy.png" if args.what == "arms" else "topd-controls-toy.png"
+        name = name.replace("toy", "toy-some") if args.only else name
         title = "TOPD on the toy" if args.what == "arms" else "TOPD's controls on the toy"
         picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds", costs)
         print(f"picture: benchmarks/{name}")
