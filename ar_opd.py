@@ -48,7 +48,7 @@ from toy import world
 
 # Two complete settings; a flag that is given wins. Without a GPU, or with toy models or data, the first.
 # fmt: off
-TOY = dict(student="toy/student", data="toy", steps=120, max_new_tokens=160, lr=3e-4, ema=0.05, eval_n=500, eval_every=20)
+TOY = dict(student="toy/reader", data="toy", steps=120, max_new_tokens=160, lr=3e-4, ema=0.05, eval_n=500, eval_every=20)
 HUB = dict(student="Qwen/Qwen3-0.6B", data="gsm8k", steps=200, max_new_tokens=512, lr=1e-5, ema=0.01, eval_n=200, eval_every=50)
 # fmt: on
 
@@ -59,7 +59,7 @@ HUB = dict(student="Qwen/Qwen3-0.6B", data="gsm8k", steps=200, max_new_tokens=51
 @dataclass
 class Args:
     student: str | None = None
-    """model that learns from itself: a folder or a hub name (default: toy/student, with a GPU Qwen/Qwen3-0.6B)"""
+    """model that learns from itself: a folder or a hub name (default: toy/reader, with a GPU Qwen/Qwen3-0.6B)"""
     data: str | None = None
     """training problems with worked solutions: toy, gsm8k, or a JSONL file with problem, answer and solution (default: toy, with a GPU gsm8k)"""
     benchmark: str | None = None

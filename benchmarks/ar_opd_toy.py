@@ -80,7 +80,7 @@ def table(runs, arms, seeds, base):
 def look_at_views(seeds, count):
     """A4, A5, A7 on the student before any training: gaps by fifths and by length of the context, AUC of advantages, pass@4 of each view."""
     cpu = torch.device("cpu")
-    student, tokenizer = plumbing.load_model("toy/student", cpu, torch.float32), plumbing.load_tokenizer("toy/student")
+    student, tokenizer = plumbing.load_model("toy/reader", cpu, torch.float32), plumbing.load_tokenizer("toy/reader")
     args = ar_opd.settle(plumbing.parse_arguments(ar_opd.Args, "", ["--data", "toy"]))
     tests, per, fifths, length_rows = load_benchmark("toy", "test"), [], [], []
     for seed in seeds:
@@ -152,7 +152,7 @@ def main():
         look_at_views(seeds, args.rollouts)
         return
     arms = ARMS if args.what == "arms" else CONTROLS
-    run_all(arms, seeds, args.runs, args.jobs, args.limit)
+    run_all(arms, seeds, args.runs, args.jobs, args.limit, start="toy/reader")
     print(table(args.runs, arms, seeds, "Full"))
     name = "ar_opd-toy.png" if args.what == "arms" else "ar_opd-controls-toy.png"
     title = "AR-OPD on the toy" if args.what == "arms" else "AR-OPD's controls on the toy"

@@ -24,7 +24,7 @@ def folder(runs, arm, seed):
     return Path(runs) / f"{arm.replace(' ', '-')}-{seed}"
 
 
-def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS):
+def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS, start="toy/student"):
     """All arms for all seeds, `jobs` at a time with one thread each: two threads on two busy cores are slower than one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     said = threading.Lock()
@@ -41,7 +41,7 @@ def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS):
         if not (out / "final").exists() and arms[arm]:
             resume = ["--resume"] if (out / "config.json").exists() else []
             call([*arms[arm], "--seed", seed, "--out", out.resolve(), *resume], log)
-        model = (out / "final").resolve() if arms[arm] else "toy/student"
+        model = (out / "final").resolve() if arms[arm] else start
         for name, benchmark in benchmarks.items():
             if not (out / name / "summary.json").exists():
                 (out / name).mkdir(parents=True, exist_ok=True)

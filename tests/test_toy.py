@@ -195,3 +195,30 @@ def test_right_hints_help_and_wrong_ones_do_not(toy):
     peer = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], r["peer"]))
     wrong = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], rows[i - 7]["solution"]))
     assert full > none + .15 and peer > none + .15 and wrong < none + .05, (none, full, peer, wrong)
+
+
+def test_the_reader_follows_a_hint_before_its_mistakes_and_not_behind_them():
+    # the second gate of self-distillation: a view that lowers the right result behind a mistake teaches false arithmetic there
+    import torch
+
+    import plumbing
+    from toy import build
+    reader, tokenizer = plumbing.load_model(str(ROOT / "toy/reader"), torch.device("cpu"), torch.float32), plumbing.load_tokenizer(str(ROOT / "toy/reader"))
+    plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(str(ROOT / "toy/student")))
+    rows = evaluate.load_benchmark("toy", "test", 200)
+
+    def accuracy(prompt):
+        asked = [{**r, "prompt": prompt(i, r)} for i, r in enumerate(rows)]
+        return evaluate.evaluate(reader, tokenizer, asked, max_new_tokens=200)[0]["accuracy"]
+    none, full = accuracy(lambda i, r: r["problem"]), accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], r["solution"]))
+    wrong = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], rows[i - 7]["solution"]))
+    assert full > none + .3 and abs(wrong - none) < .12, (none, full, wrong)
+
+    def mean(values):
+        return sum(values) / len(values)
+    found = build.hard_results(reader, tokenizer, rows[:120], ("nothing", "whole solution"))
+    before, after = ({k: mean(found[k][place]) for k in ("nothing", "whole solution")} for place in ("before", "after"))
+    assert before["whole solution"] > before["nothing"] + .2 and after["whole solution"] > after["nothing"] - .08, (before, after)
+    student = build.hard_results(plumbing.load_model(str(ROOT / "toy/student"), torch.device("cpu"), torch.float32), tokenizer, rows[:120],
+                                 ("nothing", "whole solution"))
+    assert mean(student["whole solution"]["after"]) < mean(student["nothing"]["after"]) - .05       # what it had to learn
