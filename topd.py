@@ -270,7 +270,10 @@ def continuations(model, hidden, cache, places, K, ends, vocabulary, size, draws
     if not places:
         return [], []
     rows, prefix = torch.tensor(places, device=hidden.device).T  # [P], [P]
-    slot = [sum(r == earlier for earlier, _ in places[:i]) for i, (r, _) in enumerate(places)]  # which branch of its row
+    slot, branches = [], {}
+    for r, _ in places:  # which branch of its row
+        slot.append(branches.get(r, 0))
+        branches[r] = slot[-1] + 1
     B, L, C = hidden.shape[0], hidden.shape[1], max(slot) + 1
     slot = torch.tensor(slot, device=hidden.device)
     start = torch.ones(B, C, dtype=torch.long, device=hidden.device)  # an empty slot continues the first token, unread
