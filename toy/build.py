@@ -365,11 +365,12 @@ def train_reader(seed, out, tokenizer, steps=300, log=print):
     """The student that can be its own teacher: it goes on from the student and learns what to do where a hint does not apply.
 
     The student has only read hinted documents that agree with their hint. Behind its own mistakes the hint and the text
-    contradict each other, and there it mixes the two: the whole solution in view lowers the probability of the right result of a hard step
-    from .5 to .2, and puts it on broken numbers. A self-teacher that does this destroys its student: every kind of self-distillation fell from
-    28 to 0 % right answers within a hundred updates, while all tables of accuracy looked healthy. So, on its own rollouts: where the
-    hint does not apply, predict what you would predict without it. No skill can leak in by that: the target is the
-    model's own plain distribution, detached. The documents of before go on beside it, so that hints that do apply are still copied.
+    contradict each other, and there it mixes the two: the whole solution in view lowers the probability of the right result
+    of a hard step from .50 to .38 (toy/README.md), and numbers end too early. A self-teacher that does this destroys its student:
+    imitating the whole-solution view, it fell from 28 to 0 % right answers within a hundred updates, while all tables of accuracy looked
+    healthy. So, on its own rollouts: where the hint does not apply, predict what you would predict without it. No skill can
+    leak in by that: the target is the model's own plain distribution, detached. The documents of before go on beside it, so
+    that hints that do apply are still copied.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
