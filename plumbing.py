@@ -644,7 +644,7 @@ def memory_budget(
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
-    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher in `dtype`; the KV
+    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher as it was loaded; the KV
     cache of all rollouts; the activations of a micro-batch (about 34 x hidden + 3 x MLP values a token and layer under
     autocast; with checkpointing one layer of that and the layers' inputs); three fp32 copies of both models' logits of a chunk.
     """
@@ -659,7 +659,7 @@ def memory_budget(
         "student weights": 4 * count,
         "student gradients": 4 * count,
         "AdamW moments": 8 * count,
-        "teacher weights": sum(p.numel() for p in teacher.parameters()) * size if teacher is not None else 0,
+        "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0,
         "KV cache while sampling": rollouts
         * (prompt_tokens + completion_tokens)
         * 2
@@ -732,6 +732,8 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
     """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
 
     def described(name, model):
+        if model is None:  # self-distillation from the very weights that are trained
+            return f"{name}  the student itself"
         c = model.config
         return f"{name}  {c.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters, {c.num_hidden_layers} layers x {c.hidden_size}"
 
