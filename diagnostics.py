@@ -9,6 +9,7 @@ import torch
 
 import plumbing
 from plumbing import pack, states
+from toy import world
 
 TOP = 16  # k of the overlap
 TAU = 0.01  # a token below this probability is outside the student's support
@@ -121,3 +122,47 @@ def auc(scores, labels):
     rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # midranks: no table of all pairs
     u = rank[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2
     return (u / (len(positive) * len(negative))).item()
+
+
+# ============================================================================================ the first mistake (toy only)
+
+
+def token_at(tokenizer, ids, character):
+    """Index of the token of `ids` that holds the character of the decoded text."""
+    end = 0
+    for i, token in enumerate(ids):
+        end += len(tokenizer.decode([token]))
+        if character < end:
+            return i
+    return len(ids) - 1
+
+
+def first_mistakes(tokenizer, rows, responses):
+    """Where failing responses first leave the truth: [(index of the response, index of the token, the token that would be right)].
+    Only the toy's checker knows; responses to other problems, and mistakes without a single right token, are left out."""
+    cases = []
+    for k, (row, ids) in enumerate(zip(rows, responses)):
+        text = tokenizer.decode(ids)
+        try:
+            wrong = world.check(row["problem"], text).first_wrong
+        except ValueError:  # not the toy's language
+            continue
+        if wrong is None or not wrong.right:
+            continue
+        at = token_at(tokenizer, ids, wrong.wrong_at)
+        space = " " if text[wrong.wrong_at - 1 : wrong.wrong_at] == " " else ""
+        right = tokenizer.convert_tokens_to_ids(space + wrong.right)
+        if right not in (None, tokenizer.unk_token_id, ids[at]):
+            cases.append((k, at, right))
+    return cases
+
+
+@torch.no_grad()
+def mass(model, cases):
+    """Probability of a token behind a text, for every (ids, token)."""
+    model.eval()
+    found = []
+    for ids, token in cases:
+        logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
+        found.append(logits.softmax(-1)[token].item())
+    return found

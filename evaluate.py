@@ -423,6 +423,12 @@ def grade(response, gold):
     return said is not None and wanted != "" and _equal(_tidy(said), wanted, time.monotonic() + 1.5)
 
 
+def verify(response, gold, truncated):
+    """The verdict on a rollout: right, and, where it was cut off, with an answer that was given as one. The last number of an
+    unfinished text is no answer, though it may happen to be the gold."""
+    return bool(grade(response, gold)) and not (truncated and extract(response) is None)
+
+
 def _tidy(text):
     """Drop what carries no mathematics: dollars, spacing, \\left and \\right, display sizes, text wrappers, a full stop."""
     text = text.strip().strip("$").strip()
@@ -686,6 +692,10 @@ def summarise(records, k=1):
         "median_tokens": lengths[len(lengths) // 2],
         "max_tokens": lengths[-1],
     }
+    if n > 1:  # does the model still try different ways? A way is the sequence of numbers and operators, whatever the words
+        ways = [[(re.findall(r"\d+|[-+*/#^]", r["response"]), r["correct"]) for r in g] for g in problems.values()]
+        result["distinct"] = sum(len({tuple(w) for w, _ in g}) / n for g in ways) / len(ways)  # of all samples, a share
+        result["distinct_right"] = sum(len({tuple(w) for w, ok in g if ok}) for g in ways) / len(ways)  # right ones a problem
     return result
 
 
@@ -753,7 +763,7 @@ def evaluate(
                         "response": response,
                         "gold": rows[i]["answer"],
                         "extracted": extract(response),
-                        "correct": bool(grade(response, rows[i]["answer"])),
+                        "correct": verify(response, rows[i]["answer"], c.truncated),
                         "tokens": len(c.ids),
                         "truncated": c.truncated,
                     }

@@ -641,12 +641,14 @@ def memory_budget(
     dtype,
     checkpointing,
     teacher_cache=False,
+    more=(),
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
-    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher as it was loaded; the KV
-    cache of all rollouts; the activations of a micro-batch (about 34 x hidden + 3 x MLP values a token and layer under
-    autocast; with checkpointing one layer of that and the layers' inputs); three fp32 copies of both models' logits of a chunk.
+    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher and other models that
+    are only kept (`more`) as they were loaded; the KV cache of all rollouts; the activations of a micro-batch (about 34 x hidden +
+    3 x MLP values a token and layer under autocast; with checkpointing one layer of that and the layers' inputs); three fp32 copies of both
+    models' logits of a chunk.
     """
     size = torch.tensor([], dtype=dtype).element_size()
     c = student.config
@@ -660,6 +662,7 @@ def memory_budget(
         "student gradients": 4 * count,
         "AdamW moments": 8 * count,
         "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0,
+        "other weights": sum(p.numel() * p.element_size() for m in more for p in m.parameters()),
         "KV cache while sampling": rollouts
         * (prompt_tokens + completion_tokens)
         * 2
@@ -674,7 +677,7 @@ def memory_budget(
         t = teacher.config
         width = t.num_key_value_heads * (getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads)
         parts["teacher's cache of a micro-batch"] = micro_tokens * 2 * width * t.num_hidden_layers * size * 3 // 2
-    held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights"))
+    held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights", "other weights"))
     total = held + max(
         parts["KV cache while sampling"],
         parts["activations of a micro-batch"] + parts["logits of a chunk"],
@@ -728,7 +731,7 @@ def percent(summary):
     return f"{100 * summary['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False, teacher_cache=False):
+def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False, teacher_cache=False, more=()):
     """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
 
     def described(name, model):
@@ -738,9 +741,9 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
         return f"{name}  {c.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters, {c.num_hidden_layers} layers x {c.hidden_size}"
 
     rollouts = args.prompts * args.samples
-    print(
-        f"{script}: student {described(args.student, student)}\n{' ' * len(script)}  teacher {described(args.teacher, teacher)}"
-    )
+    print(f"{script}: student {described(args.student, student)}")
+    if hasattr(args, "teacher"):
+        print(f"{' ' * len(script)}  teacher {described(args.teacher, teacher)}")
     print(
         f"data     {args.data}: {len(rows)} problems; {args.steps} updates x {args.prompts} prompts x {args.samples} rollouts"
         f" of at most {args.max_new_tokens} tokens"
@@ -761,9 +764,10 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
         dtype=dtype,
         checkpointing=checkpointing,
         teacher_cache=teacher_cache,
+        more=more,
     )
     total += before if student.device.type == "cpu" else 0
-    print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items()))
+    print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items() if v))
     print(
         f"         predicted peak about {human(total)}"
         + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else "")
@@ -819,8 +823,8 @@ def _axes():
     return plt
 
 
-def draw_curve(rows, path, title, divergence="KL(student || teacher)"):
-    """curve.png of one run: accuracy with its interval and the divergence (`kl` of the metrics), over updates."""
+def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl"):
+    """curve.png of one run: accuracy with its interval, and beside it `key` of the metrics, over updates."""
     plt = _axes()
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -835,8 +839,11 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)"):
     left.set(xlabel="update", ylabel="accuracy (%)", ylim=(0, 100), title="accuracy on the benchmark")
     left.legend(loc="lower right", frameon=False)
     if steps:
-        right.plot([r["step"] for r in steps], [r["kl"] for r in steps], color="#c0392b")
-        right.set(xlabel="update", ylabel="nats a token", ylim=(0, None), title=f"{divergence} on own rollouts")
+        right.plot([r["step"] for r in steps], [r[key] for r in steps], color="#c0392b")
+        unit, top = ("nats a token", None) if key == "kl" else ("share", 1)
+        right.set(
+            xlabel="update", ylabel=unit, ylim=(0, top), title=f"{divergence} on own rollouts" if key == "kl" else divergence
+        )
     figure.suptitle(title)
     temporary = Path(path).with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)

@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import plumbing
+from diagnostics import first_mistakes, mass, token_at
 from evaluate import eos_ids, evaluate, load_benchmark, mean_interval, privileged_prompt, prompt_ids, sample, wilson
 from toy import world
 
@@ -351,16 +352,6 @@ def lost_rollouts(model, tokenizer, rng, key, count=40):
     return plain, hinted, responses, torch.tensor(weights)
 
 
-def token_at(tokenizer, ids, character):
-    """The token that a character of the decoded text belongs to; decoding token by token is exact here, so lengths add up."""
-    at = 0
-    for k, i in enumerate(ids):
-        at += len(tokenizer.decode([i]))
-        if at > character:
-            return k
-    return len(ids) - 1
-
-
 def train_reader(seed, out, tokenizer, steps=300, log=print):
     """The student that can be its own teacher: it goes on from the student and learns what to do where a hint does not apply.
 
@@ -459,25 +450,13 @@ def mass_on_the_right_token(model, tokenizer, rows, count):
         vocabulary=len(tokenizer),
         keys=[("gate", i) for i in range(len(rows))],
     )
-    cases = []
-    for i, c in enumerate(completions):
-        text = tokenizer.decode(c.ids)
-        wrong = world.check(rows[i]["problem"], text).first_wrong
-        if wrong is None or not wrong.right:
-            continue
-        k = token_at(tokenizer, c.ids, wrong.wrong_at)
-        space = text[wrong.wrong_at - 1 : wrong.wrong_at] == " "
-        right = tokenizer.convert_tokens_to_ids((" " if space else "") + wrong.right)
-        if right not in (tokenizer.unk_token_id, c.ids[k]):
-            cases.append((i, c.ids[:k], right))
-    cases, found = cases[:count], {}
-    for kind in HINTS:
-        users, masses = hinted(rows, kind), []
-        for i, prefix, right in cases:
-            ids = torch.tensor([prompt_ids(tokenizer, users[i]["prompt"]) + prefix])
-            masses.append(model(ids, logits_to_keep=1).logits[0, -1, : len(tokenizer)].softmax(-1)[right].item())
-        found[kind] = masses
-    return found
+    cases = first_mistakes(tokenizer, rows, [c.ids for c in completions])[:count]
+    return {
+        kind: mass(
+            model, [(prompt_ids(tokenizer, users[i]["prompt"]) + completions[i].ids[:k], right) for i, k, right in cases]
+        )
+        for kind, users in ((kind, hinted(rows, kind)) for kind in HINTS)
+    }
 
 
 @torch.no_grad()
