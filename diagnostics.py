@@ -8,6 +8,7 @@ token by token, and come from one pass of each view over each rollout.
 import torch
 
 import plumbing
+from evaluate import eos_ids, privileged_prompt, prompt_ids, sample, verify
 from plumbing import pack, states
 from toy import world
 
@@ -166,3 +167,138 @@ def mass(model, cases):
         logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
         found.append(logits.softmax(-1)[token].item())
     return found
+
+
+# ============================================================================================ where credit falls (hindsight_sd.py)
+
+BEFORE, AFTER = 30, 50  # tokens of the profile around the divergence
+
+
+def leaves(ids, peer):
+    """tau: index of the first token at which a rollout differs from its peer; None if one is the beginning of the other."""
+    return next((t for t, (a, b) in enumerate(zip(ids, peer)) if a != b), None)
+
+
+def failures(drawn, right, peers, G):
+    """Failing rollouts with a peer that they leave: [(question, token ids, the peer's token ids, tau)]."""
+    found = []
+    for i, (ok, p) in enumerate(zip(right, peers)):
+        if not ok and p is not None:
+            tau = leaves(drawn[i].ids, drawn[p].ids)
+            if tau is not None:
+                found.append((i // G, drawn[i].ids, drawn[p].ids, tau))
+    return found
+
+
+def expected(ids, peer, least=3):
+    """What a reader who copies the peer expects at every position: [N] token ids, or None where it has lost the place.
+
+    It knows its place at the beginning, and wherever the last `least` tokens stand in the peer too; of several places, the longest match.
+    """
+    if not peer:
+        return [None] * len(ids)
+    best, agree = [], [0] * (len(peer) + 1)
+    for t, token in enumerate(ids):
+        # agree[j]: how many tokens just before position t of the rollout and position j of the peer are the same
+        j = max(range(len(peer)), key=lambda j: (agree[j], -j))
+        best.append(peer[j] if agree[j] >= least or agree[j] == t == j else None)
+        agree = [0] + [agree[j] + 1 if token == peer[j] else 0 for j in range(len(peer))]
+    return best
+
+
+def copying_teacher(own, ids, peer, share=0.95):
+    """The credit log p(o_t) - log s(o_t) of a simulated teacher that understands nothing: where it expects a token of the peer it mixes `share` of
+    that token into the student's distribution. The reference line of the profile: what mere copying looks like. own: log s(o_t), [N]."""
+    credit = torch.zeros_like(own)
+    for t, (token, wanted) in enumerate(zip(ids, expected(ids, peer))):
+        if wanted is not None:
+            p = (1 - share) * own[t].exp() + share * (token == wanted)
+            credit[t] = p.log() - own[t]
+    return credit
+
+
+@torch.no_grad()
+def credits(student, teacher, tokenizer, rows, failed, micro_tokens=16384):
+    """Credit of every token of failing rollouts under contexts: a list of dictionaries, one a failure,
+
+    tau; student: log s(o_t), [N]; credit: {context: [N]}, A_t = log p(o_t) - log s(o_t), for the contexts "peer" (with the answer), "answer" and
+    "copying" (simulated); there: {"student" | context: probability of the PEER's token at tau}.
+    """
+    V, found = len(tokenizer), [{"tau": tau, "credit": {}, "there": {}} for *_, tau in failed]
+    users = {
+        "student": [rows[q]["prompt"] for q, *_ in failed],
+        "peer": [
+            privileged_prompt(rows[q]["prompt"], tokenizer.decode(peer, skip_special_tokens=True).strip(), rows[q]["answer"])
+            for q, _, peer, _ in failed
+        ],
+        "answer": [privileged_prompt(rows[q]["prompt"], answer=rows[q]["answer"]) for q, *_ in failed],
+    }
+    student.eval()
+    for name, prompts in users.items():
+        prompts, model = [prompt_ids(tokenizer, u) for u in prompts], student if name == "student" else teacher
+        for chosen in plumbing.micro_batches([len(p) + len(f[1]) for p, f in zip(prompts, failed)], micro_tokens):
+            after = [failed[i][1] for i in chosen]
+            ids, predicts, _ = pack([prompts[i] for i in chosen], after, student.device)
+            hidden = states(model, ids, predicts).split([len(y) for y in after])
+            for i, h in zip(chosen, hidden):  # one rollout's logits at a time
+                _, y, peer, tau = failed[i]
+                logp = log_probabilities(model, h, V)  # [N, V]
+                own = logp.gather(1, torch.tensor(y, device=h.device)[:, None]).squeeze(1).cpu()  # [N]
+                found[i]["there"][name] = logp[tau, peer[tau]].exp().item()
+                if name == "student":
+                    found[i]["student"] = own
+                else:
+                    found[i]["credit"][name] = own - found[i]["student"]
+    for f, (_, y, peer, _) in zip(found, failed):
+        f["credit"]["copying"] = copying_teacher(f["student"], y, peer)
+    return found
+
+
+def profile(found, context, before=BEFORE, after=AFTER):
+    """Mean |A| at tau + d for d = -before .. after: ([d], [mean], [how many rollouts reach there])."""
+    total, count = [0.0] * (before + after + 1), [0] * (before + after + 1)
+    for f in found:
+        credit = f["credit"][context].abs().tolist()
+        for d in range(-before, after + 1):
+            if 0 <= f["tau"] + d < len(credit):
+                total[d + before] += credit[f["tau"] + d]
+                count[d + before] += 1
+    return list(range(-before, after + 1)), [t / c if c else float("nan") for t, c in zip(total, count)], count
+
+
+def share_within(found, context, width, before=BEFORE, after=AFTER):
+    """Share of all |A| in the profile's window that lies within `width` tokens of the divergence."""
+    near = whole = 0.0
+    for f in found:
+        credit = f["credit"][context].abs()
+        place = torch.arange(len(credit)) - f["tau"]
+        inside = (place >= -before) & (place <= after)
+        whole += credit[inside].sum().item()
+        near += credit[inside & (place.abs() <= width)].sum().item()
+    return near / whole if whole else float("nan")
+
+
+def continuations(model, tokenizer, rows, failed, n=8, max_new_tokens=256, seed=0):
+    """Is tau causal? Success probability of going on, by n samples each from the plain prompt, with the failed rollout's token at tau, and with
+    the peer's: ([share of right ones with its own token], [... with the peer's token]), one number a failure."""
+    ends, found = set(eos_ids(model, tokenizer)), []
+    for which in (1, 2):  # the place of the rollout, and of the peer, in a failure
+        starts = [f[1][: f[3]] + [f[which][f[3]]] for f in failed]
+        drawn = sample(
+            model,
+            [prompt_ids(tokenizer, rows[f[0]]["prompt"]) + s for f, s in zip(failed, starts)],
+            n=n,
+            max_new_tokens=max_new_tokens,
+            eos=sorted(ends),
+            vocabulary=len(tokenizer),
+            keys=[("continue", seed, which, i, j) for i in range(len(failed)) for j in range(n)],
+        )
+        shares = []
+        for i, (f, s) in enumerate(zip(failed, starts)):
+            verdicts = []
+            for c in drawn[n * i : n * i + n]:
+                ids = s if s[-1] in ends else s + c.ids  # a rollout may leave its peer by ending
+                verdicts.append(verify(tokenizer.decode(ids, skip_special_tokens=True), rows[f[0]]["answer"], c.truncated))
+            shares.append(sum(verdicts) / n)
+        found.append(shares)
+    return tuple(found)

@@ -1,19 +1,19 @@
 """The toy's language: multi-step word problems about a purse, their worked solutions, and a checker that knows the truth.
 
-A problem (three steps; statement m is about another thing; what k finds must be looked up in a table):
+A problem (three steps; statement r is about another thing; what p finds must be looked up in a table):
 
-    h: starts with 14 coins. k: finds 7 # 4 coins. m: loses 8 stones. r: doubles the coins. t: loses 5 coins.
+    n: starts with 14 coins. p: finds 7 # 4 coins. r: loses 8 stones. t: doubles the coins. w: loses 5 coins.
     How many coins at the end? Answer briefly.
 
 and a solution of it:
 
-    k: 7 # 4 = 3, 14 + 3 = 17. r: 17 * 2 = 34. t: 34 - 5 = 29. The answer is \\boxed{29}.
+    p: 7 # 4 = 3, 14 + 3 = 17. t: 17 * 2 = 34. w: 34 - 5 = 29. The answer is \\boxed{29}.
 
 What the language has on purpose, because on-policy distillation is about just this:
 
 * Genuine forks. At every step a solver can take the wrong statement (another thing, one too early, one again), a wrong
   operand or operation, or can slip in the arithmetic. `check` says which, and where the text first left the truth.
-* Surface variety. The same step can be said in dozens of ways ("So k: we have 14 coins, thus 3 + 14 makes 17."), and
+* Surface variety. The same step can be said in dozens of ways ("So p: we have 14 coins, thus 3 + 14 makes 17."), and
   facts may be looked up early or late. Two voices prefer different ways, so that much of the disagreement between two
   models is about words. `token_kinds` tells words from substance.
 * Skill and knowledge. Adding 5 is easy, adding 27 or tripling is hard: a skill. `7 # 4` is looked up in a fixed table
