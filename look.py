@@ -4,6 +4,7 @@
     python look.py opd --n 5 --html look.html       # the same as one self-contained page; hover a token for the details
     python look.py topd --html look.html            # with candidates, divergent points, and both futures of each
     python look.py ar_opd --html look.html          # the student's own views: what it would say, shown half of a solution, or all of it
+    python look.py hindsight_sd --html look.html    # failed rollouts above a successful peer: where does the credit fall?
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
 Nothing is trained. Every token of a rollout is coloured by KL(student || teacher) at its position: pale is agreement, red
@@ -17,6 +18,10 @@ and the distance D. A candidate without a number is a false alarm by TOPD's meas
 `ar_opd` has no second model. Every token is coloured by the residual of ar_opd.py, log q_full - log q_part: green where the whole
 solution makes the student's token likelier than its first half does, red where it makes it less likely. Shortcuts (true
 values that stand there before what they depend on) are marked.
+
+`hindsight_sd` has no second model either. It draws groups of rollouts and shows failed ones beside the peer that hindsight_sd.py would give
+them, every token coloured by its credit A = log p - log s: what the same model says after seeing the peer, against before. Where the two texts
+part is marked, and both continuations are tried out by sampling: was that the token to blame?
 """
 
 import argparse
@@ -27,6 +32,7 @@ import torch
 
 import ar_opd
 import diagnostics
+import hindsight_sd
 import opd
 import plumbing
 import topd
@@ -358,15 +364,117 @@ def views_page(found, args):
     return PAGE.format(student=html.escape(args.student), intro=VIEWS_INTRO, scale=scale + " nats", body="".join(body))
 
 
+# ============================================================================================ the credit of hindsight_sd
+
+
+def credited(student, tokenizer, rows, count, args):
+    """Failed rollouts with a peer, one a question, until there are `count`: (row, rollout's tokens, peer's text, tau, what was measured)."""
+    chosen, found, ends = [], [], set(eos_ids(student, tokenizer))
+    for step in range(1, 9):  # eight rounds are enough, or the model hardly ever fails, or hardly ever succeeds
+        asked = [rows[i] for i in plumbing.prompts_of_step(step, max(4, count), len(rows), args.seed)]
+        for r in asked:
+            r["ids"] = prompt_ids(tokenizer, r["prompt"])
+        drawn = hindsight_sd.rollouts(student, tokenizer, asked, args, step)
+        right, peers, _ = hindsight_sd.build_contexts(asked, drawn, tokenizer, args, step)
+        seen = set()
+        for q, *rest in diagnostics.failures(drawn, right, peers, args.samples):
+            if q not in seen and len(chosen) < count:
+                seen.add(q)
+                chosen.append((asked[q], *rest))
+        if len(chosen) == count:
+            break
+    failed = [(i, *rest) for i, (_, *rest) in enumerate(chosen)]
+    own_rows = [row for row, *_ in chosen]
+    if not failed:
+        return []
+    scored = diagnostics.credits(student, student, tokenizer, own_rows, failed)
+    rates = diagnostics.continuations(
+        student, tokenizer, own_rows, failed, n=16, max_new_tokens=args.max_new_tokens, seed=args.seed
+    )
+    for (i, ids, peer, tau), s, own, theirs in zip(failed, scored, *rates):
+        tokens = [
+            {"text": tokenizer.decode([y]), "kl": 0.0, "credit": a, "answer": b}
+            for y, a, b in zip(ids, s["credit"]["peer"].tolist(), s["credit"]["answer"].tolist())
+        ]
+        said = verdict(own_rows[i], tokens, ids[-1] not in ends)[0].split("; of ")[0]
+        there = s["there"]
+        note = (
+            f"the peer wrote {plumbing.harmless(tokenizer.decode([peer[tau]])).strip()!r} there: probability {there['student']:.2f} before, "
+            f"{there['answer']:.2f} shown the answer, {there['peer']:.2f} shown the peer; going on from there is right {100 * own:.0f} % "
+            f"with its own token, {100 * theirs:.0f} % with the peer's (16 samples each)"
+        )
+        found.append((own_rows[i], tokens, [tokenizer.decode([y]) for y in peer], tau, said, note))
+    return found
+
+
+def credit_in_terminal(found):
+    colours = plumbing.colours_wanted()
+    print(
+        "the failed rollout coloured by its credit log p - log s: green likelier once the peer was seen, red less likely; >>> where they part"
+        if colours
+        else f"[-token-] less likely by {RED_FROM / 2:g} nats and more once the peer was seen, [+token+] likelier; >>> where they part"
+    )
+    for row, tokens, peer, tau, said, note in found:
+        print(f"\n{plumbing.harmless(row['problem'])}")
+        print("peer:   " + plumbing.harmless("".join(peer[:tau])) + " >>>" + plumbing.harmless("".join(peer[tau:])).strip())
+        line = ""
+        for i, t in enumerate(tokens):
+            piece, colour = plumbing.harmless(t["text"]), signed(t["credit"])
+            line += " >>>" if i == tau else ""
+            if colours:
+                line += ("\x1b[38;5;16m\x1b[48;2;{};{};{}m".format(*colour) if colour else "") + piece + "\x1b[0m"
+            else:
+                sign = "-" if t["credit"] < -RED_FROM / 2 else "+" if t["credit"] > RED_FROM / 2 else ""
+                line += f"[{sign}{piece}{sign}]" if sign else piece
+        print(f"failed: {line}\n  {said}\n  {note}")
+
+
+CREDIT_INTRO = """Failed rollouts of the student below a successful rollout of the same group (the peer). Every token of the failed one is coloured by its
+credit A = log p - log s: how much likelier (green) or less likely (red) the same model finds it once it has seen answer and peer. A blue frame
+marks where the two texts part. Hover a token for its credit under the peer and under the answer alone."""
+
+
+def credit_page(found, args):
+    body = []
+    for row, tokens, peer, tau, said, note in found:
+        spans = []
+        for i, t in enumerate(tokens):
+            colour = signed(t["credit"])
+            style = "background:rgb({},{},{})".format(*colour) if colour else ""
+            tip = f"credit {t['credit']:+.2f} nats with the peer, {t['answer']:+.2f} with the answer alone"
+            kind = " class=wrong" if i == tau else ""
+            spans.append(f'<span style="{style}"{kind} title="{tip}">{html.escape(plumbing.harmless(t["text"]))}</span>')
+        theirs = [html.escape(plumbing.harmless(x)) for x in peer]
+        theirs[tau] = f"<span class=wrong>{theirs[tau]}</span>"
+        body.append(
+            f'<h2>&nbsp;</h2><p class="prompt">{html.escape(plumbing.harmless(row["problem"]))}</p>'
+            f'<p class="said">peer (right)</p><p class="rollout">{"".join(theirs)}</p>'
+            f'<p class="said">failed</p><p class="rollout">{"".join(spans)}</p>'
+            f'<p class="said">{html.escape(said)}; {html.escape(note)}</p>'
+        )
+    scale = "".join(
+        f'<span style="background:rgb({c[0]},{c[1]},{c[2]})">{x:+g}</span>'
+        for x in (-2, -1, -0.5, 0.5, 1, 2)
+        if (c := signed(x))
+    )
+    return PAGE.format(student=html.escape(args.student), intro=CREDIT_INTRO, scale=scale + " nats", body="".join(body))
+
+
 # ============================================================================================ main
+
+
+def finish(page, args):
+    if args.html:
+        plumbing.write_text(args.html, page)
+        print(f"wrote {args.html}")
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("method", choices=["opd", "topd", "ar_opd"], help="whose view")
+    p.add_argument("method", choices=["opd", "topd", "ar_opd", "hindsight_sd"], help="whose view")
     p.add_argument("--n", type=int, default=3, help="rollouts to show (default 3)")
     p.add_argument("--html", metavar="FILE", help="write a page instead of printing")
-    p.add_argument("--student", help="model that writes (default toy/student; with ar_opd toy/reader)")
+    p.add_argument("--student", help="model that writes (default toy/student; with ar_opd and hindsight_sd toy/reader)")
     p.add_argument("--teacher", default="toy/teacher", help="model that scores (default toy/teacher)")
     p.add_argument("--data", default="toy", help="problems: toy, gsm8k or a JSONL file (default toy; their test split)")
     p.add_argument("--seed", type=int, default=0, help="another seed shows other problems and rollouts")
@@ -379,7 +487,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
     require(args.max_new_tokens >= 1, f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.")
-    args.student = args.student or ("toy/reader" if args.method == "ar_opd" else "toy/student")
+    alone = args.method in ("ar_opd", "hindsight_sd")
+    args.student = args.student or ("toy/reader" if alone else "toy/student")
     args.window_size = args.window_size or (12 if args.data.startswith("toy") else 50)
     require(0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1).")
     require(args.window_size >= 2, f"--window_size is {args.window_size}; a window needs at least 2 tokens.")
@@ -389,9 +498,8 @@ def main(argv=None):
     )
     device = plumbing.pick_device(args.device)
     rows, tokenizer = load_benchmark(args.data, "test"), plumbing.load_tokenizer(args.student)
-    alone = args.method == "ar_opd"
     require(
-        not alone or all(r.get("solution") for r in rows),
+        args.method != "ar_opd" or all(r.get("solution") for r in rows),
         f"'{args.data}' has rows without a solution for the views to show; use toy, gsm8k, or a JSONL file with problem, answer and solution.",
     )
     if not alone:
@@ -400,6 +508,15 @@ def main(argv=None):
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in chosen], args.data)
     dtype = plumbing.compute_dtype("auto", device)
     student = plumbing.load_model(args.student, device, dtype)
+    if args.method == "hindsight_sd":
+        own = hindsight_sd.Args(max_new_tokens=args.max_new_tokens, seed=args.seed)
+        found = credited(student, tokenizer, rows, args.n, own)
+        require(
+            found,
+            "No failed rollout with a successful one beside it was found: the model nearly always fails, or never, on these problems.",
+        )
+        finish(credit_page(found, args) if args.html else credit_in_terminal(found), args)
+        return
     prompts = [prompt_ids(tokenizer, r["prompt"]) for r in chosen]
     completions = sample(
         student,
@@ -421,9 +538,7 @@ def main(argv=None):
             tokens = scored(student, teacher, tokenizer, prompt, c.ids)
             found.append((row["problem"], tokens, *verdict(row, tokens, c.truncated), ahead.get(i)))
         page = as_page(found, args, tokenizer) if args.html else in_terminal(found, tokenizer)
-    if args.html:
-        plumbing.write_text(args.html, page)
-        print(f"wrote {args.html}")
+    finish(page, args)
 
 
 if __name__ == "__main__":

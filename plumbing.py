@@ -801,14 +801,14 @@ def conclude(out, rows, args, device):
     """The numbers one waited for, and where everything lies."""
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     first, last = evals[0], evals[-1]
-    seconds = sum(r["seconds"]["total"] for r in steps)
+    seconds = sum(r["seconds"]["total"] for r in rows if "seconds" in r)  # updates that were skipped took time, too
     print(
         f"before:  {percent(first['eval'])}   after {last['step']} updates:  {percent(last['eval'])}   "
         f"(greedy, {last['eval']['n']} problems of {args.benchmark}"
         + (f"; teacher {100 * first['teacher_accuracy']:.1f} %)" if "teacher_accuracy" in first else ")")
     )
     print(
-        f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / seconds:,.0f} tokens/s; "
+        f"{seconds:.0f} s of training, {sum(r['tokens'] for r in steps) / max(seconds, 1e-9):,.0f} tokens/s; "
         f"memory: predicted about {human(args.predicted_memory)}, measured {human(peak_memory(device))}"
     )
     print(f"picture: {Path(out) / 'curve.png'}   numbers: {Path(out) / 'metrics.jsonl'}   model: {Path(out) / 'final'}")

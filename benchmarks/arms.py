@@ -6,6 +6,7 @@ has its final model is never repeated, one that was interrupted is resumed: star
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ def folder(runs, arm, seed):
 
 
 def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS, start="toy/student"):
-    """All arms for all seeds, `jobs` at a time with one thread each: two threads on two busy cores are slower than one."""
+    """All arms for all seeds, `jobs` at a time with one thread each: two threads on two busy cores are slower than one.
+    benchmarks: name of the folder -> what stands behind --benchmark, further flags of evaluate.py included."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     said = threading.Lock()
 
@@ -46,7 +48,17 @@ def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS, start="toy/st
             if not (out / name / "summary.json").exists():
                 (out / name).mkdir(parents=True, exist_ok=True)
                 call(
-                    [*"evaluate.py --model".split(), model, "--benchmark", benchmark, "--limit", limit, "--out", out / name],
+                    [
+                        "evaluate.py",
+                        "--model",
+                        model,
+                        "--limit",
+                        limit,
+                        "--benchmark",
+                        *shlex.split(benchmark),
+                        "--out",
+                        out / name,
+                    ],
                     log,
                 )
         with said:

@@ -55,22 +55,26 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
     assert any(c.ids[0] not in best for c in drawn)
 
 
-@pytest.mark.parametrize("script, more", [("opd.py", []), ("topd.py", ["--window_size", 6, "--probe_every", 1])])
+@pytest.mark.parametrize("script, more", [("opd.py", []), ("topd.py", ["--window_size", 6, "--probe_every", 1]), ("ar_opd.py", []), ("hindsight_sd.py", []),
+                                          ("grpo.py", ["--beta", 0.1])])
 def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, more):
     folder, tokenizer = qwen
     out, data = tmp_path / "run", folder / "problems.jsonl"
-    done = run_script(script, *more, "--student", folder / "student", "--teacher", folder / "teacher", "--data", data, "--benchmark", data, "--steps", 2,
+    teacher = ["--teacher", folder / "teacher"] if script in ("opd.py", "topd.py") else []
+    done = run_script(script, *more, "--student", folder / "student", *teacher, "--data", data, "--benchmark", data, "--steps", 2,
                       "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4, "--lr", 1e-3, "--out", out, "--show_every", 1, "--device", "cpu",
                       "--chunk_logits", 151669 * 5)
     assert done.returncode == 0, done.stderr
     assert "<think>\\n\\n</think>" in done.stdout and "put your final answer within" in done.stdout
     rows = plumbing.read_jsonl(out / "metrics.jsonl")
-    assert [r["step"] for r in rows if "loss" in r] == [1, 2] and all(0 < r["kl"] < 50 for r in rows if "loss" in r)
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2]
+    kl = [r["kl_start" if script == "grpo.py" else "kl"] for r in rows if "loss" in r]
+    assert all(0 <= x < 50 for x in kl) and (max(kl) > 0 or script == "grpo.py")        # a random model solves nothing: GRPO has no signal, and it stays
     from transformers import AutoModelForCausalLM, AutoTokenizer
     final = AutoModelForCausalLM.from_pretrained(out / "final")
     assert final.config.vocab_size == 151936 and len(AutoTokenizer.from_pretrained(out / "final")) == len(tokenizer)
     first = AutoModelForCausalLM.from_pretrained(folder / "student")
-    assert not torch.equal(final.model.embed_tokens.weight, first.model.embed_tokens.weight)
+    assert torch.equal(final.model.embed_tokens.weight, first.model.embed_tokens.weight) == (script == "grpo.py")
     done = run_script("evaluate.py", "--model", out / "final", "--benchmark", data, "--max_new_tokens", 8, "--n", 2, "--temperature", 1, "--k", 2,
                       "--out", tmp_path / "eval", "--device", "cpu")
     assert done.returncode == 0, done.stderr
