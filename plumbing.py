@@ -552,7 +552,11 @@ class Stopper:
 
 
 class Metrics:
-    """metrics.jsonl: one object a step, and one an evaluation. Resuming forgets what came after the checkpoint."""
+    """metrics.jsonl: one object a step, and one an evaluation. Resuming forgets what came after the checkpoint.
+
+    A number that is not finite is written as null. An update whose gradient is not finite was skipped (clip_and_step) and is marked; three
+    in a row end the run: it would only go on doing nothing.
+    """
 
     def __init__(self, out, resumed_step=None):
         self.path = Path(out) / "metrics.jsonl"
@@ -562,10 +566,20 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def add(self, row):
-        row = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+        if not math.isfinite(row.get("grad_norm", 0.0)):
+            row = {**row, "skipped": True}
+        row = {k: (float(f"{v:.6g}") if math.isfinite(v) else None) if isinstance(v, float) else v for k, v in row.items()}
         self.rows.append(row)
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
+        last = [r for r in self.rows if "grad_norm" in r][-3:]
+        checkpoint = latest_checkpoint(self.path.parent)
+        require(
+            "grad_norm" not in row or len(last) < 3 or any(r["grad_norm"] is not None for r in last),
+            f"The gradient was not finite in three updates in a row ({last[0]['step']} to {last[-1]['step']}); all three were skipped and the "
+            f"weights are unharmed. The last checkpoint is '{checkpoint or self.path.parent}'; start again with a lower --lr, and look at "
+            "loss and length of the updates before in metrics.jsonl.",
+        )
 
 
 class Clock:
@@ -839,7 +853,7 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl")
     left.set(xlabel="update", ylabel="accuracy (%)", ylim=(0, 100), title="accuracy on the benchmark")
     left.legend(loc="lower right", frameon=False)
     if steps:
-        right.plot([r["step"] for r in steps], [r[key] for r in steps], color="#c0392b")
+        right.plot([r["step"] for r in steps], [math.nan if r[key] is None else r[key] for r in steps], color="#c0392b")
         unit, top = ("nats a token", None) if key == "kl" else ("share", 1)
         right.set(
             xlabel="update", ylabel=unit, ylim=(0, top), title=f"{divergence} on own rollouts" if key == "kl" else divergence

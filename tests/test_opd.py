@@ -1,7 +1,9 @@
 """One update of opd.py: boundaries of the loss, independence of how the batch is cut, precision, data order, off-policy shares."""
 import copy
+import math
 from types import SimpleNamespace
 
+import pytest
 import torch
 from conftest import tiny_qwen3
 
@@ -181,3 +183,20 @@ def test_shares_of_off_policy_text():
     assert all(m == ([11, 12, 13, 1] if s else o) for m, o, s in zip(mixed, own, some))     # the rest are the same rollouts
     _, taught, _, _ = batch(off_policy=1.0, off_policy_data="teacher")
     assert taught != own and all(len(r) <= 12 for r in taught)
+
+
+def test_updates_that_are_not_finite_are_skipped_marked_and_stop_the_run_at_three(tmp_path):
+    student = tiny_qwen3(seed=4)
+    optimiser, before = torch.optim.AdamW(student.parameters(), lr=.1), {n: p.clone() for n, p in student.named_parameters()}
+    for p in student.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    norm, changed = plumbing.clip_and_step(student, optimiser, 1.0)
+    assert not math.isfinite(norm) and changed == 0 and all(torch.equal(p, before[n]) for n, p in student.named_parameters()) and not optimiser.state
+    metrics, bad, good = plumbing.Metrics(tmp_path), {"loss": math.nan, "grad_norm": math.nan}, {"loss": 1.0, "grad_norm": 1.0}
+    for step, row in enumerate((bad, bad, good, bad, bad), 1):
+        metrics.add({"step": step, **row})
+    metrics.add({"step": 5, "eval": {"accuracy": .5}})
+    with pytest.raises(plumbing.Mistake, match="three updates in a row .4 to 6.*lower --lr"):
+        metrics.add({"step": 6, **bad})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and [r.get("skipped", False) for r in plumbing.read_jsonl(tmp_path / "metrics.jsonl")] == [True, True, False, True, True, False, True]
