@@ -44,7 +44,7 @@ GAPS = ("disagreement", "no_overlap", "support_gap", "kl")
 
 @torch.no_grad()
 def score_views(
-    student, teacher, rows, responses, vocabulary, names=("partial", "full"), micro_tokens=16384, chunk_logits=2**26
+    student, teacher, rows, responses, vocabulary, names=("partial", "full"), micro_tokens=16384, chunk_logits=2**24
 ):
     """Every rollout under the plain prompt and under every view: a list with one dictionary a rollout,
 

@@ -115,8 +115,8 @@ class Args:
     """of the computation (auto: bfloat16 on a GPU, float32 on a CPU); weights of student and moving average are float32 always"""
     micro_tokens: int = 16384
     """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
-    chunk_logits: int = 2**26
-    """logits of one view that may exist at once, in the loss; 2^26 are 256 MiB in float32"""
+    chunk_logits: int = 2**24
+    """logits of one view that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 

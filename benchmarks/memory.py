@@ -1,0 +1,189 @@
+"""Peak memory of one update with Qwen3's real vocabulary of 151,936 tokens: ours and TRL's, in fresh processes, on the same token ids.
+
+    pip install trl
+    python benchmarks/memory.py                          completions of 256 to 4,096 tokens; on a GPU if there is one
+    python benchmarks/memory.py --chunk_logits 16777216  ours with another chunk
+
+A randomly initialised Qwen3, small inside (width 128, two layers), so that head and logits are what counts; a teacher of the same shape; one rollout. What
+is measured is the peak during one update (scoring, loss, backward, AdamW) above what the process held just before, after a short warm-up
+update that brings the optimiser's state and the libraries' buffers into being. On a CPU that is resident memory, on a GPU what PyTorch allocated.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+V, PROMPT = 151936, 64
+
+
+def models(device):
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(1)
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = Qwen3Config(
+            vocab_size=V,
+            hidden_size=128,
+            intermediate_size=256,
+            head_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+        made.append(Qwen3ForCausalLM(config).to(device))
+    return made
+
+
+class Peak:
+    """Peak memory above what was held at the start of the block, in bytes."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __enter__(self):
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+            self.before = self.status("VmRSS")
+        return self
+
+    def status(self, field):
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+    def __exit__(self, *_):
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else self.status("VmHWM")
+        self.bytes = peak - self.before
+
+
+def token_ids(length):
+    import random
+
+    rng = random.Random(length)
+    return [rng.randrange(5, 151000) for _ in range(PROMPT)], [rng.randrange(5, 151000) for _ in range(length)]
+
+
+def ours(length, device, chunk):
+    import torch
+
+    import opd
+    import plumbing
+
+    student, teacher = models(device)
+    teacher.requires_grad_(False)
+    flags = ["--data", "toy"] + (["--chunk_logits", str(chunk)] if chunk else [])
+    args = opd.settle(plumbing.parse_arguments(opd.Args, "", flags))
+    optimiser, clock = torch.optim.AdamW(student.parameters(), lr=1e-5, weight_decay=0.0), plumbing.Clock(torch.device(device))
+
+    def update(n):
+        prompt, response = token_ids(n)
+        clock.start()
+        opd.update(student, teacher, optimiser, ([prompt], [response], [False], [False]), args, clock, plumbing.no_autocast, V)
+
+    update(16)
+    with Peak(device) as peak:
+        update(length)
+    return peak.bytes
+
+
+def trls(length, device, chunk):
+    import torch
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    import plumbing
+
+    student, teacher = models(device)
+    with tempfile.TemporaryDirectory() as folder:
+        config = DistillationConfig(
+            output_dir=folder,
+            beta=1.0,
+            per_device_train_batch_size=1,
+            report_to=[],
+            use_cpu=device == "cpu",
+            bf16=False,
+            gradient_checkpointing=False,
+        )
+        data = Dataset.from_list([{"prompt": [{"role": "user", "content": "x"}]}])
+        trainer = DistillationTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=config,
+            train_dataset=data,
+            processing_class=plumbing.load_tokenizer("toy/student"),
+        )
+    optimiser, model = torch.optim.AdamW(trainer.model.parameters(), lr=1e-5, weight_decay=0.0), trainer.model.train()
+
+    def update(n):
+        prompt, response = (torch.tensor([x], device=device) for x in token_ids(n))
+        inputs = {
+            "prompt_ids": prompt,
+            "prompt_mask": torch.ones_like(prompt),
+            "completion_ids": response,
+            "completion_mask": torch.ones_like(response),
+        }
+        loss, *_ = trainer._compute_loss(model, inputs, torch.tensor(float(n), device=device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    update(16)
+    with Peak(device) as peak:
+        update(length)
+    return peak.bytes
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--lengths", default="256,512,1024,2048,4096", help="completion lengths (default 256,512,1024,2048,4096)")
+    p.add_argument("--chunk_logits", type=int, default=0, help="of ours (default: that of opd.py)")
+    p.add_argument("--worker", nargs=3, metavar=("WHO", "LENGTH", "DEVICE"), help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.worker:
+        who, length, device = args.worker
+        print(json.dumps({"ours": ours, "TRL": trls}[who](int(length), device, args.chunk_logits)))
+        return
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # glibc keeps freed blocks of a few MiB for itself, and that looks like use; with a fixed threshold it gives them back.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    print(f"{device}, torch {torch.__version__}; MiB above what was held before the update")
+    print(f"{'completion':>10} {'ours':>8} {'TRL':>8} {'ratio':>6}")
+    for length in map(int, args.lengths.split(",")):
+        found = {}
+        for who in ("ours", "TRL"):
+            command = [sys.executable, __file__, "--worker", who, str(length), device, "--chunk_logits", str(args.chunk_logits)]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(f"error: {who} at {length} tokens: {done.stderr.strip().splitlines()[-1]}")
+            found[who] = int(done.stdout.strip().splitlines()[-1])
+        print(
+            f"{length:10d} {found['ours'] / 2**20:8.0f} {found['TRL'] / 2**20:8.0f} {found['ours'] / found['TRL']:6.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
