@@ -432,7 +432,9 @@ def main(argv=None):
                 batch = rollouts(student, tokenizer, chosen, args, step)
             for group in optimiser.param_groups:
                 group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
-            result, losses = update(student, teacher, optimiser, chosen, batch, args, clock, autocast, len(tokenizer))
+            result, losses = plumbing.within_memory(
+                update, student, teacher, optimiser, chosen, batch, args, clock, autocast, len(tokenizer)
+            )
             seconds = clock.stop()
             metrics.add(
                 {

@@ -376,7 +376,9 @@ def main(argv=None):
                 metrics.add({"step": step, "skipped": True, "drawn": total, "seconds": clock.stop()})
                 losses = []
             else:
-                result, losses = update(student, first, optimiser, chosen, drawn, right, args, clock, autocast, len(tokenizer))
+                result, losses = plumbing.within_memory(
+                    update, student, first, optimiser, chosen, drawn, right, args, clock, autocast, len(tokenizer)
+                )
                 seconds, tokens = clock.stop(), sum(len(c.ids) for c in drawn)
                 metrics.add(
                     {

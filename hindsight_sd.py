@@ -492,8 +492,8 @@ def main(argv=None):
                 found = build_contexts(chosen, drawn, tokenizer, args, step)
             for group in optimiser.param_groups:
                 group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
-            result, losses = update(
-                student, teacher, first, optimiser, chosen, drawn, found, args, clock, autocast, len(tokenizer)
+            result, losses = plumbing.within_memory(
+                update, student, teacher, first, optimiser, chosen, drawn, found, args, clock, autocast, len(tokenizer)
             )
             seconds = clock.stop()
             metrics.add(

@@ -347,7 +347,9 @@ def main(argv=None):
                 batch = rollouts(student, teacher, tokenizer, chosen, args, step)
             for group in optimiser.param_groups:
                 group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
-            result, kls = update(student, teacher, optimiser, batch, args, clock, autocast, len(tokenizer))
+            result, kls = plumbing.within_memory(
+                update, student, teacher, optimiser, batch, args, clock, autocast, len(tokenizer)
+            )
             seconds = clock.stop()
             metrics.add(
                 {

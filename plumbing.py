@@ -49,6 +49,13 @@ def run(main):
     except Mistake as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
+    except torch.OutOfMemoryError:
+        print(
+            "error: The GPU is out of memory; lower --micro_tokens, --max_new_tokens, --prompts or --samples, or choose smaller models. A run "
+            "that had begun continues with --resume from its last checkpoint.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
@@ -527,6 +534,34 @@ def clip_and_step(model, optimiser, clip):
     optimiser.zero_grad(set_to_none=True)
     after = [p.detach().flatten()[:4096] for p in parameters]
     return norm, sum((a != b).sum().item() for a, b in zip(after, before)) / sum(b.numel() for b in before)
+
+
+def within_memory(update, *arguments):
+    """Call update(*arguments); if the GPU runs out of memory, halve --micro_tokens and make the same update again. How a batch is cut never changes its
+    result, so nothing is lost but time. Said each time it happens; the smaller size stays for the rest of the run."""
+    from tqdm import tqdm
+
+    optimiser = next(a for a in arguments if isinstance(a, torch.optim.Optimizer))
+    args = next(a for a in arguments if hasattr(a, "micro_tokens"))
+    while True:
+
+        def taken():  # steps that the optimiser has made; 0 before its first
+            return float(next((s["step"] for s in optimiser.state.values() if "step" in s), 0))
+
+        before = taken()
+        try:
+            return update(*arguments)
+        except torch.OutOfMemoryError:
+            require(
+                args.micro_tokens > 512 and taken() == before,
+                "The GPU is out of memory; lower --max_new_tokens, --prompts or --samples, choose smaller models, and continue with --resume.",
+            )
+        # Outside of the except block: there the traceback would still hold the tensors of the failed attempt.
+        optimiser.zero_grad(set_to_none=True)
+        args.micro_tokens //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(f"out of memory: the same update again with --micro_tokens {args.micro_tokens}")
 
 
 class Stopper:

@@ -749,8 +749,8 @@ def main(argv=None):
                 batch = rollouts(student, tokenizer, chosen, args, step)
             for group in optimiser.param_groups:
                 group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
-            result, losses, points = update(
-                student, teacher, optimiser, batch, args, step, clock, autocast, len(tokenizer), ends
+            result, losses, points = plumbing.within_memory(
+                update, student, teacher, optimiser, batch, args, step, clock, autocast, len(tokenizer), ends
             )
             seconds = clock.stop()
             metrics.add(

@@ -200,3 +200,31 @@ def test_updates_that_are_not_finite_are_skipped_marked_and_stop_the_run_at_thre
         metrics.add({"step": 6, **bad})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and [r.get("skipped", False) for r in plumbing.read_jsonl(tmp_path / "metrics.jsonl")] == [True, True, False, True, True, False, True]
+
+
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_same_update(monkeypatch, capsys):
+    prompts, responses = PROMPTS * 64, RESPONSES * 64
+    batch, real = (prompts, responses, [False] * 256, [False] * 256), opd.states
+
+    def trained(room, micro_tokens):
+        """A GPU that holds `room` tokens at once; fails in the middle of an update, when gradients have begun to add up."""
+        args, clock = SimpleNamespace(**{**vars(ARGS), "micro_tokens": micro_tokens}), plumbing.Clock(CPU)
+
+        def states(model, ids, predicts):
+            if ids.numel() > room and model is student:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, ids, predicts)
+        monkeypatch.setattr(opd, "states", states)
+        student = copy.deepcopy(STUDENT)
+        optimiser = torch.optim.AdamW(student.parameters(), lr=1e-2)
+        clock.start()
+        plumbing.within_memory(opd.update, student, TEACHER, optimiser, batch, args, clock, plumbing.no_autocast, 50)
+        return student, args.micro_tokens
+    plain, _ = trained(10**9, 2400)
+    halved, size = trained(700, 2400)
+    assert size == 600
+    said = capsys.readouterr().out
+    assert "the same update again with --micro_tokens 1200" in said and "--micro_tokens 600" in said
+    assert close(dict(plain.named_parameters()), dict(halved.named_parameters()), 1e-5)
+    with pytest.raises(plumbing.Mistake, match="out of memory"):
+        trained(5, 1200)
