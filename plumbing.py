@@ -608,13 +608,12 @@ class Metrics:
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
         last = [r for r in self.rows if "grad_norm" in r][-3:]
-        checkpoint = latest_checkpoint(self.path.parent)
-        require(
-            "grad_norm" not in row or len(last) < 3 or any(r["grad_norm"] is not None for r in last),
-            f"The gradient was not finite in three updates in a row ({last[0]['step']} to {last[-1]['step']}); all three were skipped and the "
-            f"weights are unharmed. The last checkpoint is '{checkpoint or self.path.parent}'; start again with a lower --lr, and look at "
-            "loss and length of the updates before in metrics.jsonl.",
-        )
+        if "grad_norm" in row and len(last) == 3 and all(r["grad_norm"] is None for r in last):
+            raise Mistake(
+                f"The gradient was not finite in three updates in a row ({last[0]['step']} to {last[-1]['step']}); all three were skipped and the "
+                f"weights are unharmed. The last checkpoint is '{latest_checkpoint(self.path.parent) or 'not written yet'}'; start again with a "
+                "lower --lr, and look at loss and length of the updates before in metrics.jsonl."
+            )
 
 
 class Clock:
