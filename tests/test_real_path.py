@@ -56,7 +56,7 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
 
 
 @pytest.mark.parametrize("script, more", [("opd.py", []), ("topd.py", ["--window_size", 6, "--probe_every", 1]), ("ar_opd.py", []), ("hindsight_sd.py", []),
-                                          ("grpo.py", ["--beta", 0.1])])
+                                          ("grpo.py", ["--beta", 0])])
 def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, more):
     folder, tokenizer = qwen
     out, data = tmp_path / "run", folder / "problems.jsonl"
