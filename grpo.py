@@ -14,7 +14,7 @@ are wrong says nothing. Distillation (opd.py, hindsight_sd.py) gives each token 
         sum of all l_it / (rollouts x max_new_tokens)    Dr. GRPO: the same, and the divisor knows nothing of the lengths
       + beta KL(pi || pi_0)                              GRPO; the other two have none
 
---variant sets five switches at once; each can also be given by itself, and a switch that is given wins:
+--variant sets six switches at once; each can also be given by itself, and a switch that is given wins:
 
     | variant | --advantage | --norm   | --clip_high | --no_signal | --overlong | --beta |
     | grpo    | std         | sequence | 0.2         | keep        | none       | 1e-3   |
