@@ -404,6 +404,7 @@ def main(argv=None):
     )
     for name in ("plain", "partial", "full"):
         print(f"{name:<8} {plumbing.harmless(tokenizer.decode(rows[0][name]))!r}")
+    plumbing.write_config(out, args, "ar_opd.py")
     if start == 0 and not metrics.rows:
         first = accuracy(student)
         shown = gate(student, tokenizer, rows[: min(len(rows), args.eval_n, 200)], args, autocast)
@@ -421,7 +422,6 @@ def main(argv=None):
             print(
                 "warning: a wrong problem's solution helps as much as the right one: the model does not read what it is shown"
             )
-    plumbing.write_config(out, args, "ar_opd.py")
 
     # ---- training
     with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "ar_opd", "update", initial=start) as bar:

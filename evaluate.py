@@ -17,7 +17,6 @@ here once, the method files import them, and the file is written to be read from
     7. compare     runs over seeds, paired
 """
 
-import argparse
 import atexit
 import hashlib
 import json
@@ -126,12 +125,28 @@ def load_benchmark(name, split="test", limit=None):
         )
     if len(data) == 0:
         raise Mistake(f"'{source}' holds no rows.")
-    rows = []
-    for i, row in enumerate(data.select(range(min(limit or len(data), len(data))))):
+    rows, asked = [], {}
+    try:
+        table = list(data.select(range(min(limit or len(data), len(data)))))
+    except UnicodeDecodeError:
+        raise Mistake(f"'{source}' holds text that is not in UTF-8; save it in that encoding.") from None
+    for i, row in enumerate(table):
         problem, answer = row[problem_column], row[answer_column]
         answer = ", ".join(map(str, answer)) if isinstance(answer, list) else answer  # OlympiadBench: a list of golds
-        if not isinstance(problem, str) or not problem.strip() or answer is None or not str(answer).strip():
-            raise Mistake(f"Row {i + 1} of '{source}' has an empty problem or an empty answer.")
+        if not isinstance(problem, str) or not problem.strip():
+            raise Mistake(f"Row {i + 1} of '{source}' has no text as its problem; mend or delete it.")
+        if answer is None or isinstance(answer, (bool, dict)) or answer != answer or not str(answer).strip():
+            raise Mistake(
+                f"Row {i + 1} of '{source}' has an empty answer, or one that is neither text nor a number; mend or delete it."
+            )
+        if local:  # twice the same problem: counted twice it narrows the interval; with two answers one of them is wrong
+            j, before = asked.setdefault(problem, (i, str(answer)))
+            if before != str(answer) or (j < i and split == "test"):
+                raise Mistake(
+                    f"Rows {j + 1} and {i + 1} of '{source}' hold the same problem"
+                    + (f" with different answers ({before!r}, {str(answer)!r})" if before != str(answer) else "")
+                    + "; delete one of them."
+                )
         toy = not local and source.startswith("toy/")
         if name == "gsm8k":  # its answers are worked solutions with calculator marks: 48/2 = <<48/2=24>>24 ... #### 72
             solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
@@ -785,7 +800,8 @@ def read_run(folder):
     config = plumbing.read_json(folder / "config.json", f"'{folder}' is not a run: it has no config.json.")
     same = {k: v for k, v in config.items() if k not in ("seed", "out", "resume", "model", "script", "versions")}
     if (folder / "metrics.jsonl").exists():
-        curve = [(m["step"], m["eval"]["accuracy"]) for m in plumbing.read_jsonl(folder / "metrics.jsonl") if "eval" in m]
+        metrics = plumbing.read_jsonl(folder / "metrics.jsonl", ["step"])
+        curve = [(m["step"], m["eval"]["accuracy"]) for m in metrics if "eval" in m]
         if not curve:
             raise Mistake(f"'{folder}' has no evaluation yet; let it run to its first one.")
         return {
@@ -798,7 +814,7 @@ def read_run(folder):
         }
     if (folder / "responses.jsonl").exists():
         per = {}
-        for r in plumbing.read_jsonl(folder / "responses.jsonl"):
+        for r in plumbing.read_jsonl(folder / "responses.jsonl", ["index", "correct"]):
             per.setdefault(r["index"], []).append(r["correct"])
         scores = {i: sum(v) / len(v) for i, v in per.items()}
         return {
@@ -869,7 +885,7 @@ def compare(folders, out):
 
 
 def arguments(argv):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plumbing.Parser(__doc__)
     p.add_argument("--model", help="folder or hub name of the model to evaluate")
     p.add_argument(
         "--benchmark", help=f"{', '.join(BENCHMARKS)}, or the path of a JSONL file with the columns problem and answer"
@@ -913,7 +929,7 @@ def main(argv=None):
             "Say what to evaluate: --model FOLDER_OR_NAME --benchmark NAME (or --compare RUN RUN ...); --help explains all flags."
         )
     plumbing.require(args.n >= 1, f"--n is {args.n}; it must be at least 1.")
-    plumbing.require(args.temperature >= 0, f"--temperature is {args.temperature}; it must be 0 (greedy) or more.")
+    plumbing.require(0 <= args.temperature < 100, f"--temperature is {args.temperature}; it must be 0 (greedy) or more.")
     plumbing.require(
         args.n == 1 or args.temperature > 0, f"--n {args.n} greedy samples would all be the same; set --temperature above 0."
     )
@@ -943,6 +959,7 @@ def main(argv=None):
     done = resume_records(out, config, rows, args.n)
     tokenizer = plumbing.load_tokenizer(args.model)
     model = plumbing.load_model(args.model, device, plumbing.compute_dtype(args.dtype, device))
+    plumbing.check_head(tokenizer, [(args.model, model)])
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
     plumbing.write_json(out / "config.json", config)
     if done:
@@ -1004,7 +1021,8 @@ def resume_records(out, config, rows, n):
     )
     if not (out / "responses.jsonl").exists():
         return []
-    records = plumbing.read_jsonl(out / "responses.jsonl", drop_broken_end=True)
+    fields = ["index", "sample", "response", "gold", "extracted", "correct", "tokens", "truncated"]
+    records = plumbing.read_jsonl(out / "responses.jsonl", fields, drop_broken_end=True)
     records = [r for r in records if r["index"] < len(rows) and r["sample"] < n]
     plumbing.require(
         all(r["gold"] == rows[r["index"]]["answer"] for r in records),

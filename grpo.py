@@ -355,13 +355,13 @@ def main(argv=None):
     # ---- what is about to happen
     more = [] if first is None else [first]
     plumbing.announce("grpo.py", args, student, None, rows, tokenizer, dtype, before, checkpointing, more=more)
+    plumbing.write_config(out, args, "grpo.py")
     if start == 0 and not metrics.rows:
         metrics.add({"step": 0, "eval": measure(student)})
         e = metrics.rows[-1]["eval"]
         print(f"before:  {plumbing.percent(e)}   (greedy, {e['n']} problems of {args.benchmark})")
         if e[f"pass@{args.samples}"] < 0.05:
             print(f"warning: hardly any question is solved once in {args.samples} attempts; most groups will have no signal")
-    plumbing.write_config(out, args, "grpo.py")
 
     # ---- training
     with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "grpo", "update", initial=start) as bar:

@@ -474,13 +474,13 @@ def main(argv=None):
     more = [first] if first is not None and first is not teacher else []
     plumbing.announce("hindsight_sd.py", args, student, own, rows, tokenizer, dtype, before, checkpointing, more=more)
     print(f"context  {plumbing.harmless(context(rows[0], '(a successful rollout)', args))!r}")
+    plumbing.write_config(out, args, "hindsight_sd.py")
     if start == 0 and not metrics.rows:
         initial = measure(student)
         shown, masses = gate(student, tokenizer, rows[: min(200, max(2, args.eval_n // 2))], args, autocast)
         metrics.add({"step": 0, "eval": initial, "gate": {k: [v["accuracy"], *v["interval"]] for k, v in shown.items()}})
         print(f"before:  {plumbing.percent(initial)}   (greedy, {initial['n']} problems of {args.benchmark})")
         say_gate(shown, masses)
-    plumbing.write_config(out, args, "hindsight_sd.py")
 
     # ---- training
     with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "hindsight_sd", "update", initial=start) as bar:

@@ -24,7 +24,6 @@ them, every token coloured by its credit A = log p - log s: what the same model 
 part is marked, and both continuations are tried out by sampling: was that the token to blame?
 """
 
-import argparse
 import html
 from pathlib import Path
 
@@ -470,7 +469,7 @@ def finish(page, args):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plumbing.Parser(__doc__)
     p.add_argument("method", choices=["opd", "topd", "ar_opd", "hindsight_sd"], help="whose view")
     p.add_argument("--n", type=int, default=3, help="rollouts to show (default 3)")
     p.add_argument("--html", metavar="FILE", help="write a page instead of printing")

@@ -126,10 +126,14 @@ def settle(args):
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
-    require(args.temperature > 0, f"--temperature is {args.temperature}; rollouts are sampled, so it must be above 0.")
+    require(0 < args.temperature < 100, f"--temperature is {args.temperature}; rollouts are sampled, so it must be above 0.")
     require(
         0 < args.beta < 1,
         f"--beta is {args.beta}; it must lie between 0 and 1 (use --divergence forward or reverse for the ends).",
+    )
+    require(
+        args.student != args.teacher,
+        f"--student and --teacher are both '{args.student}': it would learn nothing from itself; choose a better teacher.",
     )
     require(0 <= args.off_policy <= 1, f"--off_policy is {args.off_policy}; it is a share and must lie in [0, 1].")
     require(
@@ -329,6 +333,7 @@ def main(argv=None):
 
     # ---- what is about to happen
     plumbing.announce("opd.py", args, student, teacher, rows, tokenizer, dtype, before, checkpointing)
+    plumbing.write_config(out, args, "opd.py")
     if start == 0 and not metrics.rows:
         first, ceiling = measure(student), measure(teacher)
         metrics.add({"step": 0, "eval": first, "teacher_accuracy": ceiling["accuracy"]})
@@ -336,7 +341,6 @@ def main(argv=None):
             f"before:  student {plumbing.percent(first)}   teacher {plumbing.percent(ceiling)}   (greedy, {first['n']} problems of {args.benchmark})"
         )
         plumbing.warn_small_gap(first, ceiling)
-    plumbing.write_config(out, args, "opd.py")
 
     # ---- training
     with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "opd", "update", initial=start) as bar:

@@ -7,6 +7,8 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import difflib
+import errno
 import inspect
 import json
 import math
@@ -26,6 +28,7 @@ import urllib.parse
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 # ============================================================================================ errors
 
@@ -47,7 +50,7 @@ def run(main):
     try:
         main()
     except Mistake as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {harmless(' '.join(str(e).split()))}", file=sys.stderr)  # it may quote a stranger's data
         sys.exit(2)
     except torch.OutOfMemoryError:
         print(
@@ -56,12 +59,37 @@ def run(main):
             file=sys.stderr,
         )
         sys.exit(2)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        print(f"error: {harmless(unwritable(e.filename or 'a file', e))}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
 
 
+def unwritable(path, e):
+    why = getattr(e, "strerror", None) or " ".join(str(e).split())[:120]
+    return (
+        f"Writing '{path}' failed ({why}). What was complete before is untouched; make room, then continue a run with --resume, an evaluation "
+        "with the same command."
+    )
+
+
 # ============================================================================================ arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong flag gets one sentence, not the usage of forty others; and no abbreviations, which guess."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def error(self, message):
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        raise Mistake(message + (f"; did you mean {near[0]}?" if near else "; --help explains all flags."))
 
 
 def parse_arguments(cls, description, argv=None):
@@ -70,7 +98,7 @@ def parse_arguments(cls, description, argv=None):
     for line, following in zip(body, body[1:]):
         if isinstance(line, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             docs[line.target.id] = " ".join(following.value.value.split())
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     for f in dataclasses.fields(cls):
         named = f.type.__name__ if isinstance(f.type, type) else str(f.type)  # "int", or "int | None"
         kind = {"int": int, "float": float, "str": str, "bool": bool}[named.split(" |")[0]]
@@ -117,11 +145,15 @@ def write_text(path, text):
     """Under a temporary name, flushed to the disk, then renamed: a reader never sees half a file."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk: what was there stays
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path, value):
@@ -132,25 +164,31 @@ def read_json(path, missing):
     if not Path(path).exists():
         raise Mistake(missing or f"'{path}' is missing.")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        raise ValueError
     except ValueError:
         raise Mistake(
-            f"'{path}' is not valid JSON; it was cut off or edited. Delete the folder or choose another one."
+            f"'{path}' is not the JSON object that a run writes; it was cut off or edited. Delete the folder or choose another one."
         ) from None
 
 
-def read_jsonl(path, drop_broken_end=False):
-    """All objects of a JSONL file. A process killed while writing leaves half a last line: drop it, but only the last."""
+def read_jsonl(path, keys=(), drop_broken_end=False):
+    """All objects of a JSONL file, each with `keys`. A process killed while writing leaves half a last line: drop it, but only the last."""
     rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     for i, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or any(k not in row for k in keys):
+                raise ValueError
+            rows.append(row)
         except ValueError:
             if drop_broken_end and i >= len(lines) - 2:
                 break
-            raise Mistake(f"Line {i + 1} of '{path}' is not valid JSON; delete that line or the file.") from None
+            raise Mistake(f"Line {i + 1} of '{path}' is not what was written there; delete that line or the file.") from None
     return rows
 
 
@@ -268,6 +306,8 @@ def load_model(name, device, dtype):
 
 def missing_model(name, what, e):
     why = " ".join(str(e).split())[:160]
+    if Path(name, "state.pt").exists():
+        return f"The checkpoint '{name}' is damaged ({type(e).__name__}: {why}); delete that folder, and --resume starts from the beginning."
     if Path(name).exists():
         return f"The folder '{name}' holds no {what} that transformers can load ({type(e).__name__}: {why})."
     return (
@@ -294,6 +334,16 @@ def same_tokenizer(student, teacher):
         student.eos_token_id == teacher.eos_token_id,
         f"Student and teacher end a turn with different tokens ({student.eos_token!r} and {teacher.eos_token!r}); choose two instruct models of one family.",
     )
+
+
+def check_head(tokenizer, models):
+    """Wider heads than the tokenizer are common (padding rows, cut off everywhere); a narrower one belongs to another tokenizer."""
+    for name, model in models:
+        width = model.get_output_embeddings().weight.shape[0]
+        require(
+            len(tokenizer) <= width,
+            f"The tokenizer has {len(tokenizer)} tokens and the head of '{name}' only {width} rows: they do not belong together.",
+        )
 
 
 def check_prompts(tokenizer, prompts, data):
@@ -325,34 +375,48 @@ def save_checkpoint(out, step, model, tokenizer, optimiser, extra=None):
     final = Path(out) / f"checkpoint-{step:06d}"
     if final.exists():
         return final
+    state = {
+        "step": step,
+        "optimiser": optimiser.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python_rng": _flat(random.getstate()),
+        **(extra or {}),
+    }
+    _write_folder(final, model, tokenizer, state)
+    _prune(out)  # only now: the new one is complete
+    return final
+
+
+def _write_folder(final, model, tokenizer, state=None):
+    """Model, tokenizer and state under a temporary name; renamed when all of it is on the disk."""
     temporary = final.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    torch.save(
-        {
-            "step": step,
-            "optimiser": optimiser.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python_rng": _flat(random.getstate()),
-            **(extra or {}),
-        },
-        temporary / "state.pt",
-    )
-    for file in temporary.iterdir():  # on the disk before the rename says so
-        with open(file, "rb") as f:
-            os.fsync(f.fileno())
-    os.replace(temporary, final)
-    for old in sorted(Path(out).glob("checkpoint-*")):  # only now: the new one is complete
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
-    return final
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if state is not None:
+            torch.save(state, temporary / "state.pt")
+        for file in temporary.iterdir():
+            with open(file, "rb") as f:
+                os.fsync(f.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except (OSError, RuntimeError, SafetensorError) as e:  # a full disk has all three of these names
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Mistake(unwritable(final, e)) from None
 
 
 def latest_checkpoint(out):
     found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", p.name)]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def _prune(out):
+    newest = latest_checkpoint(out)
+    for old in Path(out).glob("checkpoint-*"):
+        if old != newest:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state(checkpoint, optimiser, device):
@@ -367,7 +431,7 @@ def load_state(checkpoint, optimiser, device):
         random.setstate((version, tuple(internal), gauss))
     except Exception as e:
         raise Mistake(
-            f"The checkpoint '{checkpoint}' is damaged ({type(e).__name__}); delete it and start again without --resume."
+            f"The checkpoint '{checkpoint}' is damaged ({type(e).__name__}); delete that folder, and --resume starts from the beginning."
         ) from None
     return state
 
@@ -377,13 +441,8 @@ def _flat(state):
 
 
 def save_final(out, model, tokenizer):
-    temporary, final = Path(out) / "final.tmp", Path(out) / "final"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    return final
+    _write_folder(Path(out) / "final", model, tokenizer)
+    _prune(out)  # a run that was killed between writing its last checkpoint and removing the one before never came to it
 
 
 def open_run(args, script, free=("resume", "device", "save_every", "eval_every", "show_every")):
@@ -393,6 +452,8 @@ def open_run(args, script, free=("resume", "device", "save_every", "eval_every",
     neither of the two runs. Only settings without influence on the weights are `free`.
     """
     out = make_folder(args.out)
+    random.seed(args.seed)  # nothing here draws from the global states, but a fork may, and they are part of a checkpoint
+    torch.manual_seed(args.seed)
     config = {"script": script, **{k: v for k, v in dataclasses.asdict(args).items() if k not in ("resume",)}}
     held = (out / "config.json").exists()
     if not args.resume:
@@ -417,7 +478,8 @@ def open_run(args, script, free=("resume", "device", "save_every", "eval_every",
 
 
 def write_config(out, args, script):
-    """Only when training really begins: a run that was refused leaves a folder that can be used again."""
+    """When nothing can be refused any more, and before anything else is written: a run that was refused leaves a folder that can
+    be used again, and one that was killed a folder that can be resumed."""
     if not (Path(out) / "config.json").exists():
         config = {k: v for k, v in dataclasses.asdict(args).items() if k != "resume"}
         write_json(Path(out) / "config.json", {"script": script, **config, "versions": versions()})
@@ -597,8 +659,8 @@ class Metrics:
         self.path = Path(out) / "metrics.jsonl"
         self.rows = []
         if resumed_step is not None and self.path.exists():
-            self.rows = [r for r in read_jsonl(self.path, drop_broken_end=True) if r["step"] <= resumed_step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
+            self.rows = [r for r in read_jsonl(self.path, ["step"], drop_broken_end=True) if r["step"] <= resumed_step]
+            write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def add(self, row):
         if not math.isfinite(row.get("grad_norm", 0.0)):
@@ -788,6 +850,10 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
         c = model.config
         return f"{name}  {c.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters, {c.num_hidden_layers} layers x {c.hidden_size}"
 
+    check_head(
+        tokenizer,
+        [(args.student, student), *([(args.teacher, teacher)] if hasattr(args, "teacher") and teacher is not None else [])],
+    )
     rollouts = args.prompts * args.samples
     print(f"{script}: student {described(args.student, student)}")
     if hasattr(args, "teacher"):

@@ -144,6 +144,10 @@ def settle(args):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(
+        args.student != args.teacher,
+        f"--student and --teacher are both '{args.student}': it would learn nothing from itself; choose a better teacher.",
+    )
+    require(
         args.lam >= 0 and math.isfinite(args.lam), f"--lam is {args.lam}; it is the weight of a loss and must be 0 or more."
     )
     require(
@@ -731,6 +735,7 @@ def main(argv=None):
 
     # ---- what is about to happen
     plumbing.announce("topd.py", args, student, teacher, rows, tokenizer, dtype, before, checkpointing, teacher_cache=True)
+    plumbing.write_config(out, args, "topd.py")
     if start == 0 and not metrics.rows:
         first, ceiling = accuracy(student), accuracy(teacher)
         metrics.add({"step": 0, "eval": first, "teacher_accuracy": ceiling["accuracy"]})
@@ -738,7 +743,6 @@ def main(argv=None):
             f"before:  student {plumbing.percent(first)}   teacher {plumbing.percent(ceiling)}   (greedy, {first['n']} problems of {args.benchmark})"
         )
         plumbing.warn_small_gap(first, ceiling)
-    plumbing.write_config(out, args, "topd.py")
 
     # ---- training
     with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "topd", "update", initial=start) as bar:

