@@ -451,24 +451,34 @@ def _tidy(text):
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\frac ?(\d|\\[a-zA-Z]+|[a-zA-Z]) ?(\d|\\[a-zA-Z]+|[a-zA-Z])", r"\\frac{\1}{\2}", text)  # \frac12
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{([^{}]*)\}", r" \\text{\1} ", text)
-    text = text.replace("\\$", "").replace("−", "-").replace("$", "")
+    text = re.sub(r"\\?\$|[£€]", "", text).replace("−", "-")
+    text = re.sub(r"\\varnothing(?![a-zA-Z])|\\\{ *\\\}", r"\\emptyset", text)
+    # "3 and 5", "3 or 5", "3; 5" are lists
+    text = re.sub(r";|\\text\{ *(?:and|or) *\}|(?<=[\d)}]) (?:and|or) (?=[-\d(\\])", ",", text)
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\\degree", "", text)
     # A percent sign is a unit like any other: 50\% is 50, and never 0.5. Accepting both would accept a factor of 100.
     text = re.sub(r"\\?%", "", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
+UNIT = r"\s*\\text\{[^{}]*\}(?:\s?\^\s?\{?[23]\}?)?$"  # behind a number or an expression
+
+
 def number(text):
     """The exact value of a plain number as a Fraction, or None: 025, 27.0, 1,234, -3/4, \\frac{3}{4}, 3\\frac{1}{2}, 1e11, 5 cm."""
-    text = re.sub(r"\s*\\text\{[^{}]*\}$", "", text.strip())  # a unit behind the number
-    text = re.sub(r"(?<=[\d}])\s+(?!pi\b|sqrt\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+)*$", "", text)
+    text = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text.strip()).strip()
+    text = re.sub(UNIT, "", text)
+    text = re.sub(r"(?<=[\d}])\s+(?!pi\b|sqrt\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+)*(?:/[a-z]+)?(?:\^\{?[23]\}?)?$", "", text)
     if len(text) > 80:
         return None
     text = text.replace("{,}", ",")
-    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
-        text = text.replace(",", "")
+    if re.fullmatch(r"[-+]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?", text):  # 1,234 and 1 234
+        text = text.replace(",", "").replace(" ", "")
     sign, body = (-1, text[1:].strip()) if text.startswith("-") else (1, text.removeprefix("+").strip())
     body = re.sub(r"^10 ?\^", "1*10^", body)
+    if m := re.fullmatch(r"(\d*)\.(\d*)\\overline ?\{ ?(\d+) ?\}", body):  # 0.1\overline{6}: a period
+        fixed, period = Fraction(int(m[1] + m[2] or 0), 10 ** len(m[2])), Fraction(int(m[3]), 10 ** len(m[3]) - 1)
+        return sign * (fixed + period / 10 ** len(m[2]))
     if m := re.fullmatch(r"(\d*\.?\d*)(?:[eE]([-+]?\d{1,3})| ?(?:\\times|\\cdot|\*) ?10\^\{?([-+]?\d{1,3})\}?)?", body):
         if not re.search(r"\d", m[1] or ""):
             return None
@@ -496,25 +506,45 @@ def _equal(said, wanted, until, depth=0):
     a, b = number(said), number(wanted)
     if a is not None and b is not None:
         return a == b
-    if said.replace(" ", "") == wanted.replace(" ", ""):
+    if re.sub(r"(?<!\d) | (?!\d)", "", said) == re.sub(r"(?<!\d) | (?!\d)", "", wanted):  # 1 2 is not 12
         return True
     if depth > 3 or not said or not wanted:
         return False
     # Words: sympy would read them as products of letters, in which "tea" equals "eat".
-    plain = [re.sub(r"\\text\{([^{}]*)\}", r"\1", t).strip() for t in (said, wanted)]
+    plain = [re.sub(r"\\text\{([^{}]*)\}", r"\1", t).strip().rstrip(".") for t in (said, wanted)]
     letters = re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain[1]) and (
         "\\text" in wanted or max(map(len, re.findall("[A-Za-z]+", plain[1]))) >= 4
     )
+    if re.fullmatch(r"[A-Z]{2,}", said) and re.fullmatch(r"[A-Z]{2,}", wanted):  # names of segments and angles
+        return said == wanted
     if letters or re.fullmatch(r"\(?[A-E]\)?", plain[1]) and "\\text" in wanted + said:
         return plain[0].strip("()").casefold() == plain[1].strip("()").casefold()
-    if "=" not in wanted and (m := re.fullmatch(r"[A-Za-z](?:\([a-z]\))? ?(?:=|\\in(?![a-z])) ?(.+)", said)):  # x = 5 for 5
+    named = r"(?:[A-Za-z](?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)) ?(?:=|\\in(?![a-z])) ?(.+)"
+    if "=" not in wanted and (m := re.fullmatch(named, said)):  # x = 5 for 5
         return _equal(m[1], wanted, until, depth + 1)
+    if "\\text" not in wanted and (bare := re.sub(UNIT, "", said)) not in (said, ""):  # 18\pi cm^2 for 18\pi
+        return _equal(bare, wanted, until, depth + 1)
+    if "\\pm" in said + wanted:  # both signs written out
+        ours, theirs = (",".join(_both_signs(p) for p in _split(t)) for t in (said, wanted))
+        return _equal(ours, theirs, until, depth + 1)
     # Lists without brackets: the same answers in any order. With brackets the kind of bracket matters: (0,1] is not [0,1],
     # and only a set is unordered.
     ours, theirs = _split(said), _split(wanted)
+    if len(theirs) > 1 and "=" not in said and all(re.fullmatch(named, p) for p in theirs):  # 5, 6 for x=5, y=6: in this order
+        return len(ours) == len(theirs) and all(
+            _equal(p, re.fullmatch(named, q)[1], until, depth + 1) for p, q in zip(ours, theirs)
+        )
+    if "\\cup" in said and "\\cup" in wanted:  # a union in any order
+        ours, theirs = ([p.strip() for p in re.split(r"\\cup(?![a-z])", t)] for t in (said, wanted))
+        return len(ours) == len(theirs) and _same_members(ours, theirs, until, depth)
+    braces = r"\\\{(.*)\\\}"  # a set of which the braces were left out
+    if len(ours) > 1 and (m := re.fullmatch(braces, wanted)) and not re.fullmatch(braces, said):
+        return _equal(said, m[1].strip(), until, depth + 1)
+    if len(theirs) > 1 and (m := re.fullmatch(braces, said)) and not re.fullmatch(braces, wanted):
+        return _equal(m[1].strip(), wanted, until, depth + 1)
     if len(theirs) > 1 and number(wanted) is None:
         return len(ours) == len(theirs) and _same_members(ours, theirs, until, depth)
-    if len(ours) > 1 and b is None:
+    if len(ours) > 1:  # several answers where one was asked for
         return False
     opened = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"
     x, y = re.fullmatch(opened, said), re.fullmatch(opened, wanted)
@@ -528,6 +558,14 @@ def _equal(said, wanted, until, depth=0):
     if y and len(_split(y[2])) > 1 or x and len(_split(x[2])) > 1:  # a bracketed tuple against something else
         return False
     return _math_verify(said, wanted, until)
+
+
+def _both_signs(text):
+    """3 \\pm 2 as "3 + 2, 3 - 2"; \\mp goes the other way."""
+    if "\\pm" not in text:
+        return text
+    one, two = (re.sub(r"\\pm(?![a-z])", a, re.sub(r"\\mp(?![a-z])", b, text)).strip() for a, b in (("+", "-"), ("-", "+")))
+    return f"{one.removeprefix('+').strip()}, {two}"
 
 
 def _same_members(ours, theirs, until, depth):

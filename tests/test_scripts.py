@@ -95,7 +95,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     out, command = tmp_path / "stopped", undisturbed[2]
     process = subprocess.Popen([sys.executable, *map(str, command), "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "2"})
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     until = time.time() + 120
     while time.time() < until and not ((out / "metrics.jsonl").exists() and '"step": 1' in (out / "metrics.jsonl").read_text()):
         time.sleep(0.02)
@@ -191,7 +191,7 @@ def test_help_of_evaluation():
 
 def test_evaluation_reports_and_continues_where_it_stopped(tmp_path):
     command = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", 12, "--n", 3, "--temperature", 1, "--k", 2, "--device", "cpu"]
-    assert run_script(*command, "--out", tmp_path / "whole").returncode == 0
+    assert run_script(*command, "--out", tmp_path / "whole", fresh=True).returncode == 0
     whole = json.loads((tmp_path / "whole/summary.json").read_text())
     assert whole["n"] == 12 and whole["samples"] == 3 and {"accuracy", "interval", "avg@3", "pass@1", "pass@2", "majority", "truncated", "no_answer", "seconds"} <= whole.keys()
     assert abs(whole["pass@1"] - whole["accuracy"]) < 1e-12 and whole["pass@2"] >= whole["pass@1"]
@@ -257,7 +257,7 @@ def test_worked_examples_in_docstrings():
 
 
 def test_look_prints_and_writes_a_harmless_page(tmp_path):
-    done = run_script("look.py", "opd", "--n", 2, "--device", "cpu")
+    done = run_script("look.py", "opd", "--n", 2, "--device", "cpu", fresh=True)
     assert done.returncode == 0 and "gold" in done.stdout and "\x1b[" not in done.stdout, done.stderr
     assert "\x1b[48;5;" in run_script("look.py", "opd", "--n", 2, "--device", "cpu", env={"FORCE_COLOR": "1"}).stdout
     page = tmp_path / "page.html"

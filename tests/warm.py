@@ -24,12 +24,13 @@ import topd  # noqa: E402
 MAINS = {f"{m.__name__}.py": m.main for m in (opd, topd, ar_opd, hindsight_sd, grpo, evaluate, look)}
 
 
-def child(command, log, die_at=None, largest_file=None):
-    """Runs `command`, output into the file `log`. die_at: SIGKILL itself just before the so-many-th flush, rename or removal of a file.
+def child(command, log, die_at=None, largest_file=None, errors=None, env=None):
+    """Runs `command`, output into the file `log` (errors into `errors`, if given). die_at: SIGKILL itself just before the so-many-th flush, rename or removal of a file.
     largest_file: no file can grow beyond so many bytes, which is what a full disk looks like to a program."""
-    torch.set_num_threads(1)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
+    torch.set_num_threads(1)  # two beside anything else are ten times slower than one
+    os.environ.update(env or {})
+    out, err = (os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in (log, errors or log))
+    os.dup2(out, 1), os.dup2(err, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = [str(x) for x in command]
     if die_at is not None:
