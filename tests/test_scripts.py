@@ -230,26 +230,6 @@ def test_compare_pairs_by_seed(tmp_path):
         evaluate.compare([tmp_path], tmp_path / "x.png")
 
 
-def test_statistics_against_closed_forms_and_simulation():
-    assert evaluate.pass_at_k(4, 1, 2) == pytest.approx(.5) and evaluate.pass_at_k(8, 0, 3) == 0 and evaluate.pass_at_k(8, 8, 3) == 1
-    g = torch.Generator().manual_seed(0)
-    p, n, k = 0.3, 8, 4
-    counts = (torch.rand(4000, n, generator=g) < p).sum(1).tolist()
-    assert sum(evaluate.pass_at_k(n, c, k) for c in counts) / 4000 == pytest.approx(1 - (1 - p) ** k, abs=.01)
-    hits = 0
-    for c in (torch.rand(2000, 300, generator=g) < p).sum(1).tolist():
-        low, high = evaluate.wilson(c, 300)
-        hits += low <= p <= high
-    assert .935 <= hits / 2000 <= .965
-    hits = 0
-    for sample in torch.randn(2000, 5, generator=g, dtype=torch.float64).tolist():
-        _, low, high = evaluate.mean_interval(sample)
-        hits += low <= 0 <= high
-    assert .935 <= hits / 2000 <= .965
-    assert evaluate.majority(["1", "2", "2", None], [True, False, False, False]) == 0
-    assert evaluate.majority(["1", "2"], [True, False]) == .5 and evaluate.majority([None], [False]) == 0
-
-
 def test_worked_examples_in_docstrings():
     import doctest
     found = doctest.testmod(evaluate)
