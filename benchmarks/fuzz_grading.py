@@ -17,9 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from test_grading import GRADED, HOSTILE  # noqa: E402
+
 import evaluate  # noqa: E402
 import plumbing  # noqa: E402
-from test_grading import GRADED, HOSTILE  # noqa: E402
 
 PIECES = [
     *r"0123456789{}()[]|\^_,.;:=+-*/% $!&~<>'#xyzabn",
