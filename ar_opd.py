@@ -368,7 +368,6 @@ def main(argv=None):
         f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; use toy, gsm8k, or a JSONL file with the "
         "columns problem, answer and solution.",
     )
-    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [views(r, args)["full"] for r in rows[:50]], args.data)
     student = plumbing.load_model(resumed or args.student, device, torch.float32)
     teacher = student if args.teacher == "current" else copy.deepcopy(student).requires_grad_(False)
@@ -400,7 +399,7 @@ def main(argv=None):
 
     # ---- what is about to happen
     plumbing.announce(
-        "ar_opd.py", args, student, None if teacher is student else teacher, rows, tokenizer, dtype, before, checkpointing
+        "ar_opd.py", args, student, None if teacher is student else teacher, rows, tokenizer, dtype, checkpointing
     )
     for name in ("plain", "partial", "full"):
         print(f"{name:<8} {plumbing.harmless(tokenizer.decode(rows[0][name]))!r}")

@@ -226,6 +226,9 @@ class RowCache:
         return self.length
 
     def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim], T new positions
+        key = key.to(
+            value.dtype
+        )  # under autocast a norm makes keys float32; attention would cast the whole cache at every token
         new, stop = key.shape[2], self.length + key.shape[2]
         if layer_idx not in self.layers or self.layers[layer_idx][0].shape[2] < stop:
             grown = []
@@ -281,6 +284,7 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
     was_training = model.training
     model.eval()  # gradient checkpointing (active in train mode) would switch the cache off
     found, order = [None] * (len(prompts) * n), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = min(rows, plumbing.rows_that_fit(model, max(map(len, prompts)) + max_new_tokens))
     per_batch = max(1, rows // n)
     for first in range(0, len(order), per_batch):  # neighbours in length share a batch: little padding
         chosen = order[first : first + per_batch]
@@ -313,18 +317,17 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
     # A padding position may see itself: with nothing to see its attention is 0/0, and NaN spreads through masked sums.
     causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     mask = (causal & real[:, None, :]) | torch.eye(longest, dtype=torch.bool, device=device)  # [P, L, L]
-    out = model(
+    out = model.base_model(
         input_ids=ids,
         attention_mask=mask[:, None],
         position_ids=(real.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
     )
     # Each prompt is read once; its n samples start from copies of its cache.
     repeat = torch.arange(len(prompts), device=device).repeat_interleave(n)  # [R], R = P * n
     cache.select(repeat)
-    logits, real, position = out.logits[:, -1, :vocabulary][repeat], real[repeat], real.sum(1)[repeat]
+    hidden, real, position = out.last_hidden_state[:, -1][repeat], real[repeat], real.sum(1)[repeat]  # [R, width]
     total = len(prompts) * n
     draws = torch.stack([uniforms(k, max_new_tokens) for k in keys]).to(device) if temperature > 0 else None  # [R, max_new]
     tokens = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
@@ -332,16 +335,24 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
     ends, alive = torch.tensor(eos, device=device), torch.arange(total, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)  # of the rows still in the batch
     for t in range(max_new_tokens):
-        if temperature > 0:
-            chosen_from = filtered(logits, temperature, top_p, top_k)  # [R, V]
-            # The inverse of the cumulative distribution, in double precision: one uniform number, one exact draw.
-            cumulative = chosen_from.double().exp().cumsum(-1)
-            token = torch.searchsorted(cumulative, draws[alive, t, None] * cumulative[:, -1:], right=True).squeeze(1)
-            token = token.clamp(max=logits.shape[-1] - 1)
-        else:
-            chosen_from = logits.float().log_softmax(-1)
-            token = chosen_from.argmax(-1)
-        tokens[alive, t], logprobs[alive, t] = token, chosen_from.gather(1, token[:, None]).squeeze(1)
+        # A hundred rows of 151,936 logits at once, not all of them: in double precision they would be the largest tensor of the run.
+        parts = hidden.split(max(1, 2**24 // vocabulary))
+        pieces = []
+        for h, u in zip(parts, (draws[alive, t] if temperature > 0 else hidden[:, 0]).split(len(parts[0]))):
+            logits = model.get_output_embeddings()(h)[:, :vocabulary]  # [r, V]
+            if temperature > 0:
+                chosen_from = filtered(logits, temperature, top_p, top_k)  # [r, V]
+                # The inverse of the cumulative distribution, in double precision: one uniform number, one exact draw.
+                cumulative = chosen_from.double().exp().cumsum(-1)
+                best = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).clamp(
+                    max=vocabulary - 1
+                )  # [r, 1]
+            else:
+                chosen_from = logits.float().log_softmax(-1)
+                best = chosen_from.argmax(-1, keepdim=True)
+            pieces.append((best.squeeze(1), chosen_from.gather(1, best).squeeze(1)))
+        token, logprob = (torch.cat(x) for x in zip(*pieces))  # [R]
+        tokens[alive, t], logprobs[alive, t] = token, logprob
         ended = ended | torch.isin(token, ends)
         if t + 1 == max_new_tokens:
             break
@@ -356,14 +367,13 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
                 cache.select(keep)
                 alive, ended, token, position, real = alive[keep], ended[keep], token[keep], position[keep], real[keep]
         seen = torch.cat([real, real.new_ones(len(alive), t + 1)], 1)  # [R, L + t + 1]
-        logits = model(
+        hidden = model.base_model(
             input_ids=token[:, None],
             attention_mask=seen[:, None, None, :],
             position_ids=(position + t)[:, None],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1, :vocabulary]
+        ).last_hidden_state[:, -1]
     written, ends = [], set(eos)
     for row, values in zip(tokens.tolist(), logprobs.tolist()):
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), None)

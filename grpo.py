@@ -328,7 +328,6 @@ def main(argv=None):
     dtype = plumbing.compute_dtype(args.dtype, device)
     tokenizer = plumbing.load_tokenizer(args.student)
     rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
-    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     student = plumbing.load_model(resumed or args.student, device, torch.float32)
     # The start is the start also after a resume: it comes from --student, never from the checkpoint.
@@ -354,7 +353,7 @@ def main(argv=None):
 
     # ---- what is about to happen
     more = [] if first is None else [first]
-    plumbing.announce("grpo.py", args, student, None, rows, tokenizer, dtype, before, checkpointing, more=more)
+    plumbing.announce("grpo.py", args, student, None, rows, tokenizer, dtype, checkpointing, more=more)
     plumbing.write_config(out, args, "grpo.py")
     if start == 0 and not metrics.rows:
         metrics.add({"step": 0, "eval": measure(student)})

@@ -435,7 +435,6 @@ def main(argv=None):
         args.context != "reference" or all(str(r.get("solution") or "").strip() for r in rows),
         f"'{args.data}' has rows without a solution for --context reference; use --context peer, or a file with the column solution.",
     )
-    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     student = plumbing.load_model(resumed or args.student, device, torch.float32)
     # The start is the start also after a resume: it comes from --student, never from the checkpoint.
@@ -472,7 +471,7 @@ def main(argv=None):
     # ---- what is about to happen
     own = None if teacher is student else teacher
     more = [first] if first is not None and first is not teacher else []
-    plumbing.announce("hindsight_sd.py", args, student, own, rows, tokenizer, dtype, before, checkpointing, more=more)
+    plumbing.announce("hindsight_sd.py", args, student, own, rows, tokenizer, dtype, checkpointing, more=more)
     print(f"context  {plumbing.harmless(context(rows[0], '(a successful rollout)', args))!r}")
     plumbing.write_config(out, args, "hindsight_sd.py")
     if start == 0 and not metrics.rows:

@@ -312,7 +312,6 @@ def main(argv=None):
         args.off_policy == 0 or args.off_policy_data == "teacher" or all("solution" in r for r in rows),
         f"'{args.data}' has no column solution to learn from; use --off_policy_data teacher, or --off_policy 0.",
     )
-    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     # The student's weights are float32 even where it computes in bfloat16: a step of 1e-6 on a bfloat16 weight mostly
     # rounds to nothing. The teacher never changes and can be small.
@@ -332,7 +331,7 @@ def main(argv=None):
         return {k: summary[k] for k in ("accuracy", "interval", "n", "truncated", "mean_tokens")} | more
 
     # ---- what is about to happen
-    plumbing.announce("opd.py", args, student, teacher, rows, tokenizer, dtype, before, checkpointing)
+    plumbing.announce("opd.py", args, student, teacher, rows, tokenizer, dtype, checkpointing)
     plumbing.write_config(out, args, "opd.py")
     if start == 0 and not metrics.rows:
         first, ceiling = measure(student), measure(teacher)

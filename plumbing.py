@@ -569,7 +569,7 @@ def pack(prompts, responses, device):
 def states(model, ids, predicts):
     """Last hidden states at the predicting positions, [N, width]. The head comes later, chunk by chunk: N x 151,936
     logits of prompt and response would be the largest tensor of the whole run by far."""
-    return model.base_model(input_ids=ids).last_hidden_state[predicts]
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[predicts]
 
 
 # ============================================================================================ steps
@@ -739,6 +739,25 @@ def resident_memory(device):
     return peak_memory(device)
 
 
+def rows_that_fit(model, tokens):
+    """How many texts of `tokens` can be sampled at once: keys and values in half of the GPU's free memory (growing needs room, too)."""
+    if model.device.type != "cuda":
+        return 256
+    free = (
+        torch.cuda.mem_get_info(model.device)[0]
+        + torch.cuda.memory_reserved(model.device)
+        - torch.cuda.memory_allocated(model.device)
+    )
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    return max(1, int(free / 2 // (tokens * cache_bytes(model.config, dtype))))
+
+
+def cache_bytes(config, dtype):
+    """Bytes of the keys and values of one token in all layers."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_key_value_heads * head_dim * config.num_hidden_layers * torch.tensor([], dtype=dtype).element_size()
+
+
 def memory_budget(
     student,
     teacher,
@@ -755,45 +774,53 @@ def memory_budget(
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
-    Counted: 4 bytes a weight of the student (fp32 masters), 4 for its gradient, 8 for AdamW; the teacher and other models that
-    are only kept (`more`) as they were loaded; the KV cache of all rollouts; the activations of a micro-batch (about 34 x hidden +
-    3 x MLP values a token and layer under autocast; with checkpointing one layer of that and the layers' inputs); three fp32 copies of both
-    models' logits of a chunk.
+    Kept all the time: 4 bytes a weight of the student (fp32 masters), 8 for AdamW; the teacher and other models (`more`) as they were loaded.
+    While sampling: keys and values of all rollouts. While training: 4 bytes a weight for gradients; what autograd saves for a micro-batch;
+    the logits of a chunk (five fp32 copies: of both models, their softmaxes and a gradient) and the head's gradient, which every chunk makes
+    anew. What autograd saves of a token in a layer was fitted to measured peaks of random Qwen3 models (benchmarks/memory.py --budget): a
+    sum over hidden width, query heads, key heads and MLP width. With checkpointing that is needed for one layer, and 4 bytes a hidden number
+    for every layer's input; without, and under autocast, bfloat16 copies of all weights live until the backward pass is through.
     """
-    size = torch.tensor([], dtype=dtype).element_size()
+    half = dtype != torch.float32
     c = student.config
     count = sum(p.numel() for p in student.parameters())
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    per_layer = (14 * c.hidden_size + 6 * c.num_attention_heads * head_dim + 4 * c.intermediate_size) * size
-    layers = c.num_hidden_layers
-    activations = micro_tokens * (layers * c.hidden_size * size + per_layer if checkpointing else layers * per_layer)
+    queries, keys, layers = c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim, c.num_hidden_layers
+    if half:
+        saved = 28.5 * c.hidden_size + 10 * queries + 11 * keys + 8 * c.intermediate_size
+    else:
+        saved = 25.5 * c.hidden_size + 16 * queries + 16 * keys + 17 * c.intermediate_size
+    several = micro_tokens < rollouts * (
+        prompt_tokens + completion_tokens
+    )  # then gradients of the first are there in the second
+    inputs = 4 * c.hidden_size * layers * micro_tokens if checkpointing else 0
+    cast = 2 * count if half and not checkpointing else 0
     parts = {
         "student weights": 4 * count,
-        "student gradients": 4 * count,
         "AdamW moments": 8 * count,
         "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0,
         "other weights": sum(p.numel() * p.element_size() for m in more for p in m.parameters()),
-        "KV cache while sampling": rollouts
-        * (prompt_tokens + completion_tokens)
-        * 2
-        * c.num_key_value_heads
-        * head_dim
-        * layers
-        * size,
-        "activations of a micro-batch": activations,
-        "logits of a chunk": 6 * 4 * chunk * c.vocab_size,
+        "KV cache while sampling": rollouts * (prompt_tokens + completion_tokens) * cache_bytes(c, dtype),
+        "student gradients": 4 * count,
+        "activations of a micro-batch": round(inputs + micro_tokens * saved * (1 if checkpointing else layers) + cast),
+        "logits of a chunk": 5 * 4 * chunk * c.vocab_size + 4 * c.hidden_size * c.vocab_size,
     }
     if teacher_cache:  # TOPD keeps the keys and values of the texts that the teacher has just scored
-        t = teacher.config
-        width = t.num_key_value_heads * (getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads)
-        parts["teacher's cache of a micro-batch"] = micro_tokens * 2 * width * t.num_hidden_layers * size * 3 // 2
-    held = sum(parts[k] for k in ("student weights", "student gradients", "AdamW moments", "teacher weights", "other weights"))
+        parts["teacher's cache of a micro-batch"] = micro_tokens * cache_bytes(teacher.config, dtype) * 3 // 2
+    held = sum(parts[k] for k in ("student weights", "AdamW moments", "teacher weights", "other weights"))
+    # The loss comes first in the backward pass: the logits of its chunks meet all that was saved. Later the layers' gradients come into
+    # being while what was saved goes.
+    first = parts["activations of a micro-batch"] - (micro_tokens * saved if checkpointing else 0) + parts["logits of a chunk"]
+    later = parts["activations of a micro-batch"]
+    gradients = parts["student gradients"]
     total = held + max(
-        parts["KV cache while sampling"],
-        parts["activations of a micro-batch"] + parts["logits of a chunk"],
-        parts.get("teacher's cache of a micro-batch", 0) + parts["logits of a chunk"],
+        parts["KV cache while sampling"] + (2 * count if half else 0),
+        first + (gradients if several else 4 * c.hidden_size * c.vocab_size),
+        later + (gradients if several or checkpointing else 0),
+        gradients,
+        parts.get("teacher's cache of a micro-batch", 0) + parts["logits of a chunk"] + (gradients if several else 0),
     )
-    return parts, total
+    return parts, round(total)
 
 
 def human(size):
@@ -841,7 +868,7 @@ def percent(summary):
     return f"{100 * summary['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def announce(script, args, student, teacher, rows, tokenizer, dtype, before, checkpointing=False, teacher_cache=False, more=()):
+def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointing=False, teacher_cache=False, more=()):
     """Say what is about to happen: models, sizes, memory, and one prompt as the model sees it."""
 
     def described(name, model):
@@ -880,11 +907,15 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, before, che
         teacher_cache=teacher_cache,
         more=more,
     )
-    total += before if student.device.type == "cpu" else 0
+    libraries = 0
+    if student.device.type == "cpu":  # Python, libraries, data: what is held now, but for the models
+        kept = {id(p): p.numel() * p.element_size() for m in (student, teacher, *more) if m is not None for p in m.parameters()}
+        libraries = max(0, resident_memory(student.device) - sum(kept.values()))
+    total += libraries
     print("memory   " + ", ".join(f"{k} {human(v)}" for k, v in parts.items() if v))
     print(
         f"         predicted peak about {human(total)}"
-        + (f", {human(before)} of it Python and libraries" if student.device.type == "cpu" else "")
+        + (f", {human(libraries)} of it Python and libraries" if libraries else "")
     )
     check_memory(parts, total, student.device, "--prompts, --samples, --max_new_tokens or --micro_tokens")
     args.predicted_memory = total

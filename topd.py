@@ -711,7 +711,6 @@ def main(argv=None):
     tokenizer = plumbing.load_tokenizer(args.student)
     plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(args.teacher))
     rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
-    before = plumbing.resident_memory(device)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     # The student's weights are float32 even where it computes in bfloat16: a step of 1e-6 on a bfloat16 weight mostly
     # rounds to nothing. The teacher never changes and can be small.
@@ -734,7 +733,7 @@ def main(argv=None):
         return {k: summary[k] for k in ("accuracy", "interval", "n", "truncated", "mean_tokens")}
 
     # ---- what is about to happen
-    plumbing.announce("topd.py", args, student, teacher, rows, tokenizer, dtype, before, checkpointing, teacher_cache=True)
+    plumbing.announce("topd.py", args, student, teacher, rows, tokenizer, dtype, checkpointing, teacher_cache=True)
     plumbing.write_config(out, args, "topd.py")
     if start == 0 and not metrics.rows:
         first, ceiling = accuracy(student), accuracy(teacher)
