@@ -378,7 +378,8 @@ def main(argv=None):
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, views(r, args)["full"]), student, args.max_new_tokens)
     for row in rows:
         row.update({name: prompt_ids(tokenizer, user) for name, user in views(row, args).items()})
-    optimiser = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0)
+    # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
+    optimiser = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
     start = 0
     if resumed:
         state = plumbing.load_state(resumed, optimiser, device)

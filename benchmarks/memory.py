@@ -3,6 +3,7 @@
     pip install trl
     python benchmarks/memory.py                          completions of 256 to 4,096 tokens; on a GPU if there is one
     python benchmarks/memory.py --chunk_logits 16777216  ours with another chunk
+    python benchmarks/memory.py --budget                 predicted (what a script prints before it starts) against measured, over shapes
 
 A randomly initialised Qwen3, small inside (width 128, two layers), so that head and logits are what counts; a teacher of the same shape; one rollout. What
 is measured is the peak during one update (scoring, loss, backward, AdamW) above what the process held just before, after a short warm-up
@@ -21,6 +22,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 V, PROMPT = 151936, 64
+
+# What the budget is tried on. Widths, layers, heads and vocabulary are varied one by one; `auto` is float32 weights computing in bfloat16.
+# fmt: off
+SHAPES = {
+    #                 width  MLP  head layers heads keys vocabulary rows prompt response checkpointing auto  log2(chunk)
+    "base":           (256,  768,  64, 8,     4,    2,   5000,      4,   64,    960,     False,        False, 22),
+    "checkpointing":  (256,  768,  64, 8,     4,    2,   5000,      4,   64,    960,     True,         False, 22),
+    "wider":          (512, 1536, 128, 4,     4,    2,   5000,      4,   64,    960,     False,        False, 22),
+    "more heads":     (256,  768,  64, 8,     8,    2,   5000,      4,   64,    960,     False,        False, 22),
+    "more MLP":       (128, 1024,  32, 8,     4,    2,   5000,      4,   64,    960,     False,        False, 22),
+    "words":          (256,  768,  64, 4,     4,    2,   60000,     2,   64,    960,     False,        False, 24),
+    "words, checkp.": (256,  768,  64, 4,     4,    2,   60000,     2,   64,    960,     True,         False, 24),
+    "bfloat16":       (256,  768,  64, 8,     4,    2,   5000,      2,   64,    448,     False,        True,  22),
+    "bf16, checkp.":  (256,  768,  64, 8,     4,    2,   60000,     2,   64,    448,     True,         True,  24),
+    "several micro":  (256,  768,  64, 8,     4,    2,   5000,      8,   64,    448,     False,        False, 22),
+}
+# fmt: on
 
 
 def models(device):
@@ -154,15 +172,81 @@ def trls(length, device, chunk):
     return peak.bytes
 
 
+def budget(name):
+    """(predicted, measured) bytes of an update above what is held between updates."""
+    import random
+
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    import opd
+    import plumbing
+
+    width, mlp, head, layers, heads, keys, vocabulary, rows, prompt, response, checkpointing, auto, chunk = SHAPES[name]
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, made = torch.bfloat16 if auto else torch.float32, []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=mlp,
+            head_dim=head,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=keys,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+        )
+        made.append(Qwen3ForCausalLM(config).to(device))
+    student, teacher = made[0], made[1].to(dtype).requires_grad_(False)
+    if checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    micro = rows * (prompt + response) // (4 if name == "several micro" else 1)
+    flags = ["--data", "toy", "--chunk_logits", str(2**chunk), "--micro_tokens", str(micro)]
+    args = opd.settle(plumbing.parse_arguments(opd.Args, "", flags))
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, weight_decay=0.0, fused=device.type == "cuda")
+    clock, autocast, rng = plumbing.Clock(device), plumbing.autocaster(device, dtype), random.Random(0)
+
+    def update(rows, prompt, response):
+        prompts, responses = ([[rng.randrange(vocabulary) for _ in range(n)] for _ in range(rows)] for n in (prompt, response))
+        clock.start()
+        batch = (prompts, responses, [False] * rows, [False] * rows)
+        opd.update(student, teacher, optimiser, batch, args, clock, autocast, vocabulary)
+
+    update(1, 8, 8)
+    with Peak(device.type) as peak:
+        update(rows, prompt, response)
+    parts, total = plumbing.memory_budget(
+        student,
+        teacher,
+        rollouts=rows,
+        prompt_tokens=prompt,
+        completion_tokens=response,
+        micro_tokens=micro,
+        chunk=min(2**chunk // vocabulary, micro),
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
+    held = sum(parts[k] for k in ("student weights", "AdamW moments", "teacher weights"))
+    return total - held, peak.bytes
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--lengths", default="256,512,1024,2048,4096", help="completion lengths (default 256,512,1024,2048,4096)")
     p.add_argument("--chunk_logits", type=int, default=0, help="of ours (default: that of opd.py)")
+    p.add_argument("--budget", action="store_true", help="predicted against measured instead")
+    p.add_argument("--shape", help=argparse.SUPPRESS)
     p.add_argument("--worker", nargs=3, metavar=("WHO", "LENGTH", "DEVICE"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
         who, length, device = args.worker
         print(json.dumps({"ours": ours, "TRL": trls}[who](int(length), device, args.chunk_logits)))
+        return
+    if args.shape:
+        print(json.dumps(budget(args.shape)))
         return
     import torch
 
@@ -170,6 +254,15 @@ def main():
     # glibc keeps freed blocks of a few MiB for itself, and that looks like use; with a fixed threshold it gives them back.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     print(f"{device}, torch {torch.__version__}; MiB above what was held before the update")
+    if args.budget:
+        print(f"{'shape':>16} {'predicted':>9} {'measured':>9} {'ratio':>6}")
+        for name in SHAPES:
+            done = subprocess.run([sys.executable, __file__, "--shape", name], capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(f"error: {name}: {done.stderr.strip().splitlines()[-1]}")
+            predicted, measured = json.loads(done.stdout.strip().splitlines()[-1])
+            print(f"{name:>16} {predicted / 2**20:9.0f} {measured / 2**20:9.0f} {predicted / measured:6.2f}", flush=True)
+        return
     print(f"{'completion':>10} {'ours':>8} {'TRL':>8} {'ratio':>6}")
     for length in map(int, args.lengths.split(",")):
         found = {}
