@@ -33,7 +33,6 @@ Before the first update it prints what each view sees, and how often the student
 full view does not help there, it has nothing to teach. What held on the toy and what did not: benchmarks/README.md.
 """
 
-import copy
 import math
 import re
 from dataclasses import dataclass
@@ -112,6 +111,8 @@ class Args:
     """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
     chunk_logits: int = 2**24
     """logits of one view that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
+    lora: int = 0
+    """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -130,6 +131,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
+    require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(0 <= args.lam <= 5, f"--lam is {args.lam}; it must lie in [0, 5] (0 the partial view, 1 the full one).")
     require(args.clip >= 0 and math.isfinite(args.clip), f"--clip is {args.clip}; it must be 0 (no clip) or more.")
@@ -329,7 +331,8 @@ def update(student, teacher, optimiser, rows, batch, args, clock, autocast, voca
 def follow(teacher, student, rate):
     """(6), in float32: a hundredth of a small difference is lost in bfloat16."""
     for t, s in zip(teacher.parameters(), student.parameters()):
-        t.lerp_(s, rate)
+        if t is not s:  # under --lora they share what does not change
+            t.lerp_(s, rate)
 
 
 # ============================================================================================ shortcuts
@@ -369,8 +372,8 @@ def main(argv=None):
         "columns problem, answer and solution.",
     )
     plumbing.check_prompts(tokenizer, [views(r, args)["full"] for r in rows[:50]], args.data)
-    student = plumbing.load_model(resumed or args.student, device, torch.float32)
-    teacher = student if args.teacher == "current" else copy.deepcopy(student).requires_grad_(False)
+    student = plumbing.load_student(args, resumed, device, dtype)
+    teacher = student if args.teacher == "current" else plumbing.copy_of(student)
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -379,7 +382,7 @@ def main(argv=None):
     for row in rows:
         row.update({name: prompt_ids(tokenizer, user) for name, user in views(row, args).items()})
     # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
-    optimiser = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(plumbing.trainable(student), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
     start = 0
     if resumed:
         state = plumbing.load_state(resumed, optimiser, device)
@@ -387,7 +390,7 @@ def main(argv=None):
         if (
             args.teacher != "current"
         ):  # a teacher that restarted from the student would be another one, and nothing would say so
-            teacher.load_state_dict(state["teacher"])
+            plumbing.load_trained(teacher, state["teacher"])
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)
 
@@ -463,7 +466,7 @@ def main(argv=None):
                 title, what = f"ar_opd.py: {args.student} learns from itself on {args.data}", "KL(target || student)"
                 plumbing.draw_curve(metrics.rows, out / "curve.png", f"{title} ({args.target})", what)
             if last or stopper.asked or (args.save_every and step % args.save_every == 0):
-                extra = {} if teacher is student else {"teacher": teacher.state_dict()}
+                extra = {} if teacher is student else {"teacher": plumbing.trained(teacher)}
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser, extra)
             if stopper.asked and not last:
                 bar.close()

@@ -126,6 +126,8 @@ class Args:
     """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
     chunk_logits: int = 2**24
     """logits of one model that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
+    lora: int = 0
+    """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -145,6 +147,7 @@ def settle(args):
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
     require(args.samples >= 2, f"--samples is {args.samples}; a group needs at least 2 rollouts, since they are compared.")
+    require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(args.beta >= 0 and math.isfinite(args.beta), f"--beta is {args.beta}; it must be 0 (off) or more.")
     require(0 < args.clip_low < 1, f"--clip_low is {args.clip_low}; it must lie between 0 and 1.")
@@ -329,7 +332,7 @@ def main(argv=None):
     tokenizer = plumbing.load_tokenizer(args.student)
     rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
-    student = plumbing.load_model(resumed or args.student, device, torch.float32)
+    student = plumbing.load_student(args, resumed, device, dtype)
     # The start is the start also after a resume: it comes from --student, never from the checkpoint.
     first = plumbing.load_model(args.student, device, dtype).requires_grad_(False) if args.beta else None
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
@@ -338,7 +341,7 @@ def main(argv=None):
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, r["prompt"]), student, args.max_new_tokens)
     # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
     optimiser = torch.optim.AdamW(
-        student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
+        plumbing.trainable(student), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
     )
     start = plumbing.load_state(resumed, optimiser, device)["step"] if resumed else 0
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)

@@ -35,7 +35,6 @@ Before the first update it shows what each context does to the student's accurac
 wrong one helps as much, it has nothing to teach. What held on the toy and what did not: benchmarks/README.md.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -118,6 +117,8 @@ class Args:
     """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
     chunk_logits: int = 2**24
     """logits of one view that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
+    lora: int = 0
+    """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -136,6 +137,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
+    require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(
         args.samples >= 2 or (args.context != "peer" and args.rl_weight == 0),
@@ -418,7 +420,8 @@ def group_statistics(rows, right, peers, G):
 def follow(teacher, student, rate):
     """theta_T <- (1 - rate) theta_T + rate theta_S, in float32: a twentieth of a small difference is lost in bfloat16."""
     for t, s in zip(teacher.parameters(), student.parameters()):
-        t.lerp_(s, rate)
+        if t is not s:  # under --lora they share what does not change
+            t.lerp_(s, rate)
 
 
 # ============================================================================================ main
@@ -436,13 +439,13 @@ def main(argv=None):
         f"'{args.data}' has rows without a solution for --context reference; use --context peer, or a file with the column solution.",
     )
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
-    student = plumbing.load_model(resumed or args.student, device, torch.float32)
+    student = plumbing.load_student(args, resumed, device, dtype)
     # The start is the start also after a resume: it comes from --student, never from the checkpoint.
     keep_start = args.beta > 0 or args.teacher == "frozen"
     first = plumbing.load_model(args.student, device, dtype).requires_grad_(False) if keep_start else None
     teacher = first if args.teacher == "frozen" else student
     if args.teacher == "ema":
-        teacher = copy.deepcopy(student).requires_grad_(False)
+        teacher = plumbing.copy_of(student)
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -451,14 +454,14 @@ def main(argv=None):
         row["ids"] = prompt_ids(tokenizer, row["prompt"])
     # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
     optimiser = torch.optim.AdamW(
-        student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
+        plumbing.trainable(student), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
     )
     start = 0
     if resumed:
         state = plumbing.load_state(resumed, optimiser, device)
         start = state["step"]
         if args.teacher == "ema":  # a moving average that restarted from the student would be another teacher
-            teacher.load_state_dict(state["teacher"])
+            plumbing.load_trained(teacher, state["teacher"])
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)
 
@@ -526,7 +529,7 @@ def main(argv=None):
                 title = f"hindsight_sd.py: {args.student} learns from itself on {args.data} ({args.context})"
                 plumbing.draw_curve(metrics.rows, out / "curve.png", title, "KL(teacher || student)")
             if last or stopper.asked or (args.save_every and step % args.save_every == 0):
-                extra = {"teacher": teacher.state_dict()} if args.teacher == "ema" else {}
+                extra = {"teacher": plumbing.trained(teacher)} if args.teacher == "ema" else {}
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser, extra)
             if stopper.asked and not last:
                 bar.close()

@@ -107,6 +107,8 @@ class Args:
     """tokens, padding included, that go through the models at once; changes memory and speed, never the result"""
     chunk_logits: int = 2**24
     """logits of one model that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
+    lora: int = 0
+    """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -125,6 +127,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
+    require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(0 < args.temperature < 100, f"--temperature is {args.temperature}; rollouts are sampled, so it must be above 0.")
     require(
@@ -315,14 +318,14 @@ def main(argv=None):
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.data)
     # The student's weights are float32 even where it computes in bfloat16: a step of 1e-6 on a bfloat16 weight mostly
     # rounds to nothing. The teacher never changes and can be small.
-    student = plumbing.load_model(resumed or args.student, device, torch.float32)
+    student = plumbing.load_student(args, resumed, device, dtype)
     teacher = plumbing.load_model(args.teacher, device, dtype).requires_grad_(False)
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, r["prompt"]), student, args.max_new_tokens)
     # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
-    optimiser = torch.optim.AdamW(student.parameters(), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(plumbing.trainable(student), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
     start = plumbing.load_state(resumed, optimiser, device)["step"] if resumed else 0
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)

@@ -6,6 +6,7 @@ The method files import this and stay free of it. Nothing here knows what distil
 import argparse
 import ast
 import contextlib
+import copy
 import dataclasses
 import difflib
 import errno
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 # ============================================================================================ errors
 
@@ -304,6 +306,74 @@ def load_model(name, device, dtype):
     return model
 
 
+def load_student(args, resumed, device, dtype):
+    """The model that learns: all weights in float32, or, with --lora, the weights as they are, frozen, and small adapters in float32."""
+    if not args.lora:
+        return load_model(resumed or args.student, device, torch.float32)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise Mistake("--lora needs the package peft: pip install peft.") from None
+    model = load_model(args.student, device, dtype).requires_grad_(False)
+    # Injected, not wrapped: the model stays a Qwen3ForCausalLM with base_model and head, which the methods use by name.
+    linear = sorted({n.split(".")[-1] for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)})
+    inject_adapter_in_model(LoraConfig(r=args.lora, lora_alpha=2 * args.lora, target_modules=linear), model)
+    for p in trainable(model):
+        p.data = p.data.float()  # as for full weights: a small step on a bfloat16 number rounds to nothing
+    if resumed:
+        try:
+            load_trained(model, load_file(resumed / "adapter.safetensors"))
+        except Exception as e:
+            raise Mistake(missing_model(resumed, "adapter", e)) from None
+    return model.eval()
+
+
+def trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def copy_of(model):
+    """A teacher that starts as the student and goes its own way. What never changes under --lora is shared, not copied."""
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, frozen).requires_grad_(False)
+
+
+def trained(model):
+    """What training changes of a model, or of a copy of it: its adapters, if it has any, else everything."""
+    everything = model.state_dict()
+    return {k: v for k, v in everything.items() if "lora_" in k} or everything
+
+
+def load_trained(model, state):
+    wanted = trained(model)
+    if wanted.keys() != state.keys():
+        raise ValueError("it belongs to another model")
+    model.load_state_dict(state, strict=False)
+
+
+def save_model(model, folder, merged):
+    """As an ordinary model folder. Adapters are merged into the weights for the end, and kept apart in a checkpoint."""
+    adapters = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    if not adapters:
+        model.save_pretrained(folder)
+        return
+    folder.mkdir()
+    if not merged:
+        save_file({k: v.contiguous() for k, v in trained(model).items()}, folder / "adapter.safetensors")
+        return
+    whole = {}
+    for name, value in model.state_dict().items():
+        if "lora_" not in name and not (name == "lm_head.weight" and model.config.tie_word_embeddings):
+            whole[name.replace(".base_layer.", ".")] = value.float().cpu()  # in bfloat16 small changes would be lost in the sum
+    for name, module in adapters.items():
+        with torch.no_grad():
+            key = f"{name}.weight"  # a new tensor: the old one may be the model's own
+            whole[key] = whole[key] + module.get_delta_weight("default").float().cpu()
+    model.save_pretrained(folder, state_dict=whole)
+    config = read_json(folder / "config.json", "")
+    write_json(folder / "config.json", {**config, "dtype": "float32"})
+
+
 def missing_model(name, what, e):
     why = " ".join(str(e).split())[:160]
     if Path(name, "state.pt").exists():
@@ -393,7 +463,7 @@ def _write_folder(final, model, tokenizer, state=None):
     temporary = final.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        save_model(model, temporary, merged=state is None)
         tokenizer.save_pretrained(temporary)
         if state is not None:
             torch.save(state, temporary / "state.pt")
@@ -771,10 +841,12 @@ def memory_budget(
     checkpointing,
     teacher_cache=False,
     more=(),
+    room=None,
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
-    Kept all the time: 4 bytes a weight of the student (fp32 masters), 8 for AdamW; the teacher and other models (`more`) as they were loaded.
+    Kept all the time: 4 bytes a weight of the student (fp32 masters), 8 for AdamW; the teacher and other models (`more`) as they were loaded. With
+    --lora the student's weights are as loaded, too, and AdamW and gradients concern the adapters alone.
     While sampling: keys and values of all rollouts. While training: 4 bytes a weight for gradients; what autograd saves for a micro-batch;
     the logits of a chunk (five fp32 copies: of both models, their softmaxes and a gradient) and the head's gradient, which every chunk makes
     anew. What autograd saves of a token in a layer was fitted to measured peaks of random Qwen3 models (benchmarks/memory.py --budget): a
@@ -783,7 +855,7 @@ def memory_budget(
     """
     half = dtype != torch.float32
     c = student.config
-    count = sum(p.numel() for p in student.parameters())
+    count, learning = sum(p.numel() for p in student.parameters()), sum(p.numel() for p in trainable(student))
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     queries, keys, layers = c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim, c.num_hidden_layers
     if half:
@@ -794,28 +866,36 @@ def memory_budget(
         prompt_tokens + completion_tokens
     )  # then gradients of the first are there in the second
     inputs = 4 * c.hidden_size * layers * micro_tokens if checkpointing else 0
-    cast = 2 * count if half and not checkpointing else 0
+    full = learning == count  # not with --lora: there the weights lie in the computation's type, and the head gets no gradient
+    cast = 2 * count if half and full and not checkpointing else 0
+    head = 4 * c.hidden_size * c.vocab_size if full else 0
+    own = {id(p) for p in student.parameters()}  # a copy under --lora shares what does not change
     parts = {
-        "student weights": 4 * count,
-        "AdamW moments": 8 * count,
-        "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0,
+        "student weights": sum(p.numel() * p.element_size() for p in student.parameters()),
+        "AdamW moments": 8 * learning,
+        "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters() if id(p) not in own)
+        if teacher is not None
+        else 0,
         "other weights": sum(p.numel() * p.element_size() for m in more for p in m.parameters()),
         "KV cache while sampling": rollouts * (prompt_tokens + completion_tokens) * cache_bytes(c, dtype),
-        "student gradients": 4 * count,
+        "student gradients": 4 * learning,
         "activations of a micro-batch": round(inputs + micro_tokens * saved * (1 if checkpointing else layers) + cast),
-        "logits of a chunk": 5 * 4 * chunk * c.vocab_size + 4 * c.hidden_size * c.vocab_size,
+        "logits of a chunk": 5 * 4 * chunk * c.vocab_size + head,
     }
     if teacher_cache:  # TOPD keeps the keys and values of the texts that the teacher has just scored
         parts["teacher's cache of a micro-batch"] = micro_tokens * cache_bytes(teacher.config, dtype) * 3 // 2
     held = sum(parts[k] for k in ("student weights", "AdamW moments", "teacher weights", "other weights"))
+    if room is not None:  # the sampler takes fewer rollouts at once where they would not fit (rows_that_fit), one at least
+        key = "KV cache while sampling"
+        parts[key] = min(parts[key], max(parts[key] // rollouts, int(room - held) // 2))
     # The loss comes first in the backward pass: the logits of its chunks meet all that was saved. Later the layers' gradients come into
     # being while what was saved goes.
     first = parts["activations of a micro-batch"] - (micro_tokens * saved if checkpointing else 0) + parts["logits of a chunk"]
     later = parts["activations of a micro-batch"]
     gradients = parts["student gradients"]
     total = held + max(
-        parts["KV cache while sampling"] + (2 * count if half else 0),
-        first + (gradients if several else 4 * c.hidden_size * c.vocab_size),
+        parts["KV cache while sampling"] + (2 * count if half and full else 0),
+        first + (gradients if several else head),
         later + (gradients if several or checkpointing else 0),
         gradients,
         parts.get("teacher's cache of a micro-batch", 0) + parts["logits of a chunk"] + (gradients if several else 0),
@@ -906,6 +986,7 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
         checkpointing=checkpointing,
         teacher_cache=teacher_cache,
         more=more,
+        room=torch.cuda.get_device_properties(student.device).total_memory if student.device.type == "cuda" else None,
     )
     libraries = 0
     if student.device.type == "cpu":  # Python, libraries, data: what is held now, but for the models
