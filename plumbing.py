@@ -310,22 +310,29 @@ def load_student(args, resumed, device, dtype):
     """The model that learns: all weights in float32, or, with --lora, the weights as they are, frozen, and small adapters in float32."""
     if not args.lora:
         return load_model(resumed or args.student, device, torch.float32)
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise Mistake("--lora needs the package peft: pip install peft.") from None
-    model = load_model(args.student, device, dtype).requires_grad_(False)
-    # Injected, not wrapped: the model stays a Qwen3ForCausalLM with base_model and head, which the methods use by name.
-    linear = sorted({n.split(".")[-1] for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)})
-    inject_adapter_in_model(LoraConfig(r=args.lora, lora_alpha=2 * args.lora, target_modules=linear), model)
-    for p in trainable(model):
-        p.data = p.data.float()  # as for full weights: a small step on a bfloat16 number rounds to nothing
+    torch.manual_seed(args.seed)  # adapters begin at random numbers times zero
+    model = adapt(load_model(args.student, device, dtype), args.lora)
     if resumed:
         try:
             load_trained(model, load_file(resumed / "adapter.safetensors"))
         except Exception as e:
             raise Mistake(missing_model(resumed, "adapter", e)) from None
     return model.eval()
+
+
+def adapt(model, rank):
+    """Freeze the model and put a low-rank adapter beside every linear layer but the head."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise Mistake("--lora needs the package peft: pip install peft.") from None
+    model.requires_grad_(False)
+    # Injected, not wrapped: the model stays a Qwen3ForCausalLM with base_model and head, which the methods use by name.
+    linear = sorted({n.split(".")[-1] for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)})
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model)
+    for p in trainable(model):
+        p.data = p.data.float()  # as for full weights: a small step on a bfloat16 number rounds to nothing
+    return model
 
 
 def trainable(model):

@@ -3,6 +3,7 @@
     pip install trl
     python benchmarks/memory.py                          completions of 256 to 4,096 tokens; on a GPU if there is one
     python benchmarks/memory.py --chunk_logits 16777216  ours with another chunk
+    python benchmarks/memory.py --cards                  which models fit on cards of 8 to 24 GB, as predicted; needs no GPU and no weights
     python benchmarks/memory.py --budget                 predicted (what a script prints before it starts) against measured, over shapes
 
 A randomly initialised Qwen3, small inside (width 128, two layers), so that head and logits are what counts; a teacher of the same shape; one rollout. What
@@ -38,7 +39,79 @@ SHAPES = {
     "bf16, checkp.":  (256,  768,  64, 8,     4,    2,   60000,     2,   64,    448,     True,         True,  24),
     "several micro":  (256,  768,  64, 8,     4,    2,   5000,      8,   64,    448,     False,        False, 22),
 }
+
+# Qwen3's shapes: hidden width, MLP, layers, query heads, key heads, tied head
+QWEN3 = {
+    "0.6B": (1024, 3072, 28, 16, 8, True),
+    "1.7B": (2048, 6144, 28, 16, 8, True),
+    "4B": (2560, 9728, 36, 32, 8, True),
+    "8B": (4096, 12288, 36, 32, 8, False),
+}
+# GB, script, student, teacher (None: the student itself), prompts x samples, max_new_tokens, micro_tokens, rank of --lora
+CARDS = [
+    (8, "opd.py", "0.6B", "1.7B", 64, 512, 4096, 32),
+    (8, "hindsight_sd.py", "0.6B", None, 64, 512, 8192, 32),
+    (12, "opd.py", "0.6B", "4B", 64, 512, 4096, 32),
+    (12, "hindsight_sd.py --beta 0", "0.6B", None, 64, 512, 2048, 0),
+    (16, "opd.py", "0.6B", "1.7B", 64, 512, 8192, 0),
+    (16, "opd.py", "1.7B", "4B", 64, 512, 4096, 32),
+    (24, "opd.py", "0.6B", "4B", 64, 512, 16384, 0),
+    (24, "opd.py", "1.7B", "8B", 64, 1024, 4096, 32),
+    (24, "ar_opd.py", "4B", None, 64, 1024, 8192, 32),
+]
 # fmt: on
+
+
+def cards():
+    """The README's table: predicted peaks of Qwen3 models that exist as shapes only (PyTorch's meta device)."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sys.path.insert(0, str(ROOT))
+    import plumbing
+
+    def shape(name, dtype, rank=0):
+        width, mlp, layers, heads, keys, tied = QWEN3[name]
+        with torch.device("meta"):
+            config = Qwen3Config(
+                vocab_size=V,
+                hidden_size=width,
+                intermediate_size=mlp,
+                head_dim=128,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=keys,
+                tie_word_embeddings=tied,
+            )
+            model = Qwen3ForCausalLM(config).to(dtype)
+            return plumbing.adapt(model, rank) if rank else model
+
+    print("| card | script | student | teacher | flags | predicted peak |")
+    for gigabytes, script, name, other, rollouts, new, micro, rank in CARDS:
+        room = gigabytes * 2**30
+        student = shape(name, torch.bfloat16 if rank else torch.float32, rank)
+        teacher = shape(other, torch.bfloat16) if other else None
+        more = [shape(name, torch.bfloat16)] if script == "hindsight_sd.py" else []  # the frozen start
+        if script == "ar_opd.py":
+            teacher = plumbing.copy_of(student)
+        _, total = plumbing.memory_budget(
+            student,
+            teacher,
+            rollouts=rollouts,
+            prompt_tokens=200,
+            completion_tokens=new,
+            micro_tokens=micro,
+            chunk=2**24 // V,
+            dtype=torch.bfloat16,
+            checkpointing=True,
+            more=more,
+            room=room * 0.9,
+        )
+        flags = f"`--micro_tokens {micro} --max_new_tokens {new}" + (f" --lora {rank} --lr 1e-4`" if rank else "`")
+        said = "itself" if other is None else f"Qwen3-{other}"
+        print(
+            f"| {gigabytes} GB | `{script}` | Qwen3-{name} | {said} | {flags} | {total / 2**30:.1f} GiB{' !' * (total > 0.9 * room)} |"
+        )
 
 
 def models(device):
@@ -238,12 +311,16 @@ def main():
     p.add_argument("--lengths", default="256,512,1024,2048,4096", help="completion lengths (default 256,512,1024,2048,4096)")
     p.add_argument("--chunk_logits", type=int, default=0, help="of ours (default: that of opd.py)")
     p.add_argument("--budget", action="store_true", help="predicted against measured instead")
+    p.add_argument("--cards", action="store_true", help="predicted peaks of Qwen3 models on cards of 8 to 24 GB instead")
     p.add_argument("--shape", help=argparse.SUPPRESS)
     p.add_argument("--worker", nargs=3, metavar=("WHO", "LENGTH", "DEVICE"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
         who, length, device = args.worker
         print(json.dumps({"ours": ours, "TRL": trls}[who](int(length), device, args.chunk_logits)))
+        return
+    if args.cards:
+        cards()
         return
     if args.shape:
         print(json.dumps(budget(args.shape)))

@@ -13,7 +13,7 @@ SCRIPTS = {"opd.py": TINY, "topd.py": TINY, "ar_opd.py": READER, "hindsight_sd.p
 
 
 class Args:
-    lora, student = 4, str(ROOT / "toy/student")
+    lora, seed, student = 4, 0, str(ROOT / "toy/student")
 
 
 @pytest.fixture
