@@ -588,7 +588,7 @@ def update(student, teacher, optimiser, batch, args, step, clock, autocast, voca
     if args.suppress != "none":
         scale = scales(losses, kept, dropped, args, ("suppress", args.seed, step))
     share = args.lam / max(1, len(guiding))  # (9): lambda, and the mean over the divergent points of the batch
-    parameters, apart, seen = list(student.parameters()), None, [None] * len(prompts)
+    parameters, apart, seen = plumbing.trainable(student), None, [None] * len(prompts)
     opd_sum = guided_sum = 0.0
 
     def backward(opd, guided):

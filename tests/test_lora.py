@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 TINY = ["--data", "toy", "--prompts", 3, "--samples", 6, "--eval_n", 4, "--steps", 4, "--save_every", 2, "--eval_every", 0, "--max_new_tokens", 60, "--device", "cpu", "--lr", 1e-2,
         "--lora", 4]
 READER = ["--student", "toy/reader", *TINY]
-SCRIPTS = {"opd.py": TINY, "topd.py": TINY, "ar_opd.py": READER, "hindsight_sd.py": [*READER, "--teacher", "ema"], "grpo.py": [*READER, "--max_new_tokens", 120]}
+SCRIPTS = {"opd.py": TINY, "topd.py": [*TINY, "--probe_every", 2], "ar_opd.py": READER, "hindsight_sd.py": [*READER, "--teacher", "ema"], "grpo.py": [*READER, "--max_new_tokens", 120]}
 
 
 class Args:
