@@ -286,7 +286,7 @@ def update(student, teacher, optimiser, rows, batch, args, clock, autocast, voca
     seen, loss_sum = [None] * len(rows), 0.0
     longest = [len(r["full"]) + len(y) for r, y in zip(rows, responses)]
     student.train()
-    for chosen in plumbing.micro_batches(longest, args.micro_tokens):
+    for chosen in plumbing.micro_batches(longest, args.micro_tokens, deal=True):
         after = [responses[i] for i in chosen]
         with clock.phase("teacher"), torch.no_grad(), autocast():
             # The completion's token ids stand behind each privileged prompt as they are: text that was decoded and tokenized
@@ -306,6 +306,7 @@ def update(student, teacher, optimiser, rows, batch, args, clock, autocast, voca
         loss_sum += total.item()
         for i, s in zip(chosen, stats.split([len(responses[i]) for i in chosen])):
             seen[i] = s
+    seen, loss_sum = plumbing.everyones(seen, loss_sum)  # with several GPUs, what the others scored
     with clock.phase("step"):
         norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
         if args.teacher == "ema" and math.isfinite(norm):
@@ -465,10 +466,11 @@ def main(argv=None):
                 )
                 title, what = f"ar_opd.py: {args.student} learns from itself on {args.data}", "KL(target || student)"
                 plumbing.draw_curve(metrics.rows, out / "curve.png", f"{title} ({args.target})", what)
-            if last or stopper.asked or (args.save_every and step % args.save_every == 0):
+            stop = stopper.asked()
+            if last or stop or (args.save_every and step % args.save_every == 0):
                 extra = {} if teacher is student else {"teacher": plumbing.trained(teacher)}
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser, extra)
-            if stopper.asked and not last:
+            if stop and not last:
                 bar.close()
                 print(f"stopped after update {step}; continue with: {plumbing.resume_command('ar_opd.py', args)}")
                 return

@@ -286,6 +286,8 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
     found, order = [None] * (len(prompts) * n), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rows = min(rows, plumbing.rows_that_fit(model, max(map(len, prompts)) + max_new_tokens))
     per_batch = max(1, rows // n)
+    which, of = plumbing.process()
+    order = order[which::of]  # with several GPUs each draws its share, and all get all
     for first in range(0, len(order), per_batch):  # neighbours in length share a batch: little padding
         chosen = order[first : first + per_batch]
         done = _sample_batch(
@@ -303,6 +305,10 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
         for row, completion in enumerate(done):
             found[chosen[row // n] * n + row % n] = completion
     model.train(was_training)
+    if of > 1:
+        for part in plumbing.gather({i: c for i, c in enumerate(found) if c is not None}):
+            for i, c in part.items():
+                found[i] = c
     return found
 
 
@@ -990,6 +996,7 @@ def main(argv=None):
         args.max_new_tokens is None or args.max_new_tokens >= 1,
         f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.",
     )
+    plumbing.require(plumbing.process()[1] == 1, "evaluate.py runs in one process; start it with python, not with a launcher.")
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = plumbing.pick_device(args.device)
     toy = args.benchmark.startswith("toy")

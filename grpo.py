@@ -282,7 +282,7 @@ def update(student, first, optimiser, rows, drawn, right, args, clock, autocast,
     student.train()
     for again in range(args.reuse):
         loss_sum, seen = 0.0, [None] * n
-        for chosen in plumbing.micro_batches([len(p) + len(c.ids) for p, c in zip(plain, drawn)], args.micro_tokens):
+        for chosen in plumbing.micro_batches([len(p) + len(c.ids) for p, c in zip(plain, drawn)], args.micro_tokens, deal=True):
             ids, predicts, targets = pack([plain[i] for i in chosen], [drawn[i].ids for i in chosen], student.device)
             lengths = torch.tensor([len(drawn[i].ids) for i in chosen])
             a = gain[chosen].repeat_interleave(lengths).to(student.device)  # [N]
@@ -299,8 +299,9 @@ def update(student, first, optimiser, rows, drawn, right, args, clock, autocast,
             loss_sum += total.item()
             for i, s in zip(chosen, stats.split(lengths.tolist())):
                 seen[i] = s
-                if again == 0:
-                    old[i] = s[:, 0].clone()
+        seen, loss_sum = plumbing.everyones(seen, loss_sum)  # with several GPUs, what the others scored
+        if again == 0:
+            old = [s[:, 0].clone() for s in seen]
         with clock.phase("step"):
             norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
         losses.append(loss_sum)
@@ -413,9 +414,10 @@ def main(argv=None):
                 )
                 title = f"grpo.py ({args.variant}): {args.student} on {args.data}"
                 plumbing.draw_curve(metrics.rows, out / "curve.png", title, "right rollouts in training", "reward")
-            if last or stopper.asked or (args.save_every and step % args.save_every == 0):
+            stop = stopper.asked()
+            if last or stop or (args.save_every and step % args.save_every == 0):
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser)
-            if stopper.asked and not last:
+            if stop and not last:
                 bar.close()
                 print(f"stopped after update {step}; continue with: {plumbing.resume_command('grpo.py', args)}")
                 return

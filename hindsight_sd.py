@@ -356,7 +356,7 @@ def update(student, teacher, first, optimiser, rows, drawn, found, args, clock, 
     prompts = [p if p is not None else plain[i] for i, p in enumerate(prompts)]
     seen, loss_sum = [None] * n, 0.0
     student.train()
-    for chosen in plumbing.micro_batches([len(p) + len(c.ids) for p, c in zip(prompts, drawn)], args.micro_tokens):
+    for chosen in plumbing.micro_batches([len(p) + len(c.ids) for p, c in zip(prompts, drawn)], args.micro_tokens, deal=True):
         after = [drawn[i].ids for i in chosen]
         with clock.phase("teacher"), torch.no_grad(), autocast():
             # The rollout's token ids stand behind the teacher's prompt as they are: decoded and tokenized again they could be cut
@@ -376,6 +376,7 @@ def update(student, teacher, first, optimiser, rows, drawn, found, args, clock, 
         loss_sum += total.item()
         for i, s in zip(chosen, stats.split([len(y) for y in after])):
             seen[i] = s
+    seen, loss_sum = plumbing.everyones(seen, loss_sum)  # with several GPUs, what the others scored
     with clock.phase("step"):
         norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
         if args.teacher == "ema" and math.isfinite(norm):
@@ -528,10 +529,11 @@ def main(argv=None):
                 )
                 title = f"hindsight_sd.py: {args.student} learns from itself on {args.data} ({args.context})"
                 plumbing.draw_curve(metrics.rows, out / "curve.png", title, "KL(teacher || student)")
-            if last or stopper.asked or (args.save_every and step % args.save_every == 0):
+            stop = stopper.asked()
+            if last or stop or (args.save_every and step % args.save_every == 0):
                 extra = {"teacher": plumbing.trained(teacher)} if args.teacher == "ema" else {}
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser, extra)
-            if stopper.asked and not last:
+            if stop and not last:
                 bar.close()
                 print(f"stopped after update {step}; continue with: {plumbing.resume_command('hindsight_sd.py', args)}")
                 return

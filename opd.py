@@ -270,7 +270,7 @@ def update(student, teacher, optimiser, batch, args, clock, autocast, vocabulary
     tokens = sum(map(len, responses))  # counted FIRST, over the whole step: the result must not depend on how the
     seen, loss_sum = [None] * len(prompts), 0.0  # batch is cut, as it would with a mean of micro-batch means
     student.train()
-    for chosen in plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens):
+    for chosen in plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens, deal=True):
         ids, predicts, targets = pack([prompts[i] for i in chosen], [responses[i] for i in chosen], student.device)
         lengths = [len(responses[i]) for i in chosen]
         off = torch.tensor([off_policy[i] for i in chosen]).repeat_interleave(torch.tensor(lengths)).to(student.device)  # [N]
@@ -284,6 +284,7 @@ def update(student, teacher, optimiser, batch, args, clock, autocast, vocabulary
         loss_sum += total.item()
         for i, s in zip(chosen, stats.split(lengths)):
             seen[i] = s
+    seen, loss_sum = plumbing.everyones(seen, loss_sum)  # with several GPUs, what the others scored
     with clock.phase("step"):
         norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
     kl, own_entropy, teacher_entropy = torch.cat(seen).mean(0).tolist()
@@ -381,9 +382,10 @@ def main(argv=None):
                 plumbing.draw_curve(
                     metrics.rows, out / "curve.png", f"opd.py: {args.student} learns from {args.teacher} on {args.data}"
                 )
-            if last or stopper.asked or (args.save_every and step % args.save_every == 0):
+            stop = stopper.asked()
+            if last or stop or (args.save_every and step % args.save_every == 0):
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser)
-            if stopper.asked and not last:
+            if stop and not last:
                 bar.close()
                 print(f"stopped after update {step}; continue with: {plumbing.resume_command('opd.py', args)}")
                 return

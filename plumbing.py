@@ -49,6 +49,8 @@ def run(main):
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
+    if process()[0] > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (one of several processes talks)
     try:
         main()
     except Mistake as e:
@@ -233,7 +235,8 @@ def reach_hub():
 
 def pick_device(name):
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        several = f":{os.environ.get('LOCAL_RANK', 0)}" if process()[1] > 1 else ""
+        name = f"cuda{several}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -450,7 +453,7 @@ def shorten(text, width):
 
 def save_checkpoint(out, step, model, tokenizer, optimiser, extra=None):
     final = Path(out) / f"checkpoint-{step:06d}"
-    if final.exists():
+    if final.exists() or process()[0] > 0:
         return final
     state = {
         "step": step,
@@ -518,6 +521,8 @@ def _flat(state):
 
 
 def save_final(out, model, tokenizer):
+    if process()[0] > 0:
+        return
     _write_folder(Path(out) / "final", model, tokenizer)
     _prune(out)  # a run that was killed between writing its last checkpoint and removing the one before never came to it
 
@@ -557,7 +562,8 @@ def open_run(args, script, free=("resume", "device", "save_every", "eval_every",
 def write_config(out, args, script):
     """When nothing can be refused any more, and before anything else is written: a run that was refused leaves a folder that can
     be used again, and one that was killed a folder that can be resumed."""
-    if not (Path(out) / "config.json").exists():
+    gather(None)  # all processes have seen the folder as it was
+    if process()[0] == 0 and not (Path(out) / "config.json").exists():
         config = {k: v for k, v in dataclasses.asdict(args).items() if k != "resume"}
         write_json(Path(out) / "config.json", {"script": script, **config, "versions": versions()})
 
@@ -580,6 +586,45 @@ def versions():
     import transformers
 
     return {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+# ============================================================================================ several GPUs
+# `accelerate launch opd.py ...` starts the same script once for every GPU. Prompts to sample and rollouts to score are dealt out
+# like cards; what comes of it is exchanged, so that every process knows the whole batch, counts the same tokens and takes the same
+# step. Hence nothing in the methods' formulas changes. The first process alone writes files and talks.
+
+
+def process():
+    """(which, of how many)"""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(mine):
+    """What every process has, in their order; [mine] if there is one."""
+    if process()[1] == 1:
+        return [mine]
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    PartialState(cpu=not torch.cuda.is_available())  # the first call joins the processes
+    return gather_object([mine])
+
+
+def everyones(by_rollout, *sums):
+    """A list that each process filled for its own rollouts, whole; and sums, added up over the processes."""
+    device = next((x.device for x in by_rollout if x is not None), None)
+    parts = gather(([None if x is None else x.cpu() for x in by_rollout], sums)) if process()[1] > 1 else [(by_rollout, sums)]
+    whole = [next((x for x in same if x is not None), None) for same in zip(*(p[0] for p in parts))]
+    return [x if x is None or device is None else x.to(device) for x in whole], *(sum(s) for s in zip(*(p[1] for p in parts)))
+
+
+def add_up(tensors):
+    """Every tensor summed over the processes."""
+    if process()[1] == 1:
+        return tensors
+    from accelerate.utils import reduce
+
+    return [reduce(t, "sum") for t in tensors]
 
 
 # ============================================================================================ data and batches
@@ -615,10 +660,12 @@ def fitting_prompts(rows, encode, model, max_new_tokens):
     return kept
 
 
-def micro_batches(lengths, budget):
-    """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding."""
+def micro_batches(lengths, budget, deal=False):
+    """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding.
+    deal: only this process's share of them."""
     order, groups = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
-    for i in order:
+    which, of = process()
+    for i in order[which::of] if deal else order:
         if not groups or lengths[i] * (len(groups[-1]) + 1) > budget:
             groups.append([])
         groups[-1].append(i)
@@ -665,6 +712,9 @@ def clip_and_step(model, optimiser, clip):
     The share is measured on the first 4,096 numbers of every tensor. If it is far below 1, the step is too small for the
     precision of the weights. An update with a norm that is not finite is skipped: it would destroy the weights for good.
     """
+    if process()[1] > 1:
+        for p in trainable(model):
+            p.grad = add_up([torch.zeros_like(p) if p.grad is None else p.grad])[0]
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
     before = [p.detach().flatten()[:4096].clone() for p in parameters]
@@ -692,7 +742,7 @@ def within_memory(update, *arguments):
             return update(*arguments)
         except torch.OutOfMemoryError:
             require(
-                args.micro_tokens > 512 and taken() == before,
+                args.micro_tokens > 512 and taken() == before and process()[1] == 1,
                 "The GPU is out of memory; lower --max_new_tokens, --prompts or --samples, choose smaller models, and continue with --resume.",
             )
         # Outside of the except block: there the traceback would still hold the tensors of the failed attempt.
@@ -707,15 +757,19 @@ class Stopper:
     """Ctrl-C and SIGTERM end a run after the update in progress, with a checkpoint. A second Ctrl-C ends it at once."""
 
     def __enter__(self):
-        self.asked = False
+        self.noticed = False
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number, frame):
-        if self.asked:
+        if self.noticed:
             raise KeyboardInterrupt
-        self.asked = True
+        self.noticed = True
         print("\nfinishing this update, then saving (press Ctrl-C again to leave at once, without saving)", file=sys.stderr)
+
+    def asked(self):
+        """Once an update: a signal may come between two looks, and to one process only."""
+        return any(gather(self.noticed))
 
     def __exit__(self, *_):
         for s, handler in self.before.items():
@@ -737,15 +791,18 @@ class Metrics:
         self.rows = []
         if resumed_step is not None and self.path.exists():
             self.rows = [r for r in read_jsonl(self.path, ["step"], drop_broken_end=True) if r["step"] <= resumed_step]
-            write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
+            gather(None)  # all processes have read it
+            if process()[0] == 0:
+                write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def add(self, row):
         if not math.isfinite(row.get("grad_norm", 0.0)):
             row = {**row, "skipped": True}
         row = {k: (float(f"{v:.6g}") if math.isfinite(v) else None) if isinstance(v, float) else v for k, v in row.items()}
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+        if process()[0] == 0:
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
         last = [r for r in self.rows if "grad_norm" in r][-3:]
         if "grad_norm" in row and len(last) == 3 and all(r["grad_norm"] is None for r in last):
             raise Mistake(
@@ -789,7 +846,7 @@ def progress(total, label, unit="step", show=None, initial=0):
         desc=label,
         unit=unit,
         initial=initial,
-        disable=None if show is None else not show,
+        disable=True if process()[0] else None if show is None else not show,
         dynamic_ncols=True,
         leave=False,
         smoothing=0.1,
@@ -1058,6 +1115,8 @@ def _axes():
 
 def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl"):
     """curve.png of one run: accuracy with its interval, and beside it `key` of the metrics, over updates."""
+    if process()[0] > 0:
+        return
     plt = _axes()
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")

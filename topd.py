@@ -435,7 +435,7 @@ def look_ahead(student, teacher, batch, args, step, clock, autocast, vocabulary,
     prompts, responses, _ = batch
     size, K, deep = max(1, args.chunk_logits // vocabulary), args.window_size, args.embedding == "contextual"
     points, losses, scored, regenerate = [], [None] * len(prompts), [], args.window == "regenerate"
-    groups = plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens)
+    groups = plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens, deal=True)
     # If everything fits into one micro-batch, the student's states are kept for the loss, graph included, and it reads once.
     # Otherwise the graphs of all micro-batches would pile up here: it reads again when its turn comes.
     keep = len(groups) == 1 and not regenerate
@@ -506,7 +506,8 @@ def look_ahead(student, teacher, batch, args, step, clock, autocast, vocabulary,
                 our_states = [teacher_states[r, at : at + len(p.student)] for (r, at), p in zip(places, here)]
             measure(here, teacher, their_states if deep else None, our_states if deep else None)
         points += here
-    return sorted(points, key=lambda p: (p.row, p.t)), losses, scored
+    points = sum(plumbing.gather(points), [])  # with several GPUs each looked at its share: what is dropped depends on all
+    return sorted(points, key=lambda p: (p.row, p.t)), plumbing.everyones(losses)[0], scored
 
 
 def measure(points, teacher, their_states=None, our_states=None):
@@ -618,7 +619,9 @@ def update(student, teacher, optimiser, batch, args, step, clock, autocast, voca
     # Windows that are not the rollout's own text (--window regenerate) need a pass of their own.
     others = [p for p in guiding if p.context is not None]
     before = [prompts[p.row] + responses[p.row][: p.t] for p in others]
-    for chosen in plumbing.micro_batches([len(x) + len(p.context) for x, p in zip(before, others)], args.micro_tokens):
+    for chosen in plumbing.micro_batches(
+        [len(x) + len(p.context) for x, p in zip(before, others)], args.micro_tokens, deal=True
+    ):
         ids, predicts, _ = pack([before[i] for i in chosen], [others[i].context for i in chosen], student.device)
         lengths = [len(others[i].context) for i in chosen]
         firsts = [sum(lengths[:k]) for k in range(len(lengths))]
@@ -627,11 +630,12 @@ def update(student, teacher, optimiser, batch, args, step, clock, autocast, voca
             with autocast():
                 guided = guidance_only(student, states(student, ids, predicts), entries, vocabulary, size)
             backward(torch.zeros(()), guided)
+    seen, opd_sum, guided_sum = plumbing.everyones(seen, opd_sum, guided_sum)
     result = {}
     if probe:
         result = statistics(points)
-        total = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        apart = apart or [torch.zeros_like(p) for p in parameters]
+        total = plumbing.add_up([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        apart = plumbing.add_up(apart or [torch.zeros_like(p) for p in parameters])
         result["grad_norm_opd"] = norm([g - a for g, a in zip(total, apart)])
         result["grad_norm_traj"] = norm(apart)  # of lambda * L_traj: what really enters the step
     with clock.phase("step"):
@@ -787,9 +791,10 @@ def main(argv=None):
                 plumbing.draw_curve(
                     metrics.rows, out / "curve.png", f"topd.py: {args.student} learns from {args.teacher} on {args.data}"
                 )
-            if last or stopper.asked or (args.save_every and step % args.save_every == 0):
+            stop = stopper.asked()
+            if last or stop or (args.save_every and step % args.save_every == 0):
                 plumbing.save_checkpoint(out, step, student, tokenizer, optimiser)
-            if stopper.asked and not last:
+            if stop and not last:
                 bar.close()
                 print(f"stopped after update {step}; continue with: {plumbing.resume_command('topd.py', args)}")
                 return
