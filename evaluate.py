@@ -976,7 +976,7 @@ def arguments(argv):
 def main(argv=None):
     parser, args = arguments(argv)
     if args.compare:
-        print(compare(args.compare, args.out or "compare.png"))
+        print(plumbing.harmless(compare(args.compare, args.out or "compare.png")))  # names come from the runs' files
         return
     if not args.model or not args.benchmark:
         raise Mistake(

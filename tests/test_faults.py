@@ -148,3 +148,25 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(start, tmp_path, name, d
     code, said = ended(start(["opd.py", "--out", out, "--resume"], tmp_path / "damaged"), tmp_path / "damaged")
     assert code == 2 and "checkpoint-000001' is damaged" in said and "delete that folder" in said and "Traceback" not in said, said
     assert fingerprint(out, damaged=True) == before
+
+
+def test_a_checkpoint_cannot_carry_code(start, tmp_path):
+    out, log, canary = tmp_path / "run", tmp_path / "log", tmp_path / "executed"
+    code, said = ended(start(["opd.py", *TINY, "--eval_n", 1, "--steps", 1, "--out", out], log), log)
+    assert code == 0, said
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+    torch.save({"step": 1, "optimiser": Evil()}, out / "checkpoint-000001/state.pt")
+    code, said = ended(start(["opd.py", "--out", out, "--resume"], tmp_path / "evil"), tmp_path / "evil")
+    assert code == 2 and "is damaged" in said and not canary.exists(), said
+
+
+def test_names_from_strangers_runs_do_not_reach_the_terminal_as_they_are(start, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"script": "\x1b[2Jopd.py\u202e", "seed": 0}))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval": {"accuracy": .5, "interval": [0, 1], "n": 10}}) + "\n")
+    code, said = ended(start(["evaluate.py", "--compare", run, "--out", tmp_path / "c.png"], log), log)
+    assert code == 0 and "\x1b" not in said and "\u202e" not in said and "\\x1b[2Jopd.py" in said, said
