@@ -905,6 +905,7 @@ def compare(folders, out):
     settings = [json.loads(k[1]) for k in keys]
     varying = [f for f in dict.fromkeys(f for s in settings for f in s) if len({json.dumps(s.get(f)) for s in settings}) > 1]
     names = [" ".join([k[0], *(f"{f}={s[f]}" for f in varying if f in s and (f != "model"))]) for k, s in zip(keys, settings)]
+    names = [plumbing.harmless(n) for n in names]  # they come from the runs' files, which may be a stranger's
     lines = [f"{'arm':<44} {'runs':>4} {'accuracy':>9} {'95 % interval':>17}   difference to the first (paired)"]
     base = arms[keys[0]]
     for key, name in zip(keys, names):
@@ -976,7 +977,7 @@ def arguments(argv):
 def main(argv=None):
     parser, args = arguments(argv)
     if args.compare:
-        print(plumbing.harmless(compare(args.compare, args.out or "compare.png")))  # names come from the runs' files
+        print(compare(args.compare, args.out or "compare.png"))
         return
     if not args.model or not args.benchmark:
         raise Mistake(
