@@ -181,7 +181,7 @@ def picture(runs, arms, seeds, base, path, title, costs=None):
             )
     axis.axvline(0, color="#888", linewidth=0.8)
     axis.set_yticks(range(len(others)), list(reversed(others)))
-    axis.set(xlabel=f"difference to {base}, points (95 %, paired by seed)", title="after the last update")
+    axis.set(xlabel=f"difference to {base}, points (paired, 95 %)", title="after the last update")
     legend = axis.legend(frameon=False, fontsize=8)
     for handle in legend.legend_handles:
         handle.set_color("#444")
