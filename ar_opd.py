@@ -388,9 +388,7 @@ def main(argv=None):
     if resumed:
         state = plumbing.load_state(resumed, optimiser, device)
         start = state["step"]
-        if (
-            args.teacher != "current"
-        ):  # a teacher that restarted from the student would be another one, and nothing would say so
+        if args.teacher != "current":  # one that restarted from the student would be another teacher, and nothing would say so
             plumbing.load_trained(teacher, state["teacher"])
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)

@@ -226,9 +226,8 @@ class RowCache:
         return self.length
 
     def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim], T new positions
-        key = key.to(
-            value.dtype
-        )  # under autocast a norm makes keys float32; attention would cast the whole cache at every token
+        # Under autocast the norm of the keys makes them float32, and attention would cast the whole cache at every token.
+        key = key.to(value.dtype)
         new, stop = key.shape[2], self.length + key.shape[2]
         if layer_idx not in self.layers or self.layers[layer_idx][0].shape[2] < stop:
             grown = []

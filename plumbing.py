@@ -547,7 +547,8 @@ def open_run(args, script, free=("resume", "device", "save_every", "eval_every",
         return out, None
     require(held, f"There is nothing to resume in '{out}'; start without --resume.")
     before = read_json(out / "config.json", "")
-    changed = [k for k in config if k not in free and before.get(k) != config[k]]
+    defaults = {f.name: f.default for f in dataclasses.fields(args)}  # a flag that was not there yet when the run began
+    changed = [k for k in config if k not in free and before.get(k, defaults.get(k)) != config[k]]
     require(
         not changed,
         f"'{out}' was started with other settings ({', '.join(f'--{k} {before.get(k)}' for k in changed[:4])}); "
@@ -603,8 +604,13 @@ def gather(mine):
     """What every process has, in their order; [mine] if there is one."""
     if process()[1] == 1:
         return [mine]
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+    except ImportError:
+        raise Mistake(
+            "Several processes need the package accelerate: pip install accelerate, then accelerate launch ..."
+        ) from None
 
     PartialState(cpu=not torch.cuda.is_available())  # the first call joins the processes
     return gather_object([mine])

@@ -594,9 +594,7 @@ def update(student, teacher, optimiser, batch, args, step, clock, autocast, voca
 
     def backward(opd, guided):
         nonlocal apart, opd_sum, guided_sum
-        if (
-            probe and torch.is_tensor(guided) and guided.requires_grad
-        ):  # the guidance's own gradient, once more, to see its size
+        if probe and torch.is_tensor(guided) and guided.requires_grad:  # the guidance's own gradient, to see its size
             own = torch.autograd.grad(share * guided, parameters, retain_graph=True, materialize_grads=True)
             apart = own if apart is None else [a + b for a, b in zip(apart, own)]
         (opd / tokens + share * guided).backward()

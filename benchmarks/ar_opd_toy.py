@@ -11,7 +11,7 @@ import argparse
 import sys
 
 import torch
-from arms import ROOT, differences, final, folder, picture, run_all, said
+from arms import BENCHMARKS, ROOT, by_level, courses, differences, entropy, final, folder, picture, run_all, said
 
 import ar_opd
 import diagnostics
@@ -44,17 +44,6 @@ def shortcuts(runs, name):
     def metric(arm, seed):
         rows = plumbing.read_jsonl(folder(runs, arm, seed) / name / "responses.jsonl")
         return sum(ar_opd.shortcut(problems[r["index"]], r["response"]) for r in rows) / len(rows)
-
-    return metric
-
-
-def entropy(runs):
-    """Mean entropy of the student's next token on its rollouts, over the last 20 updates."""
-
-    def metric(arm, seed):
-        path = folder(runs, arm, seed) / "metrics.jsonl"
-        rows = [r for r in plumbing.read_jsonl(path) if "student_entropy" in r] if path.exists() else []
-        return sum(r["student_entropy"] for r in rows[-20:]) / max(1, len(rows[-20:])) if rows else float("nan")
 
     return metric
 
@@ -154,6 +143,9 @@ def main():
     arms = ARMS if args.what == "arms" else CONTROLS
     run_all(arms, seeds, args.runs, args.jobs, args.limit, start="toy/reader")
     print(table(args.runs, arms, seeds, "Full"))
+    courses(args.runs, arms, seeds)
+    if args.what == "arms":
+        by_level(args.runs, "AR-OPD 0.6", "Full", seeds, BENCHMARKS)
     name = "ar_opd-toy.png" if args.what == "arms" else "ar_opd-controls-toy.png"
     title = "AR-OPD on the toy" if args.what == "arms" else "AR-OPD's controls on the toy"
     picture(args.runs, arms, seeds, "Full", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds")

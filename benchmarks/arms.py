@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import plumbing  # noqa: E402
-from evaluate import mean_interval  # noqa: E402
+from evaluate import load_benchmark, mean_interval  # noqa: E402
 
 BENCHMARKS = {"test": "toy", "heldout": "toy-heldout"}
 
@@ -132,6 +132,47 @@ def table(runs, arms, seeds, base, costs=None):
                 cells.append("")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def entropy(runs):
+    """Mean entropy of the student's next token on its rollouts, over the last 20 updates."""
+
+    def metric(arm, seed):
+        path = folder(runs, arm, seed) / "metrics.jsonl"
+        rows = [r for r in plumbing.read_jsonl(path) if "student_entropy" in r] if path.exists() else []
+        return sum(r["student_entropy"] for r in rows[-20:]) / max(1, len(rows[-20:])) if rows else float("nan")
+
+    return metric
+
+
+def courses(runs, arms, seeds):
+    """Mean over seeds of every evaluation along the way, a line an arm: accuracy, and pass@1 and pass@8 where they were measured."""
+    for arm in arms:
+        if not arms[arm]:
+            continue  # a start that was not trained
+        runs_of = [[r for r in plumbing.read_jsonl(folder(runs, arm, s) / "metrics.jsonl") if "eval" in r] for s in seeds]
+        keys = [k for k in ("accuracy", "pass@1", "pass@8") if k in runs_of[0][0]["eval"]]
+        for k in keys:
+            means = [(same[0]["step"], 100 * sum(r["eval"][k] for r in same) / len(same)) for same in zip(*runs_of)]
+            print(f"{arm + ', ' + k:<28} " + "  ".join(f"{step}: {mean:.1f}" for step, mean in means))
+
+
+def by_level(runs, arm, base, seeds, benchmarks):
+    """Difference of `arm` to `base` by the number of steps of the problems, paired by seed."""
+    for name, benchmark in benchmarks.items():
+        levels = [r["level"] for r in load_benchmark(benchmark)]
+        for level in sorted(set(levels)):
+            per = {}
+            for which in (arm, base):
+                for s in seeds:
+                    rights = [
+                        r["correct"]
+                        for r in plumbing.read_jsonl(folder(runs, which, s) / name / "responses.jsonl")
+                        if levels[r["index"]] == level
+                    ]
+                    per[which, s] = sum(rights) / len(rights)
+            gap = said([per[arm, s] - per[base, s] for s in seeds], True)
+            print(f"{level} steps: {arm} - {base} {gap}; {base} alone {said([per[base, s] for s in seeds])}")
 
 
 def picture(runs, arms, seeds, base, path, title, costs=None):

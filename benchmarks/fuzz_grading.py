@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from test_grading import GRADED, HOSTILE  # noqa: E402
+from test_grading import GRADED, HOSTILE, against_math_verify  # noqa: E402
 
 import evaluate  # noqa: E402
 import plumbing  # noqa: E402
@@ -68,6 +68,11 @@ def main():
     p.add_argument("--seed", type=int, default=0, help="of the pairs (default 0)")
     args = p.parse_args()
     plumbing.require(args.n >= 100, f"--n is {args.n}; for percentiles it takes at least 100.")
+    evaluate.warm_up(wait=True)
+    compared, differing = against_math_verify()
+    print(
+        f"{len(GRADED)} pairs in tests/test_grading.py, {len(compared)} with an answer; math-verify alone differs on {len(differing)}"
+    )
     rng, seconds, verdicts, asked = random.Random(args.seed), [], Counter(), 0
     real = evaluate._math_verify
 
@@ -77,7 +82,6 @@ def main():
         return real(*arguments)
 
     evaluate._math_verify = counted
-    evaluate.warm_up(wait=True)
     with tempfile.TemporaryDirectory() as folder, plumbing.progress(args.n, "grading", "pair") as bar:
         canary = Path(folder) / "executed"
         for _ in range(args.n):

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from arms import ROOT, differences, final, folder, picture, run_all, said, table
+from arms import ROOT, courses, differences, entropy, final, folder, picture, run_all, said, table
 
 import diagnostics
 import grpo
@@ -266,16 +266,6 @@ def by_style(runs, style):
     return metric
 
 
-def entropy(runs):
-    """Mean entropy of the student's next token on its rollouts, over the last 20 updates."""
-
-    def metric(arm, seed):
-        rows = [r for r in plumbing.read_jsonl(folder(runs, arm, seed) / "metrics.jsonl") if "student_entropy" in r][-20:]
-        return sum(r["student_entropy"] for r in rows) / len(rows)
-
-    return metric
-
-
 def more(runs, arms, seeds, base):
     """The second table: styles, diversity, length."""
     metrics = {style: by_style(runs, style) for style in ("terse", "verbose")}
@@ -324,6 +314,7 @@ def main():
             costs = plumbing.read_json(Path(args.runs) / "costs.json", "")
         print(table(args.runs, arms, seeds, base, costs))
         print(more(args.runs, arms, seeds, base))
+        courses(args.runs, arms, seeds)
         name = "hindsight-toy.png" if args.what == "arms" else "hindsight-controls-toy.png"
         title = "Hindsight and its baselines on the toy" if args.what == "arms" else "HSD's controls on the toy"
         picture(args.runs, arms, seeds, base, ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds", costs)
