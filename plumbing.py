@@ -666,16 +666,31 @@ def fitting_prompts(rows, encode, model, max_new_tokens):
     return kept
 
 
+FULL = 2048  # tokens that keep a device busy: a group that has them grows only where that costs no padding
+
+
 def micro_batches(lengths, budget, deal=False):
     """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding.
-    deal: only this process's share of them."""
-    order, groups = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
+    deal: only this process's share of them.
+
+    One large group would be padded to the longest of all texts, and a third of an update of the toy was spent on padding. So from FULL
+    tokens on, a group takes no text that would turn more than a sixteenth of it into padding.
+    """
+    order, groups, real = sorted(range(len(lengths)), key=lambda i: lengths[i]), [], 0
     which, of = process()
     for i in order[which::of] if deal else order:
-        if not groups or lengths[i] * (len(groups[-1]) + 1) > budget:
+        size = lengths[i] * (len(groups[-1]) + 1) if groups else 0  # with this text, padding included
+        if not groups or size > budget or (real >= FULL and size - real - lengths[i] > size / 16):
             groups.append([])
+            real = 0
         groups[-1].append(i)
+        real += lengths[i]
     return groups
+
+
+def padded(lengths, groups):
+    """Tokens of all groups together, padding included."""
+    return sum(len(group) * max(lengths[i] for i in group) for group in groups)
 
 
 def pack(prompts, responses, device):

@@ -435,10 +435,11 @@ def look_ahead(student, teacher, batch, args, step, clock, autocast, vocabulary,
     prompts, responses, _ = batch
     size, K, deep = max(1, args.chunk_logits // vocabulary), args.window_size, args.embedding == "contextual"
     points, losses, scored, regenerate = [], [None] * len(prompts), [], args.window == "regenerate"
-    groups = plumbing.micro_batches([len(p) + len(r) for p, r in zip(prompts, responses)], args.micro_tokens, deal=True)
-    # If everything fits into one micro-batch, the student's states are kept for the loss, graph included, and it reads once.
-    # Otherwise the graphs of all micro-batches would pile up here: it reads again when its turn comes.
-    keep = len(groups) == 1 and not regenerate
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
+    groups = plumbing.micro_batches(lengths, args.micro_tokens, deal=True)
+    # If all micro-batches together are no larger than one may be, the student's states are kept for the loss, graph included, and it
+    # reads once. Otherwise their graphs would pile up here: it reads again when their turn comes.
+    keep = plumbing.padded(lengths, groups) <= args.micro_tokens and not regenerate
     student.train(keep)  # in train mode gradient checkpointing is active, which has no cache
     for chosen in groups:
         ids, predicts, _ = pack([prompts[i] for i in chosen], [responses[i] for i in chosen], teacher.device)

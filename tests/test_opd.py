@@ -160,6 +160,15 @@ def test_micro_batches_cover_everything_within_the_budget():
     assert all(len(g) == 1 or max(lengths[i] for i in g) * len(g) <= 60 for g in groups)
 
 
+def test_micro_batches_waste_little_on_padding():
+    lengths = [80 + i % 81 for i in range(400)]
+    one, cut = [list(range(400))], plumbing.micro_batches(lengths, 10**6)
+    assert sorted(i for g in cut for i in g) == list(range(400)) and plumbing.padded(lengths, one) == 400 * 160
+    assert plumbing.padded(lengths, cut) < 1.07 * sum(lengths) and all(sum(lengths[i] for i in g) >= plumbing.FULL for g in cut[:-1])
+    assert plumbing.micro_batches([100] * 400, 10**6) == one               # equal lengths pad nothing: no reason to cut
+    assert len(plumbing.micro_batches([1, 1000], 10**4)) == 1              # too little to keep a device busy: padding costs less than a pass
+
+
 class Words:                            # a tokenizer of single digits, enough for rollouts()
     eos_token_id = 1
 

@@ -322,13 +322,16 @@ def test_negative_entropy_merges_equal_tokens():
 
 
 @pytest.mark.parametrize("changed", [{}, dict(suppress="low"), dict(suppress="high", guidance="off"), dict(window="regenerate"), dict(embedding="contextual")])
-def test_micro_batches_chunks_and_checkpointing_change_nothing(changed):
+def test_micro_batches_chunks_and_checkpointing_change_nothing(changed, monkeypatch):
     whole, metrics, points = update(STUDENT, TEACHER, **changed)
     for cut in (dict(micro_tokens=30), dict(micro_tokens=8, chunk_logits=150), dict(chunk_logits=50)):
         again, other, others = update(STUDENT, TEACHER, **changed, **cut)
         assert close(whole, again, 2e-6), cut
         assert [(p.row, p.t, p.teacher, p.student) for p in points] == [(p.row, p.t, p.teacher, p.student) for p in others]
         assert all(other[k] == pytest.approx(metrics[k], abs=1e-5) for k in ("loss", "opd", "traj", "kl", "divergent"))
+    monkeypatch.setattr(plumbing, "FULL", 8)                           # several micro-batches whose graphs are all kept
+    again, other, _ = update(STUDENT, TEACHER, **changed)
+    assert close(whole, again, 2e-6) and other["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
     if "suppress" in changed:
         plain, _, _ = update(STUDENT, TEACHER, **{**changed, "suppress": "none"})
         assert not close(whole, plain)
