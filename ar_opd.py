@@ -111,6 +111,10 @@ class Args:
     """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
     chunk_logits: int = 2**24
     """logits of one view that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
+    sampler: str = choice("own", "own", "vllm")
+    """what draws the rollouts: evaluate.sample, or the package vllm, given the student's weights before every update (vllm_sampler.py)"""
+    vllm_memory: float = 0.3
+    """share of the GPU's memory for --sampler vllm"""
     lora: int = 0
     """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
     gradient_checkpointing: bool | None = None
@@ -131,6 +135,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
+    plumbing.check_sampler(args)
     require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(0 <= args.lam <= 5, f"--lam is {args.lam}; it must lie in [0, 5] (0 the partial view, 1 the full one).")
@@ -406,6 +411,8 @@ def main(argv=None):
     )
     for name in ("plain", "partial", "full"):
         print(f"{name:<8} {plumbing.harmless(tokenizer.decode(rows[0][name]))!r}")
+    if args.sampler == "vllm":
+        plumbing.attach_vllm(student, tokenizer, args, dtype)
     plumbing.write_config(out, args, "ar_opd.py")
     if start == 0 and not metrics.rows:
         first = accuracy(student)

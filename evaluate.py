@@ -250,10 +250,13 @@ class RowCache:
         self.layers = {i: [x.index_select(0, rows) for x in kv] for i, kv in self.layers.items()}
 
 
+def key_seed(key):
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+
+
 def uniforms(key, count):
     """`count` random numbers in [0, 1) that depend on `key` alone, not on what else is in the batch or was drawn before."""
-    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(key_seed(key)))
 
 
 def filtered(logits, temperature, top_p, top_k):
@@ -268,6 +271,9 @@ def filtered(logits, temperature, top_p, top_k):
     return logprobs.log_softmax(-1) if top_k or top_p < 1 else logprobs
 
 
+ELSEWHERE = {}  # models whose samples another engine draws (vllm_sampler.py); empty unless asked for
+
+
 @torch.no_grad()
 def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, temperature=1.0, top_p=1.0, top_k=0, rows=256):
     """`n` completions for every prompt (a list of token ids): a list of len(prompts) * n Completions, in prompt order.
@@ -280,6 +286,9 @@ def sample(model, prompts, *, n=1, max_new_tokens, eos, vocabulary, keys=None, t
     rollout can be reproduced alone. vocabulary: logits beyond it are padding rows of the head and are never drawn.
     """
     assert keys or temperature == 0, "samples without keys would all be the same"
+    if model in ELSEWHERE:
+        more = dict(eos=eos, keys=keys, temperature=temperature, top_p=top_p, top_k=top_k)
+        return ELSEWHERE[model].sample(prompts, n=n, max_new_tokens=max_new_tokens, **more)
     was_training = model.training
     model.eval()  # gradient checkpointing (active in train mode) would switch the cache off
     found, order = [None] * (len(prompts) * n), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -966,6 +975,10 @@ def arguments(argv):
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on a GPU, float32 on a CPU"
     )
     p.add_argument(
+        "--sampler", default="own", choices=["own", "vllm"], help="own: what training uses; vllm: the package vllm, many times as fast on a GPU"
+    )
+    p.add_argument("--vllm_memory", type=float, default=0.8, help="share of the GPU's memory for --sampler vllm (default 0.8)")
+    p.add_argument(
         "--out",
         help="folder for responses.jsonl and summary.json (default runs/eval-MODEL-BENCHMARK); continues what it finds there",
     )
@@ -996,6 +1009,7 @@ def main(argv=None):
         args.max_new_tokens is None or args.max_new_tokens >= 1,
         f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.",
     )
+    plumbing.check_sampler(args)
     plumbing.require(plumbing.process()[1] == 1, "evaluate.py runs in one process; start it with python, not with a launcher.")
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = plumbing.pick_device(args.device)
@@ -1010,12 +1024,14 @@ def main(argv=None):
         f"{Path(args.model).name if not Path(args.model).exists() else '-'.join(Path(args.model).parts[-2:])}-{Path(args.benchmark).stem}",
     )
     out = plumbing.make_folder(args.out or f"runs/eval-{name}")
-    config = {k: v for k, v in vars(args).items() if k not in ("out", "compare", "batch", "device", "limit", "k")}
+    config = {k: v for k, v in vars(args).items() if k not in ("out", "compare", "batch", "device", "limit", "k", "vllm_memory")}
     done = resume_records(out, config, rows, args.n)
     tokenizer = plumbing.load_tokenizer(args.model)
     model = plumbing.load_model(args.model, device, plumbing.compute_dtype(args.dtype, device))
     plumbing.check_head(tokenizer, [(args.model, model)])
     plumbing.check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
+    if args.sampler == "vllm":
+        plumbing.attach_vllm(model, tokenizer, args, plumbing.compute_dtype(args.dtype, device))
     plumbing.write_json(out / "config.json", config)
     if done:
         print(f"continuing {out}: {len(done)} of {len(rows) * args.n} samples are there")

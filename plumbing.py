@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import difflib
 import errno
+import importlib.util
 import inspect
 import json
 import math
@@ -371,17 +372,21 @@ def save_model(model, folder, merged):
     if not merged:
         save_file({k: v.contiguous() for k, v in trained(model).items()}, folder / "adapter.safetensors")
         return
-    whole = {}
-    for name, value in model.state_dict().items():
-        if "lora_" not in name and not (name == "lm_head.weight" and model.config.tie_word_embeddings):
-            whole[name.replace(".base_layer.", ".")] = value.float().cpu()  # in bfloat16 small changes would be lost in the sum
-    for name, module in adapters.items():
-        with torch.no_grad():
-            key = f"{name}.weight"  # a new tensor: the old one may be the model's own
-            whole[key] = whole[key] + module.get_delta_weight("default").float().cpu()
+    whole = {k: v.float().cpu() for k, v in ordinary_weights(model)}  # in bfloat16 small changes would be lost in the sum
     model.save_pretrained(folder, state_dict=whole)
     config = read_json(folder / "config.json", "")
     write_json(folder / "config.json", {**config, "dtype": "float32"})
+
+
+@torch.no_grad()
+def ordinary_weights(model, head=False):
+    """(name, tensor) as in the model's own files: adapters are added to the weights beside which they stand. head: also a head that is the embedding."""
+    adapters = {f"{n}.weight": m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    for name, value in model.state_dict().items():
+        if "lora_" in name or (name == "lm_head.weight" and model.config.tie_word_embeddings and not head):
+            continue
+        name = name.replace(".base_layer.", ".")
+        yield name, value.float() + adapters[name].get_delta_weight("default").float() if name in adapters else value
 
 
 def missing_model(name, what, e):
@@ -414,6 +419,27 @@ def same_tokenizer(student, teacher):
         student.eos_token_id == teacher.eos_token_id,
         f"Student and teacher end a turn with different tokens ({student.eos_token!r} and {teacher.eos_token!r}); choose two instruct models of one family.",
     )
+
+
+def check_sampler(args):
+    """Before anything is loaded: can --sampler be had?"""
+    require(0 < args.vllm_memory < 1, f"--vllm_memory is {args.vllm_memory}; it is a share of the GPU's memory and must lie between 0 and 1.")
+    if args.sampler == "vllm":
+        require(importlib.util.find_spec("vllm"), "--sampler vllm needs the package vllm, which is not installed: pip install vllm.")
+        require(getattr(args, "temperature", 1.0) <= 2, f"--temperature is {getattr(args, 'temperature', 1.0)}; vLLM allows 2 at most, --sampler own any.")
+        require(process()[1] == 1, "--sampler vllm works with one process; with several use --sampler own.")
+
+
+def attach_vllm(model, tokenizer, args, dtype):
+    print("starting vLLM, which takes a while ...")
+    from vllm_sampler import attach  # nobody else needs it
+
+    try:
+        attach(model, tokenizer, args, dtype)
+    except Mistake:
+        raise
+    except Exception as e:  # too little memory, a model it does not know, no kernel for this machine ...
+        raise Mistake(f"vLLM could not be started ({type(e).__name__}: {shorten(e, 200)}); use --sampler own.") from None
 
 
 def check_head(tokenizer, models):
@@ -527,7 +553,7 @@ def save_final(out, model, tokenizer):
     _prune(out)  # a run that was killed between writing its last checkpoint and removing the one before never came to it
 
 
-def open_run(args, script, free=("resume", "device", "save_every", "eval_every", "show_every")):
+def open_run(args, script, free=("resume", "device", "save_every", "eval_every", "show_every", "vllm_memory")):
     """The folder of a run. Returns (folder, checkpoint to resume from or None).
 
     A folder that holds a run is never overwritten, and resuming with other settings is refused: the result would be
@@ -927,6 +953,7 @@ def memory_budget(
     teacher_cache=False,
     more=(),
     room=None,
+    engine=0,
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
@@ -962,14 +989,15 @@ def memory_budget(
         if teacher is not None
         else 0,
         "other weights": sum(p.numel() * p.element_size() for m in more for p in m.parameters()),
-        "KV cache while sampling": rollouts * (prompt_tokens + completion_tokens) * cache_bytes(c, dtype),
+        "vLLM": engine,  # takes its share at once, the keys and values of the rollouts inside it
+        "KV cache while sampling": 0 if engine else rollouts * (prompt_tokens + completion_tokens) * cache_bytes(c, dtype),
         "student gradients": 4 * learning,
         "activations of a micro-batch": round(inputs + micro_tokens * saved * (1 if checkpointing else layers) + cast),
         "logits of a chunk": 5 * 4 * chunk * c.vocab_size + head,
     }
     if teacher_cache:  # TOPD keeps the keys and values of the texts that the teacher has just scored
         parts["teacher's cache of a micro-batch"] = micro_tokens * cache_bytes(teacher.config, dtype) * 3 // 2
-    held = sum(parts[k] for k in ("student weights", "AdamW moments", "teacher weights", "other weights"))
+    held = sum(parts[k] for k in ("student weights", "AdamW moments", "teacher weights", "other weights", "vLLM"))
     if room is not None:  # the sampler takes fewer rollouts at once where they would not fit (rows_that_fit), one at least
         key = "KV cache while sampling"
         parts[key] = min(parts[key], max(parts[key] // rollouts, int(room - held) // 2))
@@ -1059,6 +1087,11 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
         "other models and data: --student NAME --teacher NAME --data NAME (see --help)"
     )
     prompt = sorted(len(r["ids"]) for r in rows)[len(rows) * 9 // 10]
+    card = torch.cuda.get_device_properties(student.device).total_memory if student.device.type == "cuda" else None
+    engine = 0
+    if args.sampler == "vllm":  # without a GPU: a copy of the weights and the room that vllm_sampler.py allows for keys and values
+        width = torch.tensor([], dtype=dtype).element_size()
+        engine = round(args.vllm_memory * card) if card else 2**30 + sum(p.numel() for p in student.parameters()) * width
     parts, total = memory_budget(
         student,
         teacher,
@@ -1071,7 +1104,8 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
         checkpointing=checkpointing,
         teacher_cache=teacher_cache,
         more=more,
-        room=torch.cuda.get_device_properties(student.device).total_memory if student.device.type == "cuda" else None,
+        room=card,
+        engine=engine,
     )
     libraries = 0
     if student.device.type == "cpu":  # Python, libraries, data: what is held now, but for the models
