@@ -216,11 +216,12 @@ class RowCache:
     """Keys and values of all layers in preallocated tensors, with whole rows that can be dropped.
 
     The models only call `update` and `get_seq_length`, so this is all a cache needs to be. transformers' DynamicCache
-    concatenates at every token, that is, copies the whole cache for each of them.
+    concatenates at every token, that is, copies the whole cache for each of them; its StaticCache cannot drop rows.
     """
 
     def __init__(self, room, last_layer):
         self.layers, self.length, self.room, self.last_layer = {}, 0, room, last_layer
+        self.slot = None  # with frozen shapes (below): a tensor [1], the place of the next token
 
     def get_seq_length(self, layer_idx=0):
         return self.length
@@ -228,17 +229,15 @@ class RowCache:
     def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim], T new positions
         # Under autocast the norm of the keys makes them float32, and attention would cast the whole cache at every token.
         key = key.to(value.dtype)
+        if self.slot is not None:  # everything is handed out, and the mask hides what is not written yet
+            for stored, x in zip(self.layers[layer_idx], (key, value)):
+                stored.index_copy_(2, self.slot, x)
+            return tuple(self.layers[layer_idx])
         new, stop = key.shape[2], self.length + key.shape[2]
         if layer_idx not in self.layers or self.layers[layer_idx][0].shape[2] < stop:
-            grown = []
-            for i, x in enumerate((key, value)):  # by half again, so that copying stays rare
-                old = self.layers[layer_idx][i][:, :, : self.length] if layer_idx in self.layers else None
-                length = min(max(stop + stop // 2, 128), max(stop, self.room))
-                fresh = x.new_zeros(x.shape[0], x.shape[1], length, x.shape[3])
-                if old is not None:
-                    fresh[:, :, : self.length] = old
-                grown.append(fresh)
-            self.layers[layer_idx] = grown
+            length = min(max(stop + stop // 2, 128), max(stop, self.room))  # by half again, so that copying stays rare
+            old = self.layers.get(layer_idx, (key[:, :, :0], value[:, :, :0]))
+            self.layers[layer_idx] = [self._moved(x, length) for x in old]
         for stored, x in zip(self.layers[layer_idx], (key, value)):
             stored[:, :, self.length : stop] = x
         keys, values = (stored[:, :, :stop] for stored in self.layers[layer_idx])
@@ -246,8 +245,58 @@ class RowCache:
             self.length += new
         return keys, values
 
+    def _moved(self, x, length):  # into a longer tensor
+        fresh = x.new_zeros(x.shape[0], x.shape[1], length, x.shape[3])
+        fresh[:, :, : self.length] = x[:, :, : self.length]
+        return fresh
+
+    def resize(self, length):
+        self.layers = {i: [self._moved(x, length) for x in kv] for i, kv in self.layers.items()}
+
     def select(self, rows):  # index_select copies whole rows; x[rows] takes seven times as long on a CPU
         self.layers = {i: [x.index_select(0, rows) for x in kv] for i, kv in self.layers.items()}
+
+
+class Replay:
+    """A step of decoding as a CUDA graph: recorded once, then started as one piece.
+
+    One token through 28 layers is some thousand small kernels, and launching them one by one takes the CPU several times as long as
+    the GPU needs to run them. A recording has fixed shapes and addresses: other rows or a longer cache need a new one, which costs
+    about two steps.
+    """
+
+    state = {"use": torch.cuda.is_available(), "unchecked": 3}
+
+    def __init__(self, step, inputs):
+        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        with torch.cuda.device(inputs[0].device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(
+                side
+            ):  # once without recording: workspaces are allocated, autocast makes its copies of the weights
+                step(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph):
+                self.out = step(*self.inputs)
+
+    def __call__(self, *inputs):
+        for x, new in zip(self.inputs, inputs):
+            x.copy_(new)
+        self.graph.replay()
+        return self.out
+
+    @classmethod
+    def give_up(cls, why):
+        cls.state["use"] = False
+        print(f"CUDA graphs are not used ({why}): sampling works as before, only slower", file=sys.stderr)
+
+
+FROZEN = 256  # with frozen shapes the cache grows by so many positions at a time
+
+
+def frozen_shapes(device):
+    return device.type == "cuda"
 
 
 def key_seed(key):
@@ -348,6 +397,19 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
     logprobs = torch.zeros(total, max_new_tokens, device=device)
     ends, alive = torch.tensor(eos, device=device), torch.arange(total, device=device)
     ended = torch.zeros(total, dtype=torch.bool, device=device)  # of the rows still in the batch
+    frozen, replay, seen = frozen_shapes(device), None, real  # seen [R, positions]: what a new token may look at
+
+    def step(token, position, seen, slot=None):
+        """One more token of every row: the last hidden states, [R, width]."""
+        cache.slot = slot
+        return model.base_model(
+            input_ids=token[:, None],
+            attention_mask=seen[:, None, None, :],
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+
     for t in range(max_new_tokens):
         # A hundred rows of 151,936 logits at once, not all of them: in double precision they would be the largest tensor of the run.
         parts = hidden.split(max(1, 2**24 // vocabulary))
@@ -376,18 +438,34 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
             left = int((~ended).sum())
             if left == 0:
                 break
-            if left <= 0.75 * len(alive):
+            if left <= (0.5 if frozen else 0.75) * len(alive):  # a new recording costs more than a few idle rows
                 keep = (~ended).nonzero().squeeze(1)
                 cache.select(keep)
-                alive, ended, token, position, real = alive[keep], ended[keep], token[keep], position[keep], real[keep]
-        seen = torch.cat([real, real.new_ones(len(alive), t + 1)], 1)  # [R, L + t + 1]
-        hidden = model.base_model(
-            input_ids=token[:, None],
-            attention_mask=seen[:, None, None, :],
-            position_ids=(position + t)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+                alive, ended, token, position, seen = alive[keep], ended[keep], token[keep], position[keep], seen[keep]
+                replay = None
+        if not frozen:
+            seen = torch.cat([seen, seen.new_ones(len(alive), 1)], 1)  # [R, L + t + 1]
+            hidden = step(token, position + t, seen)
+            continue
+        if cache.length == seen.shape[1]:  # full, or the first time
+            more = min(cache.length + FROZEN, longest + max_new_tokens) - cache.length
+            seen, replay = torch.cat([seen, seen.new_zeros(len(alive), more)], 1), None
+            cache.resize(seen.shape[1])
+        seen[:, cache.length] = True
+        inputs = token, position + t, seen, torch.full((1,), cache.length, device=device)
+        if replay is None and Replay.state["use"]:
+            try:
+                replay = Replay(step, inputs)
+            except RuntimeError as e:
+                Replay.give_up(" ".join(str(e).split())[:100])
+        hidden = replay(*inputs) if replay else step(*inputs)
+        if replay and Replay.state["unchecked"]:  # the first few of a run against the step itself, which may be made twice
+            Replay.state["unchecked"] -= 1
+            plain = step(*inputs)
+            if not torch.allclose(plain, hidden, rtol=0.05, atol=0.05 * plain.abs().max().item()):
+                Replay.give_up("a recorded step differs from the step itself")
+                hidden, replay = plain, None
+        cache.length += 1
     written, ends = [], set(eos)
     for row, values in zip(tokens.tolist(), logprobs.tolist()):
         stop = next((i + 1 for i, token in enumerate(row) if token in ends), None)
@@ -975,7 +1053,10 @@ def arguments(argv):
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: bfloat16 on a GPU, float32 on a CPU"
     )
     p.add_argument(
-        "--sampler", default="own", choices=["own", "vllm"], help="own: what training uses; vllm: the package vllm, many times as fast on a GPU"
+        "--sampler",
+        default="own",
+        choices=["own", "vllm"],
+        help="own: what training uses; vllm: the package vllm, many times as fast on a GPU",
     )
     p.add_argument("--vllm_memory", type=float, default=0.8, help="share of the GPU's memory for --sampler vllm (default 0.8)")
     p.add_argument(
@@ -1024,7 +1105,9 @@ def main(argv=None):
         f"{Path(args.model).name if not Path(args.model).exists() else '-'.join(Path(args.model).parts[-2:])}-{Path(args.benchmark).stem}",
     )
     out = plumbing.make_folder(args.out or f"runs/eval-{name}")
-    config = {k: v for k, v in vars(args).items() if k not in ("out", "compare", "batch", "device", "limit", "k", "vllm_memory")}
+    config = {
+        k: v for k, v in vars(args).items() if k not in ("out", "compare", "batch", "device", "limit", "k", "vllm_memory")
+    }
     done = resume_records(out, config, rows, args.n)
     tokenizer = plumbing.load_tokenizer(args.model)
     model = plumbing.load_model(args.model, device, plumbing.compute_dtype(args.dtype, device))
@@ -1084,7 +1167,7 @@ def resume_records(out, config, rows, n):
             f"'{out}' holds another run; choose another --out.",
         )
         return []
-    before = plumbing.read_json(out / "config.json", "")
+    before = {"sampler": "own", **plumbing.read_json(out / "config.json", "")}  # earlier versions had no other
     changed = [k for k in config if before.get(k) != config[k]]
     plumbing.require(
         not changed and (out / "metrics.jsonl").exists() is False,

@@ -423,10 +423,18 @@ def same_tokenizer(student, teacher):
 
 def check_sampler(args):
     """Before anything is loaded: can --sampler be had?"""
-    require(0 < args.vllm_memory < 1, f"--vllm_memory is {args.vllm_memory}; it is a share of the GPU's memory and must lie between 0 and 1.")
+    require(
+        0 < args.vllm_memory < 1,
+        f"--vllm_memory is {args.vllm_memory}; it is a share of the GPU's memory and must lie between 0 and 1.",
+    )
     if args.sampler == "vllm":
-        require(importlib.util.find_spec("vllm"), "--sampler vllm needs the package vllm, which is not installed: pip install vllm.")
-        require(getattr(args, "temperature", 1.0) <= 2, f"--temperature is {getattr(args, 'temperature', 1.0)}; vLLM allows 2 at most, --sampler own any.")
+        require(
+            importlib.util.find_spec("vllm"), "--sampler vllm needs the package vllm, which is not installed: pip install vllm."
+        )
+        require(
+            getattr(args, "temperature", 1.0) <= 2,
+            f"--temperature is {getattr(args, 'temperature', 1.0)}; vLLM allows 2 at most, --sampler own any.",
+        )
         require(process()[1] == 1, "--sampler vllm works with one process; with several use --sampler own.")
 
 
@@ -1089,7 +1097,9 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
     prompt = sorted(len(r["ids"]) for r in rows)[len(rows) * 9 // 10]
     card = torch.cuda.get_device_properties(student.device).total_memory if student.device.type == "cuda" else None
     engine = 0
-    if args.sampler == "vllm":  # without a GPU: a copy of the weights and the room that vllm_sampler.py allows for keys and values
+    if (
+        args.sampler == "vllm"
+    ):  # without a GPU: a copy of the weights and the room that vllm_sampler.py allows for keys and values
         width = torch.tensor([], dtype=dtype).element_size()
         engine = round(args.vllm_memory * card) if card else 2**30 + sum(p.numel() for p in student.parameters()) * width
     parts, total = memory_budget(

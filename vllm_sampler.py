@@ -46,7 +46,9 @@ class Engine:
         from vllm import LLM
 
         context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self.longest = min(context, 4096 + 2 * max(256, max_new_tokens))  # room for hints in prompts (ar_opd.py, hindsight_sd.py)
+        self.longest = min(
+            context, 4096 + 2 * max(256, max_new_tokens)
+        )  # room for hints in prompts (ar_opd.py, hindsight_sd.py)
         self.model, self.vocabulary, self.seen, self.checked = model, vocabulary, None, False
         with tempfile.TemporaryDirectory() as folder:
             # The engine begins with random weights: the first call brings the student's, those of a checkpoint or of adapters included.

@@ -79,6 +79,8 @@ def mistakes(tmp):
         (["opd.py", "--steps", -3, *out], "--steps is -3"),
         (["opd.py", "--lr", 0, *out], "--lr"),
         (["opd.py", "--temperature", 0, *out], "--temperature"),
+        (["opd.py", "--vllm_memory", 0, *out], "--vllm_memory is 0"),
+        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--vllm_memory", 2, *out], "--vllm_memory is 2"),
         (["opd.py", "--off_policy", 1.5, *out], "--off_policy"),
         (["opd.py", "--divergence", "jsd", "--beta", 1, *out], "--beta"),
         (["opd.py", "--estimator", "sampled", "--divergence", "forward", *out], "reverse KL"),

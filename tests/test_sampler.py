@@ -3,7 +3,9 @@ import math
 
 import torch
 from conftest import tiny_qwen3
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import evaluate
 from evaluate import eos_ids, filtered, sample, uniforms
 
 MODEL = tiny_qwen3()
@@ -112,3 +114,96 @@ def test_the_models_mode_is_put_back():
     draw(n=1)
     assert MODEL.training
     MODEL.eval()
+
+
+def frozen(monkeypatch, grain):
+    monkeypatch.setattr(evaluate, "frozen_shapes", lambda device: True)
+    monkeypatch.setattr(evaluate, "FROZEN", grain)
+
+
+def test_frozen_shapes_draw_the_same(monkeypatch):
+    """What runs on a GPU, where a step of decoding is recorded: whole cache with a mask, places as tensors. The recording itself needs the GPU."""
+    whole, greedy = draw(max_new_tokens=40), draw(max_new_tokens=40, temperature=0)
+    for grain in (256, 8, 1):
+        frozen(monkeypatch, grain)
+        for before, after in zip(whole + greedy, draw(max_new_tokens=40) + draw(max_new_tokens=40, temperature=0)):
+            assert before.ids == after.ids and torch.allclose(torch.tensor(before.logprobs), torch.tensor(after.logprobs), atol=1e-4)
+    assert len({len(c.ids) for c in whole}) > 2                                # rows have left, so it was more than one shape
+
+
+def test_a_frozen_step_can_be_recorded(monkeypatch):
+    """A recording holds kernels and addresses. So between two changes of shape: the same kernels with the same sizes at every step, the cache where
+    it was, and nothing read back by the CPU."""
+    frozen(monkeypatch, 16)
+    steps, plain = [], type(MODEL.base_model).forward
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            shapes = [tuple(x.shape) for x in [*args, out] if torch.is_tensor(x)]
+            if function._schema.is_mutable:
+                shapes += [x.data_ptr() for x in args[:1] if torch.is_tensor(x)]
+            steps[-1].append((str(function), shapes))
+            return out
+
+    def forward(self, *args, **kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            return plain(self, *args, **kwargs)
+        steps.append([])
+        with Watch():
+            return plain(self, *args, **kwargs)
+    monkeypatch.setattr(type(MODEL.base_model), "forward", forward)
+    draw([PROMPTS[0]], n=2, max_new_tokens=40, eos=[], vocabulary=50)
+    assert len(steps) == 39
+    for step in steps:
+        assert not {name for name, _ in step} & {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default", "aten.lift_fresh.default"}
+    changes = [i for i in range(1, 39) if steps[i] != steps[i - 1]]
+    assert changes == [16, 32], changes                                         # only where the cache has grown
+    index = [shapes for name, shapes in steps[5] if name == "aten.index_copy_.default"]
+    assert len(index) == 2 * MODEL.config.num_hidden_layers
+
+
+def test_a_frozen_step_makes_nothing_on_the_cpu():
+    """On a device without data (meta), where the model and all inputs are: what is made elsewhere would have to be sent over at every step."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            seen.update((x.device.type, str(function)) for x in [out] if torch.is_tensor(x))
+            return out
+    model, there = tiny_qwen3().to("meta"), dict(device="meta")
+    cache = evaluate.RowCache(64, model.config.num_hidden_layers - 1)
+    cache.layers = {i: [torch.zeros(3, 1, 32, 16, **there), torch.zeros(3, 1, 32, 16, **there)] for i in range(2)}
+    cache.length, cache.slot = 9, torch.zeros(1, dtype=torch.long, **there)
+    with Watch(), torch.no_grad():
+        out = model.base_model(input_ids=torch.zeros(3, 1, dtype=torch.long, **there), attention_mask=torch.ones(3, 1, 1, 32, dtype=torch.bool, **there),
+                               position_ids=torch.zeros(3, 1, dtype=torch.long, **there), past_key_values=cache, use_cache=True)
+    assert out.last_hidden_state.shape == (3, 1, 32)
+    assert {device for device, _ in seen} == {"meta"}, seen
+
+
+def test_without_a_recording_sampling_goes_on(monkeypatch, capsys):
+    whole = draw(max_new_tokens=40)
+    frozen(monkeypatch, 16)
+    monkeypatch.setattr(evaluate.Replay, "state", {"use": True, "unchecked": 3})
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", None)
+    assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not evaluate.Replay.state["use"]
+    assert capsys.readouterr().err.count("CUDA graphs are not used") == 1
+
+
+def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
+    class Stale(evaluate.Replay):                       # its inputs never reach it: what a number baked into a recording would do
+        state = {"use": True, "unchecked": 3}
+
+        def __init__(self, step, inputs):
+            self.step, self.inputs = step, [x.clone() for x in inputs]
+
+        def __call__(self, *inputs):
+            return self.step(*self.inputs)
+    whole = draw(max_new_tokens=40)
+    frozen(monkeypatch, 16)
+    monkeypatch.setattr(evaluate, "Replay", Stale)
+    assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not Stale.state["use"]
+    assert "differs from the step itself" in capsys.readouterr().err
