@@ -117,6 +117,8 @@ class Args:
     """share of the GPU's memory for --sampler vllm"""
     lora: int = 0
     """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
+    adam_bits: int = choice(32, 32, 8)
+    """of AdamW's two moments a weight; 8 needs the package bitsandbytes and saves 6 bytes a weight outside the embedding"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -135,7 +137,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
-    plumbing.check_sampler(args)
+    plumbing.check_packages(args)
     require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(0 <= args.lam <= 5, f"--lam is {args.lam}; it must lie in [0, 5] (0 the partial view, 1 the full one).")
@@ -382,13 +384,12 @@ def main(argv=None):
     teacher = student if args.teacher == "current" else plumbing.copy_of(student)
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        plumbing.checkpoint_layers(student)
     # The full view is the longest prompt: what it fits into, all fit into. Nothing is ever cut.
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, views(r, args)["full"]), student, args.max_new_tokens)
     for row in rows:
         row.update({name: prompt_ids(tokenizer, user) for name, user in views(row, args).items()})
-    # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
-    optimiser = torch.optim.AdamW(plumbing.trainable(student), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = plumbing.adamw(student, args.lr, args.adam_bits)  # without weight decay: nothing but the loss moves a weight
     start = 0
     if resumed:
         state = plumbing.load_state(resumed, optimiser, device)

@@ -1090,7 +1090,7 @@ def main(argv=None):
         args.max_new_tokens is None or args.max_new_tokens >= 1,
         f"--max_new_tokens is {args.max_new_tokens}; it must be at least 1.",
     )
-    plumbing.check_sampler(args)
+    plumbing.check_packages(args)
     plumbing.require(plumbing.process()[1] == 1, "evaluate.py runs in one process; start it with python, not with a launcher.")
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = plumbing.pick_device(args.device)

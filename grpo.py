@@ -132,6 +132,8 @@ class Args:
     """share of the GPU's memory for --sampler vllm"""
     lora: int = 0
     """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
+    adam_bits: int = choice(32, 32, 8)
+    """of AdamW's two moments a weight; 8 needs the package bitsandbytes and saves 6 bytes a weight outside the embedding"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -151,7 +153,7 @@ def settle(args):
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
     require(args.samples >= 2, f"--samples is {args.samples}; a group needs at least 2 rollouts, since they are compared.")
-    plumbing.check_sampler(args)
+    plumbing.check_packages(args)
     require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(args.beta >= 0 and math.isfinite(args.beta), f"--beta is {args.beta}; it must be 0 (off) or more.")
@@ -343,12 +345,9 @@ def main(argv=None):
     first = plumbing.load_model(args.student, device, dtype).requires_grad_(False) if args.beta else None
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        plumbing.checkpoint_layers(student)
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, r["prompt"]), student, args.max_new_tokens)
-    # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
-    optimiser = torch.optim.AdamW(
-        plumbing.trainable(student), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"
-    )
+    optimiser = plumbing.adamw(student, args.lr, args.adam_bits, betas=(0.9, 0.95))  # without weight decay
     start = plumbing.load_state(resumed, optimiser, device)["step"] if resumed else 0
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)

@@ -113,6 +113,8 @@ class Args:
     """share of the GPU's memory for --sampler vllm"""
     lora: int = 0
     """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
+    adam_bits: int = choice(32, 32, 8)
+    """of AdamW's two moments a weight; 8 needs the package bitsandbytes and saves 6 bytes a weight outside the embedding"""
     gradient_checkpointing: bool | None = None
     """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
@@ -131,7 +133,7 @@ def settle(args):
         require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
     for name in ("eval_every", "save_every", "show_every"):
         require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
-    plumbing.check_sampler(args)
+    plumbing.check_packages(args)
     require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
     require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
     require(0 < args.temperature < 100, f"--temperature is {args.temperature}; rollouts are sampled, so it must be above 0.")
@@ -328,10 +330,9 @@ def main(argv=None):
     teacher = plumbing.load_model(args.teacher, device, dtype).requires_grad_(False)
     checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        plumbing.checkpoint_layers(student)
     rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, r["prompt"]), student, args.max_new_tokens)
-    # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
-    optimiser = torch.optim.AdamW(plumbing.trainable(student), lr=args.lr, weight_decay=0.0, fused=device.type == "cuda")
+    optimiser = plumbing.adamw(student, args.lr, args.adam_bits)  # without weight decay: nothing but the loss moves a weight
     start = plumbing.load_state(resumed, optimiser, device)["step"] if resumed else 0
     metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
     autocast = plumbing.autocaster(device, dtype)

@@ -13,6 +13,7 @@ import errno
 import importlib.util
 import inspect
 import json
+import logging
 import math
 import os
 import random
@@ -421,8 +422,8 @@ def same_tokenizer(student, teacher):
     )
 
 
-def check_sampler(args):
-    """Before anything is loaded: can --sampler be had?"""
+def check_packages(args):
+    """Before anything is loaded: is there what --sampler and --adam_bits ask for?"""
     require(
         0 < args.vllm_memory < 1,
         f"--vllm_memory is {args.vllm_memory}; it is a share of the GPU's memory and must lie between 0 and 1.",
@@ -431,11 +432,13 @@ def check_sampler(args):
         require(
             importlib.util.find_spec("vllm"), "--sampler vllm needs the package vllm, which is not installed: pip install vllm."
         )
-        require(
-            getattr(args, "temperature", 1.0) <= 2,
-            f"--temperature is {getattr(args, 'temperature', 1.0)}; vLLM allows 2 at most, --sampler own any.",
-        )
+        heat = getattr(args, "temperature", 1.0)
+        require(heat <= 2, f"--temperature is {heat}; vLLM allows 2 at most, --sampler own any.")
         require(process()[1] == 1, "--sampler vllm works with one process; with several use --sampler own.")
+    require(
+        getattr(args, "adam_bits", 32) == 32 or importlib.util.find_spec("bitsandbytes"),
+        "--adam_bits 8 needs the package bitsandbytes, which is not installed: pip install bitsandbytes.",
+    )
 
 
 def attach_vllm(model, tokenizer, args, dtype):
@@ -761,6 +764,31 @@ def autocaster(device, dtype):
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
+def checkpoint_layers(model):
+    """Keep each layer's input only, and make the rest again in the backward pass."""
+    new = getattr(model, "activation_checkpointing_enable", None)  # its name in newer transformers, where the old one warns
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def adamw(model, lr, bits=32, betas=(0.9, 0.999)):
+    """AdamW on what learns. With 8 bits the moments are stored in blocks of 256 numbers with one scale each (Dettmers et al., arXiv 2110.02861);
+    those of the embedding stay whole, as its authors advise: most of its rows have no gradient, and then large ones."""
+    if bits == 32:  # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
+        return torch.optim.AdamW(trainable(model), lr=lr, betas=betas, weight_decay=0.0, fused=model.device.type == "cuda")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
+
+    GlobalOptimManager.get_instance().register_module_override(model.get_input_embeddings(), "weight", {"optim_bits": 32})
+    return AdamW8bit(trainable(model), lr=lr, betas=betas, weight_decay=0.0)
+
+
+def moment_bytes(model, bits):
+    """Bytes that AdamW keeps: two moments a weight. bitsandbytes leaves tensors below 4,096 numbers and the embedding whole."""
+    learning = trainable(model)
+    whole = sum(p.numel() for p in learning if bits == 32 or p.numel() < 4096 or p is model.get_input_embeddings().weight)
+    return 8 * whole + round((2 + 8 / 256) * (sum(p.numel() for p in learning) - whole))
+
+
 def clip_and_step(model, optimiser, clip):
     """Clip, step, forget the gradient. Returns the norm before clipping and the share of weights that changed.
 
@@ -962,10 +990,11 @@ def memory_budget(
     more=(),
     room=None,
     engine=0,
+    adam_bits=32,
 ):
     """Predicted peak of one update, by part, in bytes. Sampling and training peak at different times: the larger one counts.
 
-    Kept all the time: 4 bytes a weight of the student (fp32 masters), 8 for AdamW; the teacher and other models (`more`) as they were loaded. With
+    Kept all the time: 4 bytes a weight of the student (fp32 masters), AdamW (moment_bytes), the teacher and other models (`more`) as loaded. With
     --lora the student's weights are as loaded, too, and AdamW and gradients concern the adapters alone.
     While sampling: keys and values of all rollouts. While training: 4 bytes a weight for gradients; what autograd saves for a micro-batch;
     the logits of a chunk (five fp32 copies: of both models, their softmaxes and a gradient) and the head's gradient, which every chunk makes
@@ -992,7 +1021,7 @@ def memory_budget(
     own = {id(p) for p in student.parameters()}  # a copy under --lora shares what does not change
     parts = {
         "student weights": sum(p.numel() * p.element_size() for p in student.parameters()),
-        "AdamW moments": 8 * learning,
+        "AdamW moments": moment_bytes(student, adam_bits),
         "teacher weights": sum(p.numel() * p.element_size() for p in teacher.parameters() if id(p) not in own)
         if teacher is not None
         else 0,
@@ -1116,6 +1145,7 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
         more=more,
         room=card,
         engine=engine,
+        adam_bits=args.adam_bits,
     )
     libraries = 0
     if student.device.type == "cpu":  # Python, libraries, data: what is held now, but for the models

@@ -22,7 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-V, PROMPT = 151936, 64
+from benchmarks.shapes import QWEN3, qwen3  # noqa: E402
+from benchmarks.shapes import WORDS as V  # noqa: E402
+
+PROMPT = 64
 
 # What the budget is tried on. Widths, layers, heads and vocabulary are varied one by one; `auto` is float32 weights computing in bfloat16.
 # fmt: off
@@ -40,24 +43,20 @@ SHAPES = {
     "several micro":  (256,  768,  64, 8,     4,    2,   5000,      8,   64,    448,     False,        False, 22),
 }
 
-# Qwen3's shapes: hidden width, MLP, layers, query heads, key heads, tied head
-QWEN3 = {
-    "0.6B": (1024, 3072, 28, 16, 8, True),
-    "1.7B": (2048, 6144, 28, 16, 8, True),
-    "4B": (2560, 9728, 36, 32, 8, True),
-    "8B": (4096, 12288, 36, 32, 8, False),
-}
-# GB, script, student, teacher (None: the student itself), prompts x samples, max_new_tokens, micro_tokens, rank of --lora
+# GB, script, student, teacher (None: the student itself), prompts x samples, max_new_tokens, micro_tokens, rank of --lora, --adam_bits
 CARDS = [
-    (8, "opd.py", "0.6B", "1.7B", 64, 512, 4096, 32),
-    (8, "hindsight_sd.py", "0.6B", None, 64, 512, 8192, 32),
-    (12, "opd.py", "0.6B", "4B", 64, 512, 4096, 32),
-    (12, "hindsight_sd.py --beta 0", "0.6B", None, 64, 512, 2048, 0),
-    (16, "opd.py", "0.6B", "1.7B", 64, 512, 8192, 0),
-    (16, "opd.py", "1.7B", "4B", 64, 512, 4096, 32),
-    (24, "opd.py", "0.6B", "4B", 64, 512, 16384, 0),
-    (24, "opd.py", "1.7B", "8B", 64, 1024, 4096, 32),
-    (24, "ar_opd.py", "4B", None, 64, 1024, 8192, 32),
+    (8, "opd.py", "0.6B", "1.7B", 64, 512, 4096, 32, 32),
+    (8, "hindsight_sd.py", "0.6B", None, 64, 512, 8192, 32, 32),
+    (12, "opd.py", "0.6B", "4B", 64, 512, 4096, 32, 32),
+    (12, "hindsight_sd.py --beta 0", "0.6B", None, 64, 512, 2048, 0, 32),
+    (12, "hindsight_sd.py", "0.6B", None, 64, 512, 4096, 0, 8),
+    (16, "opd.py", "0.6B", "1.7B", 64, 512, 8192, 0, 32),
+    (16, "opd.py", "0.6B", "1.7B", 64, 512, 16384, 0, 8),
+    (16, "opd.py", "1.7B", "4B", 64, 512, 4096, 32, 32),
+    (24, "opd.py", "0.6B", "4B", 64, 512, 16384, 0, 32),
+    (24, "grpo.py --variant dapo", "1.7B", None, 64, 512, 8192, 0, 8),
+    (24, "opd.py", "1.7B", "8B", 64, 1024, 4096, 32, 32),
+    (24, "ar_opd.py", "4B", None, 64, 1024, 8192, 32, 32),
 ]
 # fmt: on
 
@@ -65,29 +64,16 @@ CARDS = [
 def cards():
     """The README's table: predicted peaks of Qwen3 models that exist as shapes only (PyTorch's meta device)."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sys.path.insert(0, str(ROOT))
     import plumbing
 
     def shape(name, dtype, rank=0):
-        width, mlp, layers, heads, keys, tied = QWEN3[name]
+        model = qwen3(*QWEN3[name], device="meta", dtype=dtype)
         with torch.device("meta"):
-            config = Qwen3Config(
-                vocab_size=V,
-                hidden_size=width,
-                intermediate_size=mlp,
-                head_dim=128,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=keys,
-                tie_word_embeddings=tied,
-            )
-            model = Qwen3ForCausalLM(config).to(dtype)
             return plumbing.adapt(model, rank) if rank else model
 
     print("| card | script | student | teacher | flags | predicted peak |")
-    for gigabytes, script, name, other, rollouts, new, micro, rank in CARDS:
+    for gigabytes, script, name, other, rollouts, new, micro, rank, bits in CARDS:
         room = gigabytes * 2**30
         student = shape(name, torch.bfloat16 if rank else torch.float32, rank)
         teacher = shape(other, torch.bfloat16) if other else None
@@ -106,9 +92,12 @@ def cards():
             checkpointing=True,
             more=more,
             room=room * 0.9,
+            adam_bits=bits,
         )
-        flags = f"`--micro_tokens {micro} --max_new_tokens {new}" + (f" --lora {rank} --lr 1e-4`" if rank else "`")
-        said = "itself" if other is None else f"Qwen3-{other}"
+        flags = f"`--micro_tokens {micro} --max_new_tokens {new}" + (
+            f" --lora {rank} --lr 1e-4`" if rank else " --adam_bits 8`" if bits == 8 else "`"
+        )
+        said = "none, a verifier" if script.startswith("grpo") else "itself" if other is None else f"Qwen3-{other}"
         print(
             f"| {gigabytes} GB | `{script}` | Qwen3-{name} | {said} | {flags} | {total / 2**30:.1f} GiB{' !' * (total > 0.9 * room)} |"
         )
@@ -116,27 +105,10 @@ def cards():
 
 def models(device):
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(1)
-    made = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=V,
-            hidden_size=128,
-            intermediate_size=256,
-            head_dim=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=8192,
-            tie_word_embeddings=True,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-        made.append(Qwen3ForCausalLM(config).to(device))
-    return made
+    more = dict(head_dim=32, eos_token_id=1, pad_token_id=0)
+    return [qwen3(128, 256, 2, 4, 2, seed=seed, **more).to(device) for seed in (0, 1)]
 
 
 class Peak:
@@ -250,7 +222,6 @@ def budget(name):
     import random
 
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     import opd
     import plumbing
@@ -258,24 +229,11 @@ def budget(name):
     width, mlp, head, layers, heads, keys, vocabulary, rows, prompt, response, checkpointing, auto, chunk = SHAPES[name]
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, made = torch.bfloat16 if auto else torch.float32, []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=mlp,
-            head_dim=head,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=keys,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-        )
-        made.append(Qwen3ForCausalLM(config).to(device))
+    dtype = torch.bfloat16 if auto else torch.float32
+    made = [qwen3(width, mlp, layers, heads, keys, head_dim=head, words=vocabulary, seed=seed).to(device) for seed in (0, 1)]
     student, teacher = made[0], made[1].to(dtype).requires_grad_(False)
     if checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        plumbing.checkpoint_layers(student)
     micro = rows * (prompt + response) // (4 if name == "several micro" else 1)
     flags = ["--data", "toy", "--chunk_logits", str(2**chunk), "--micro_tokens", str(micro)]
     args = opd.settle(plumbing.parse_arguments(opd.Args, "", flags))
