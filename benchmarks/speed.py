@@ -132,14 +132,17 @@ def against(args, device, dtype):
         arms[arm] = build(args, device, dtype, *made)
     times, tokens, phases = {a: [] for a in arms}, {a: 0 for a in arms}, []
     warm = 1 if args.shape else 2
-    for step in range(1, args.updates + warm + 1):
-        for arm, update in arms.items():
-            count, seconds = update(step)
-            if step > warm:
-                times[arm].append(seconds["total"])
-                tokens[arm] += count
-                if arm == "ours":
-                    phases.append(seconds)
+    with plumbing.progress(2 * (args.updates + warm), "updates", "update") as bar:
+        for step in range(1, args.updates + warm + 1):
+            for arm, update in arms.items():
+                count, seconds = update(step)
+                bar.set_postfix_str(f"{arm} {seconds['total']:.2f} s")
+                bar.update()
+                if step > warm:
+                    times[arm].append(seconds["total"])
+                    tokens[arm] += count
+                    if arm == "ours":
+                        phases.append(seconds)
     print(f"TRL {trl.__version__}; {args.updates} updates of {args.rollouts} rollouts of at most {args.max_new_tokens} tokens")
     for arm in arms:
         print(f"{arm:<5} {st.median(times[arm]):.3f} s an update (median), {tokens[arm] / args.updates:.0f} tokens an update")
