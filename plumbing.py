@@ -710,7 +710,7 @@ def micro_batches(lengths, budget, deal=False):
     """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding.
     deal: only this process's share of them.
 
-    One large group would be padded to the longest of all texts, and a third of an update of the toy was spent on padding. So from FULL
+    One large group is padded to the longest of all texts; on the toy a quarter of scoring and learning went into that. So from FULL
     tokens on, a group takes no text that would turn more than a sixteenth of it into padding.
     """
     order, groups, real = sorted(range(len(lengths)), key=lambda i: lengths[i]), [], 0
@@ -1126,9 +1126,7 @@ def announce(script, args, student, teacher, rows, tokenizer, dtype, checkpointi
     prompt = sorted(len(r["ids"]) for r in rows)[len(rows) * 9 // 10]
     card = torch.cuda.get_device_properties(student.device).total_memory if student.device.type == "cuda" else None
     engine = 0
-    if (
-        args.sampler == "vllm"
-    ):  # without a GPU: a copy of the weights and the room that vllm_sampler.py allows for keys and values
+    if args.sampler == "vllm":  # without a GPU: a copy of the weights, and the room for keys and values of vllm_sampler.py
         width = torch.tensor([], dtype=dtype).element_size()
         engine = round(args.vllm_memory * card) if card else 2**30 + sum(p.numel() for p in student.parameters()) * width
     parts, total = memory_budget(

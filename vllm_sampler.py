@@ -1,6 +1,6 @@
 """Rollouts from vLLM instead of evaluate.sample, for those who have it: `--sampler vllm` (pip install vllm). Nobody else imports this file.
 
-Sampling is most of an update once models are large: it makes one token after another, and vLLM is built for nothing else. The engine
+Sampling makes one token after another, large models wait for it, and vLLM is built for nothing else. The engine
 lives in the same process, on the same card, and holds a copy of the student. Four things make its text the student's own:
 
   1. Before it samples, it is given the student's present weights, whenever they have changed since the last time. Rollouts of
@@ -127,9 +127,11 @@ class Engine:
     def check(self, prompt, completion):
         ids = torch.tensor([prompt + completion.ids], device=self.model.device)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
-        logits = torch.cat([self.model.get_output_embeddings()(h)[:, : self.vocabulary] for h in hidden.split(64)])
-        own = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu()  # [T]
-        away = (own - torch.tensor(completion.logprobs)).abs().mean().item()
+        own = []
+        for h, y in zip(hidden.split(64), ids[0, len(prompt) :].split(64)):  # never the logits of a whole text at once
+            logits = self.model.get_output_embeddings()(h)[:, : self.vocabulary]  # [at most 64, V]
+            own.append(logits.float().log_softmax(-1).gather(1, y[:, None]).squeeze(1).cpu())
+        away = (torch.cat(own) - torch.tensor(completion.logprobs)).abs().mean().item()
         if not away <= TOLERANCE:
             raise Mistake(
                 f"vLLM's log-probabilities are {away:.2f} nats a token away from the student's: its copy of the weights is not the student's (another "

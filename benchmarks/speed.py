@@ -216,6 +216,21 @@ def limits(args, device, dtype):
     print(f"sampling {args.rollouts} rows of {new} tokens: {got:,.0f} tokens/s, {1000 * spent / steps:.2f} ms a step")
     print(f"          the limit by bandwidth is {most:,.0f} tokens/s: {100 * got / most:.0f} % of it")
 
+    from transformers import GenerationConfig
+
+    ids = torch.tensor([p for p in prompts for _ in range(4)], device=device)  # of one length, so nothing has to be padded
+
+    def generate(tokens, cache):
+        wanted = GenerationConfig(
+            do_sample=True, top_k=0, max_new_tokens=tokens, min_new_tokens=tokens, cache_implementation=cache, pad_token_id=0
+        )
+        with autocast():
+            student.generate(ids, attention_mask=torch.ones_like(ids), generation_config=wanted)
+
+    for cache in ["dynamic", *(["static"] if device.type == "cuda" else [])]:  # static: with transformers' own compiled graphs
+        spent = seconds(lambda c=cache: generate(new, c), device, 2) - seconds(lambda c=cache: generate(1, c), device, 2)
+        print(f"          transformers' generate, {cache} cache: {args.rollouts * steps / spent:,.0f} tokens/s")
+
     settings = opd.settle(plumbing.parse_arguments(opd.Args, "", ["--data", "toy"]))
     optimiser, clock = torch.optim.AdamW(student.parameters(), lr=0.0, fused=device.type == "cuda"), plumbing.Clock(device)
     if device.type == "cuda":
