@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from conftest import ROOT, run_script
 
 import evaluate
 from evaluate import BENCHMARKS, grade, load_benchmark
@@ -149,3 +150,12 @@ def test_the_same_samples_whatever_the_batch_and_after_any_interruption(toy):
         assert second == first and {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
     other, third = evaluate.evaluate(student, tokenizer, rows, batch=256, seed=1, **more)
     assert [r["response"] for r in third] != [r["response"] for r in first]
+
+
+def test_the_readme_shows_the_cards_as_they_are_predicted():
+    done = run_script("benchmarks/memory.py", "--cards", fresh=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    readme = (ROOT / "README.md").read_text()
+    assert len(rows) > 10 and all(row in readme for row in rows), [row for row in rows if row not in readme]
+    assert not any(row.endswith("! |") for row in rows)         # nothing is recommended that would fill a card to the brim

@@ -186,6 +186,7 @@ def test_a_frozen_step_makes_nothing_on_the_cpu():
 def test_without_a_recording_sampling_goes_on(monkeypatch, capsys):
     whole = draw(max_new_tokens=40)
     frozen(monkeypatch, 16)
+    monkeypatch.setattr(evaluate, "recordable", lambda device: evaluate.Replay.state["use"])
     monkeypatch.setattr(evaluate.Replay, "state", {"use": True, "unchecked": 3})
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", None)
@@ -205,5 +206,6 @@ def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
     whole = draw(max_new_tokens=40)
     frozen(monkeypatch, 16)
     monkeypatch.setattr(evaluate, "Replay", Stale)
+    monkeypatch.setattr(evaluate, "recordable", lambda device: Stale.state["use"])
     assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not Stale.state["use"]
     assert "differs from the step itself" in capsys.readouterr().err
