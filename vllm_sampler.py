@@ -54,7 +54,8 @@ class Engine:
             # The engine begins with random weights: the first call brings the student's, those of a checkpoint or of adapters included.
             # The head is declared to be a tensor of its own, even where it is the embedding's: without a GPU vLLM repacks the head when
             # it loads, and would go on using the first one forever.
-            config = {**model.config.to_dict(), "vocab_size": vocabulary, "tie_word_embeddings": False}
+            own = {"architectures": [type(model).__name__], "vocab_size": vocabulary, "tie_word_embeddings": False}
+            config = {**model.config.to_dict(), **own}
             plumbing.write_text(Path(folder) / "config.json", json.dumps(config, default=str))
             self.llm = LLM(
                 model=folder,

@@ -3,6 +3,8 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +129,42 @@ def test_greedy_is_greedy(engine):
     plain = evaluate.sample(model, PROMPTS, max_new_tokens=30, eos=[4], vocabulary=136, temperature=0)
     evaluate.ELSEWHERE[model] = made
     assert [c.ids for c in ours] == [c.ids for c in plain] and [c.truncated for c in ours] == [c.truncated for c in plain]
+
+
+@needs_vllm
+def test_padding_rows_of_the_head_are_never_drawn(qwen3_tokenizer_folder, tmp_path):
+    """Qwen3's head has 151,936 rows and its tokenizer 151,669 tokens. In a process of its own: one engine a process."""
+    script = tmp_path / "draw.py"
+    script.write_text(f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import torch
+import evaluate, plumbing, vllm_sampler
+from conftest import tiny_qwen3
+
+class Args:
+    vllm_memory, max_new_tokens = .3, 8
+
+if __name__ == "__main__":
+    tokenizer = plumbing.load_tokenizer({str(qwen3_tokenizer_folder)!r})
+    model = tiny_qwen3(vocabulary=151936, head_dim=32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[len(tokenizer):] *= 50         # likely, if anything could draw them
+    vllm_sampler.attach(model, tokenizer, Args, torch.float32)
+    prompts = [[5, 6, 7], [800, 9000, 100000]]
+    drawn = evaluate.sample(model, prompts, n=20, max_new_tokens=8, eos=[tokenizer.eos_token_id], vocabulary=len(tokenizer), keys=[(i,) for i in range(40)])
+    away, padding = 0.0, 0.0
+    for i, c in enumerate(drawn):
+        assert max(c.ids) < len(tokenizer)
+        logits = model(torch.tensor([prompts[i // 20] + c.ids])).logits[0, 2:-1]
+        padding = max(padding, logits.softmax(-1)[:, len(tokenizer):].sum(-1).max().item())
+        own = logits[:, :len(tokenizer)].log_softmax(-1).gather(1, torch.tensor(c.ids)[:, None]).squeeze(1)
+        away = max(away, (own - torch.tensor(c.logprobs)).abs().max().item())
+    print("away", away, "padding", padding)
+    assert away < 1e-3 and padding > .05
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 @needs_vllm
