@@ -1,6 +1,7 @@
 """The sampler: exact frequencies, exact log-probabilities, padding, reproducibility, ends."""
 import math
 
+import pytest
 import torch
 from conftest import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -209,3 +210,18 @@ def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "recordable", lambda device: Stale.state["use"])
     assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not Stale.state["use"]
     assert "differs from the step itself" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to record on")
+@pytest.mark.parametrize("half", [False, True])
+def test_recorded_steps_draw_the_same(monkeypatch, half):
+    model, keys = tiny_qwen3().to("cuda"), [(i, j) for i in range(4) for j in range(3)]
+
+    def drawn(use):
+        monkeypatch.setattr(evaluate.Replay, "state", {"use": use, "unchecked": 3})
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+            found = sample(model, PROMPTS, n=3, max_new_tokens=300, eos=[1, 2], vocabulary=50, keys=keys)
+        assert evaluate.Replay.state["use"] == use and evaluate.Replay.state["unchecked"] == (0 if use else 3)       # used, and never given up
+        return found
+    for plain, recorded in zip(drawn(False), drawn(True)):
+        assert plain.ids == recorded.ids and torch.allclose(torch.tensor(plain.logprobs), torch.tensor(recorded.logprobs), atol=1e-3)
