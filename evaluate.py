@@ -251,10 +251,12 @@ class RowCache:
         return fresh
 
     def resize(self, length):
-        self.layers = {i: [self._moved(x, length) for x in kv] for i, kv in self.layers.items()}
+        for i, kv in self.layers.items():  # layer by layer: never two whole caches at once
+            self.layers[i] = [self._moved(x, length) for x in kv]
 
-    def select(self, rows):  # index_select copies whole rows; x[rows] takes seven times as long on a CPU
-        self.layers = {i: [x.index_select(0, rows) for x in kv] for i, kv in self.layers.items()}
+    def select(self, rows):
+        for i, kv in self.layers.items():  # index_select copies whole rows; x[rows] takes seven times as long on a CPU
+            self.layers[i] = [x.index_select(0, rows) for x in kv]
 
 
 class Replay:
