@@ -262,9 +262,9 @@ class RowCache:
 class Replay:
     """A step of decoding as a CUDA graph: recorded once, then started as one piece.
 
-    One token through 28 layers is some thousand small kernels, and launching them one by one takes the CPU several times as long as
-    the GPU needs to run them. A recording has fixed shapes and addresses: other rows or a longer cache need a new one, which costs
-    about two steps.
+    One token through 28 layers is hundreds of small kernels, and a fast GPU runs them faster than a CPU can launch them one by one.
+    A recording has fixed shapes and addresses: other rows or a longer cache need a new one, that is, one step to warm up and one to
+    record.
     """
 
     state = {"use": True, "unchecked": 3}
@@ -444,7 +444,7 @@ def _sample_batch(model, prompts, n, keys, max_new_tokens, eos, vocabulary, temp
             left = int((~ended).sum())
             if left == 0:
                 break
-            if left <= (0.5 if frozen else 0.75) * len(alive):  # a new recording costs more than a few idle rows
+            if left <= (0.5 if frozen else 0.75) * len(alive):  # a new recording costs two steps
                 keep = (~ended).nonzero().squeeze(1)
                 cache.select(keep)
                 alive, ended, token, position, seen = alive[keep], ended[keep], token[keep], position[keep], seen[keep]
@@ -1062,7 +1062,7 @@ def arguments(argv):
         "--sampler",
         default="own",
         choices=["own", "vllm"],
-        help="own: what training uses; vllm: the package vllm, many times as fast on a GPU",
+        help="own: this file's; vllm: the package vllm (vllm_sampler.py)",
     )
     p.add_argument("--vllm_memory", type=float, default=0.8, help="share of the GPU's memory for --sampler vllm (default 0.8)")
     p.add_argument(
