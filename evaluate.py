@@ -255,7 +255,7 @@ class RowCache:
             self.layers[i] = [self._moved(x, length) for x in kv]
 
     def select(self, rows):
-        for i, kv in self.layers.items():  # index_select copies whole rows; x[rows] takes seven times as long on a CPU
+        for i, kv in self.layers.items():  # index_select copies whole rows, x[rows] number by number
             self.layers[i] = [x.index_select(0, rows) for x in kv]
 
 
@@ -940,11 +940,16 @@ def evaluate(
 # ============================================================================================ 7. compare
 
 
+# Flags that older runs did not have, with the value that means what they did.
+LATER = {"sampler": "own", "adam_bits": 32, "lora": 0}
+
+
 def read_run(folder):
     """A training run (metrics.jsonl) or an evaluation (responses.jsonl) as {name, seed, curve, final, problems}."""
     folder = Path(folder)
     config = plumbing.read_json(folder / "config.json", f"'{folder}' is not a run: it has no config.json.")
-    same = {k: v for k, v in config.items() if k not in ("seed", "out", "resume", "model", "script", "versions")}
+    apart = ("seed", "out", "resume", "model", "script", "versions", "vllm_memory")
+    same = {k: v for k, v in config.items() if k not in apart and not (k in LATER and LATER[k] == v)}
     if (folder / "metrics.jsonl").exists():
         metrics = plumbing.read_jsonl(folder / "metrics.jsonl", ["step"])
         curve = [(m["step"], m["eval"]["accuracy"]) for m in metrics if "eval" in m]
@@ -1173,7 +1178,7 @@ def resume_records(out, config, rows, n):
             f"'{out}' holds another run; choose another --out.",
         )
         return []
-    before = {"sampler": "own", **plumbing.read_json(out / "config.json", "")}  # earlier versions had no other
+    before = {**LATER, **plumbing.read_json(out / "config.json", "")}
     changed = [k for k in config if before.get(k) != config[k]]
     plumbing.require(
         not changed and (out / "metrics.jsonl").exists() is False,

@@ -710,7 +710,7 @@ def micro_batches(lengths, budget, deal=False):
     """Indices in groups whose padded size stays within `budget` tokens; neighbours in length together, so little is padding.
     deal: only this process's share of them.
 
-    One large group is padded to the longest of all texts; on the toy a quarter of scoring and learning went into that. So from FULL
+    One large group is padded to the longest of all texts, which on the toy made 31 % of it padding (benchmarks/speed.py --profile). So from FULL
     tokens on, a group takes no text that would turn more than a sixteenth of it into padding.
     """
     order, groups, real = sorted(range(len(lengths)), key=lambda i: lengths[i]), [], 0
@@ -772,7 +772,7 @@ def checkpoint_layers(model):
 
 def adamw(model, lr, bits=32, betas=(0.9, 0.999)):
     """AdamW on what learns. With 8 bits the moments are stored in blocks of 256 numbers with one scale each (Dettmers et al., arXiv 2110.02861);
-    those of the embedding stay whole, as its authors advise: most of its rows have no gradient, and then large ones."""
+    those of the embedding stay whole, as its authors advise: its gradients are the most uneven, a rare word's come seldom."""
     if bits == 32:  # fused: without the copy of all weights that PyTorch's default makes on a GPU in every step
         return torch.optim.AdamW(trainable(model), lr=lr, betas=betas, weight_decay=0.0, fused=model.device.type == "cuda")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

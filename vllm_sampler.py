@@ -46,9 +46,8 @@ class Engine:
         from vllm import LLM
 
         context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self.longest = min(
-            context, 4096 + 2 * max(256, max_new_tokens)
-        )  # room for hints in prompts (ar_opd.py, hindsight_sd.py)
+        # Prompts may hold a whole solution or rollout (ar_opd.py, hindsight_sd.py); what is longer is refused in one sentence.
+        self.longest = min(context, 4096 + 2 * max(256, max_new_tokens))
         self.model, self.vocabulary, self.seen, self.checked = model, vocabulary, None, False
         with tempfile.TemporaryDirectory() as folder:
             # The engine begins with random weights: the first call brings the student's, those of a checkpoint or of adapters included.

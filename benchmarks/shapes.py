@@ -60,6 +60,9 @@ def main():
     args = p.parse_args()
     tokenizer = plumbing.load_tokenizer(args.tokenizer)
     out = plumbing.make_folder(args.folder)
+    plumbing.require(
+        not any(out.iterdir()), f"'{out}' is not empty; choose another folder."
+    )  # a trained model would be overwritten
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
     model = qwen3(*QWEN3[args.shape], seed=args.seed, device=device, dtype=torch.bfloat16, **ends)

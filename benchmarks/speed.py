@@ -4,6 +4,7 @@
     python benchmarks/speed.py                          the toy pair, 64 rollouts of at most 96 tokens, one thread
     python benchmarks/speed.py --updates 20 --threads 2
     python benchmarks/speed.py --shape 0.6B --teacher 4B --tokenizer Qwen/Qwen3-0.6B        random models of real shapes
+    python benchmarks/speed.py --profile                which operators take the time, and how much of what is scored is padding; needs no TRL
     python benchmarks/speed.py --limits --shape 0.6B    tokens/s of sampling against memory bandwidth, FLOP/s of training against the peak; needs no TRL
 
 An update is everything: sampling, both models' scores, loss, backward, clipping, AdamW. TRL's trainer is built as a user would build it and driven
@@ -20,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "--shape" not in " ".join(sys.argv):  # the toy needs nothing from the hub; real shapes need Qwen3's tokenizer
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,6 +155,52 @@ def against(args, device, dtype):
     )
 
 
+# ============================================================================================ where the time goes
+
+
+def profile(args, device, dtype):
+    """Shares of the operators, by PyTorch's profiler, in sampling and in the rest of one update; and the padding of its micro-batches."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    student, teacher = pair(args, device, dtype)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=0.0, fused=device.type == "cuda")
+    flags = ["--data", "toy", "--prompts", args.rollouts // 4, "--max_new_tokens", args.max_new_tokens]
+    settings = opd.settle(plumbing.parse_arguments(opd.Args, "", list(map(str, flags))))
+    rows, clock, autocast = (
+        load_benchmark("toy", "train")[: args.rollouts // 4],
+        plumbing.Clock(device),
+        plumbing.autocaster(device, dtype),
+    )
+    for r in rows:
+        r["ids"] = prompt_ids(args.words, r["prompt"])
+    if device.type == "cuda":
+        plumbing.checkpoint_layers(student)
+    gpu = device.type == "cuda"
+    kept = {}
+
+    def draw(step):
+        with autocast():
+            kept["batch"] = opd.rollouts(student, teacher, args.words, rows, settings, step)
+
+    def learn(step):
+        clock.start()
+        opd.update(student, teacher, optimiser, kept["batch"], settings, clock, autocast, len(args.words))
+
+    for name, part in (("sampling", draw), ("scoring and learning", learn)):
+        part(1)  # warm
+        with profiler(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as seen:
+            part(2)
+        spent = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in seen.key_averages()}
+        top = sorted(spent, key=spent.get, reverse=True)[:6]
+        print(f"{name}: " + ", ".join(f"{k.removeprefix('aten::')} {100 * spent[k] / sum(spent.values()):.0f} %" for k in top))
+    lengths = [len(p) + len(r) for p, r in zip(*kept["batch"][:2])]
+    groups = plumbing.micro_batches(lengths, settings.micro_tokens)
+    one = [list(range(len(lengths)))]
+    waste = [100 * (1 - sum(lengths) / plumbing.padded(lengths, g)) for g in (groups, one)]
+    print(f"padding: {waste[0]:.0f} % of what is scored, in {len(groups)} micro-batches; as one it would be {waste[1]:.0f} %")
+
+
 # ============================================================================================ limits of the machine
 
 
@@ -283,6 +331,7 @@ def main():
     p.add_argument("--teacher", choices=QWEN3, help="with --shape: the teacher's shape (default: the student's)")
     p.add_argument("--tokenizer", default="Qwen/Qwen3-0.6B", help="with --shape: folder or hub name of Qwen3's tokenizer")
     p.add_argument("--limits", action="store_true", help="ours against bandwidth and peak FLOP/s instead of TRL")
+    p.add_argument("--profile", action="store_true", help="shares of the operators in one update of ours instead of TRL")
     args = p.parse_args()
     args.teacher = args.teacher or args.shape
     plumbing.require(
@@ -295,7 +344,7 @@ def main():
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {args.threads} thread(s)"
     what = f"Qwen3-{args.shape} <- Qwen3-{args.teacher}, random weights" if args.shape else "the toy pair"
     print(f"{name}, torch {torch.__version__}; {what}")
-    (limits if args.limits else against)(args, device, dtype)
+    (limits if args.limits else profile if args.profile else against)(args, device, dtype)
 
 
 if __name__ == "__main__":

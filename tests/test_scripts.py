@@ -303,3 +303,17 @@ def test_windows_of_strangers_are_harmless():
     for text in (look.windows_as_svg(1, point, Evil()), look.windows_in_terminal(1, point, Evil())):
         assert "\x1b" not in text
     assert "<script" not in look.windows_as_svg(1, point, Evil())
+
+
+def test_runs_of_an_older_version_are_the_same_arm(tmp_path):
+    """Flags that came later (sampler, adam_bits, lora) do not tear an arm apart; what was really set still does."""
+    new = {"script": "opd.py", "lr": 1e-3, "sampler": "own", "adam_bits": 32, "lora": 0, "vllm_memory": .3}
+    old = {k: new[k] for k in ("script", "lr")}
+    for name, config, final in (("old", {**old, "seed": 0}, .5), ("new", {**new, "seed": 1}, .6), ("eight0", {**new, "adam_bits": 8, "seed": 0}, .6), ("eight1", {**new, "adam_bits": 8, "seed": 1}, .7)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval": {"accuracy": final}}) + "\n")
+    lines = evaluate.compare([tmp_path / n for n in ("old", "new", "eight0", "eight1")], tmp_path / "x.png").split("\n")
+    arms = [line for line in lines if line.startswith("opd.py")]
+    assert len(arms) == 2 and arms[0].split()[:3] == ["opd.py", "2", "55.0%"] and arms[1].split()[:4] == ["opd.py", "adam_bits=8", "2", "65.0%"], lines
+    assert "+10.0" in arms[1] and "2 seeds" in arms[1]
