@@ -1,36 +1,47 @@
-"""AR-OPD, anchored residual on-policy distillation: learn from oneself, shown the solution, but only what can be justified here.
+"""AR-OPD, anchored residual on-policy distillation: learn from yourself when you have seen the
+solution, but only what can be justified without it.
 
-After Wenhao Zhang, "Beyond Absolute Imitation: Anchored Residual Guidance for Privileged On-Policy Distillation" (arXiv 2606.10385).
-The idea in five sentences. No larger model teaches: the student itself, shown the worked solution, scores the student's rollouts
-(a self-teacher with privilege). But that teacher knows the future, so it puts mass on tokens that nobody could justify at this
-point: it skips steps and appeals to a solution that the student cannot see. So the privilege is split. A view of the FIRST
-HALF of the solution is the anchor, a target within reach; what the whole solution adds is a residual, and only a part of it is taken.
+After Wenhao Zhang, "Beyond Absolute Imitation: Anchored Residual Guidance for Privileged
+On-Policy Distillation" (arXiv 2606.10385). The idea in five sentences. There is no larger model:
+the student itself, with the worked solution in its prompt, scores the student's rollouts. But
+that teacher knows the future. So it gives probability to tokens that nobody could justify at
+this point: it skips steps, and it appeals to a solution that the student cannot see. Therefore
+the privilege is split. A view of the FIRST HALF of the solution is the anchor, a target within
+reach; what the whole solution adds to it is a residual, and only a part of it is taken.
 
-    y ~ p_S(. | x)                                                  rollout from the plain prompt                              (1)
-    q_part = p_T(. | x, first half of z, y_<t),  q_full = p_T(. | x, z, y_<t)      two views, the same weights, the same text   (2)
-    r = clip( log q_full - log q_part, -5, 5 )                      the residual, from NORMALISED log-probabilities             (3)
-    log q = log q_part + lambda r - C_t                             the anchored residual target; C_t normalises                (4)
-    L = mean over rollouts of mean over tokens of KL( q || p_S(. | x, y_<t) )      forward KL, the target is detached           (5)
-    theta_T <- (1 - rate) theta_T + rate theta_S                    the teacher is a moving average of the student              (6)
+    y ~ p_S(. | x)                                   rollout from the plain prompt            (1)
+    q_part = p_T(. | x, first half of z, y_<t)       two views of the same weights on the
+    q_full = p_T(. | x, z, y_<t)                     same rollout; z is the solution          (2)
+    r = clip( log q_full - log q_part, -5, 5 )       the residual                             (3)
+    log q = log q_part + lambda r - C_t              the target; C_t normalises it            (4)
+    L = mean over rollouts of the mean over tokens of KL( q || p_S(. | x, y_<t) )             (5)
+    theta_T <- (1 - rate) theta_T + rate theta_S     the teacher: a moving average            (6)
 
-What (4) is, said plainly: for 0 < lambda < 1 (and no clip) it is the normalised geometric mixture q_part^(1-lambda) q_full^lambda, so a token
-needs support in BOTH views. lambda = 0 is the partial view, lambda = 1 without clip the full view; only lambda > 1 extrapolates,
-like classifier-free guidance.
+What (4) is. For 0 < lambda < 1, and without the clip, it is the normalised geometric mixture
+q_part^(1 - lambda) q_full^lambda. So a token needs support in BOTH views. lambda = 0 is the
+partial view. lambda = 1 without the clip is the full view. Only lambda > 1 extrapolates beyond
+it, like classifier-free guidance.
 
-What is whose (the same tags stand in the code; "code" is the trainer that the author released):
-  [paper]     1. (2)-(5); rho = 0.5, cut at a word; lambda = 0.6; the partial view has no final answer.  2. EMA teacher.
-  [code]      3. token mean per sequence, then mean over sequences: a token of a short answer weighs more.  4. rate 0.01.  5. clip at 5 nats.
-              6. one rollout a prompt, temperature 1, no filter by reward, truncated rollouts are kept.  7. the first 3 tokens of a
-              rollout carry no loss (--skip_first 3).  8. its data KEEP the answer in the partial view (--partial_answer keep).
-  [ours]      9. no token is skipped (toy answers are short).  10. a privileged prompt is never cut: one that does not fit is left out and
-              counted. A cap that cuts the END takes the answer and the assistant's turn away, and more often from the full view.
+[paper] stated there, [code] done by the trainer that the author released, [ours] our choice:
+  [paper]     1. (2) to (5); rho = 0.5, cut at a word; lambda = 0.6; the partial view does not
+              contain the final answer.  2. a moving average as the teacher.
+  [code]      3. a mean over the tokens of a rollout, then over rollouts. So a token of a short
+              rollout weighs more.  4. rate 0.01.  5. clip at 5 nats.  6. one rollout per prompt,
+              temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
+              tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
+              answer in the partial view (--partial_answer keep).
+  [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
+              cut. A row whose longest prompt does not fit is left out and counted. A limit that
+              cuts the END of a prompt takes away the answer and the assistant's turn, and more
+              often from the full view, which is longer.
 
 Run it:
-    python ar_opd.py                     without a GPU: the built-in toy, a few minutes; with one: Qwen3-0.6B on GSM8K
-    python ar_opd.py --target full       the baseline: imitate the view with everything (also: partial, sft)
-    python ar_opd.py --lam 1.2           beyond the full view
-Before the first update it prints what each view sees, and how often the student is right when it GENERATES under each: if the
-full view does not help there, it has nothing to teach. What held on the toy and what did not: benchmarks/README.md.
+    python ar_opd.py                  without a GPU: the toy, a few minutes; else Qwen3-0.6B
+    python ar_opd.py --target full    the baseline that imitates the full view (or partial, sft)
+    python ar_opd.py --lam 1.2        beyond the full view
+Before the first update it prints what each view sees, and how often the student is right when it
+GENERATES under each view. If the full view does not help there, it has nothing to teach. What
+held on the toy and what did not: benchmarks/README.md.
 """
 
 import math
@@ -38,453 +49,282 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-import plumbing
-from evaluate import check_name, eos_ids, evaluate, load_benchmark, privileged_prompt, prompt_ids, sample
-from plumbing import choice, pack, require, states
-from toy import world
+from common.arguments import choice, either, harmless, require, run_script
+from common.batches import Collected, log_probabilities, rollout_statistics, states
+from common.data import privileged_prompt, prompt_ids
+from common.diagnostics import gate, other_rows, say_gate, shortcut_share
+from common.flags import Common, in_range, parse
+from common.memory import within_memory
+from common.run import Run
+from common.sampler import sample
+from common.weights import adamw, clip_gradient, copy_of, follow
 
-# Two complete settings; a flag that is given wins. Without a GPU, or with toy models or data, the first.
-# fmt: off
-TOY = dict(student="toy/reader", data="toy", steps=120, max_new_tokens=160, lr=3e-4, ema=0.05, eval_n=500, eval_every=20)
-HUB = dict(student="Qwen/Qwen3-0.6B", data="gsm8k", steps=200, max_new_tokens=512, lr=1e-5, ema=0.01, eval_n=200, eval_every=50)
-# fmt: on
-
-
-# ============================================================================================ arguments
+# ======================================================================== flags
 
 
 @dataclass
-class Args:
-    student: str | None = None
-    """model that learns from itself: a folder or a hub name (default: toy/reader, with a GPU Qwen/Qwen3-0.6B)"""
-    data: str | None = None
-    """training problems with worked solutions: toy, gsm8k, or a JSONL file with problem, answer and solution (default: toy, with a GPU gsm8k)"""
-    benchmark: str | None = None
-    """test problems for the evaluations along the way (default: the test split of --data)"""
-    steps: int | None = None
-    """updates (default: 120 on the toy, else 200)"""
+class Args(Common):
+    student: str = either("toy/reader", "Qwen/Qwen3-0.6B")
+    """model that learns from itself: a folder or a hub name; the data need a column solution"""
     prompts: int = 64
-    """prompts an update"""
+    """prompts per update"""
     samples: int = 1
-    """rollouts a prompt; prompts x samples is the batch"""
-    max_new_tokens: int | None = None
-    """a rollout is cut after so many tokens (default: 160 on the toy, else 512)"""
-    lr: float | None = None
-    """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates (default: 3e-4 on the toy, else 1e-5)"""
+    """rollouts per prompt; the batch is prompts x samples"""
+    max_new_tokens: int = either(160, 512)
+    """a rollout is cut after so many tokens"""
+    lr: float = either(3e-4, 1e-5)
+    """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     target: str = choice("anchored", "anchored", "partial", "full", "sft")
-    """anchored: (4); partial, full: imitate one view; sft: cross-entropy on the solution itself, no rollouts"""
+    """anchored: (4); partial or full: imitate one view; sft: cross-entropy on the solution itself,
+    without rollouts"""
     lam: float = 0.6
-    """lambda of (4): share of the residual; 0 is the partial view, 1 (without clip) the full view, above 1 extrapolates"""
+    """lambda of (4), the share of the residual; 0: partial view; 1 without clip: full view"""
     clip: float = 5.0
-    """the residual is clipped to so many nats in both directions (0: not at all)"""
+    """the residual is clipped to so many nats in both directions (0: no clip)"""
     rho: float = 0.5
-    """share of the solution that the partial view shows, from its start, cut at a word"""
+    """share of the solution in the partial view, from its start, cut at a word"""
     partial_answer: str = choice("remove", "remove", "keep")
-    """whether the partial view is told the final answer; the paper removes it, its released data keep it"""
+    """is the final answer in the partial view? The paper removes it, its released data keep it"""
     teacher: str = choice("ema", "ema", "frozen", "current")
-    """the self-teacher's weights: a moving average of the student's, those of the start, or the student's own of this update"""
-    ema: float | None = None
-    """rate of the moving average after every update (default: 0.05 on the toy, where 0.01 would keep 30 % of the start, else 0.01)"""
+    """the teacher's weights: a moving average of the student's, those of the start, or the
+    student's own of this update"""
+    ema: float = either(0.05, 0.01)
+    """rate of (6), the moving average"""
     skip_first: int = 0
     """so many first tokens of every rollout carry no loss (the released trainer: 3)"""
-    seed: int = 0
-    """everything random follows from it: order of the data, rollouts"""
-    out: str | None = None
-    """folder for metrics, picture, checkpoints and the final model (default: runs/ar_opd-SEED)"""
-    eval_every: int | None = None
-    """evaluate every so many updates, and before the first and after the last (default: 20 on the toy, else 50; 0: only those two)"""
-    eval_n: int | None = None
-    """test problems of each evaluation, greedy (default: 500 on the toy, else 200)"""
-    save_every: int = 20
-    """write a checkpoint every so many updates (0: only on Ctrl-C)"""
-    show_every: int = 20
-    """print one rollout, its tokens coloured by loss, every so many updates (0: never)"""
-    resume: bool = False
-    """continue the run in --out from its last checkpoint, moving average included"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..."""
-    dtype: str = choice("auto", "auto", "float32", "bfloat16")
-    """of the computation (auto: bfloat16 on a GPU, float32 on a CPU); weights of student and moving average are float32 always"""
-    micro_tokens: int = 16384
-    """tokens, padding included, that go through the model at once; changes memory and speed, never the result"""
-    chunk_logits: int = 2**24
-    """logits of one view that may exist at once, in the loss; 2^24 are 64 MiB in float32"""
-    sampler: str = choice("own", "own", "vllm")
-    """what draws the rollouts: evaluate.sample, or the package vllm, given the student's weights before every update (vllm_sampler.py)"""
-    vllm_memory: float = 0.3
-    """share of the GPU's memory for --sampler vllm"""
-    lora: int = 0
-    """rank of low-rank adapters (package peft): only they learn, the weights stay as they are; takes some ten times the --lr (0: all weights learn)"""
-    adam_bits: int = choice(32, 32, 8)
-    """of AdamW's two moments a weight; 8 needs the package bitsandbytes and saves 6 bytes a weight outside the embedding"""
-    gradient_checkpointing: bool | None = None
-    """recompute activations in the backward pass: less memory, a third more time (default: on a GPU)"""
 
 
-def settle(args):
-    """Fill in what was not said, and refuse what cannot work before anything is loaded."""
-    plumbing.recall(args, f"runs/ar_opd-{args.seed}")
-    say = args.data or args.student or ("hub" if args.device != "cpu" and torch.cuda.is_available() else "toy")
-    for name, value in (TOY if say.startswith("toy") else HUB).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.benchmark = args.benchmark or args.data
-    check_name(args.data, "train")
-    check_name(args.benchmark, "test")
-    for name in ("steps", "prompts", "samples", "max_new_tokens", "eval_n", "micro_tokens", "chunk_logits"):
-        require(getattr(args, name) >= 1, f"--{name} is {getattr(args, name)}; it must be at least 1.")
-    for name in ("eval_every", "save_every", "show_every"):
-        require(getattr(args, name) >= 0, f"--{name} is {getattr(args, name)}; it must be 0 (off) or more.")
-    plumbing.check_packages(args)
-    require(0 <= args.lora <= 1024, f"--lora is {args.lora}; it is a rank and must lie in [0, 1024] (0: all weights learn).")
-    require(args.lr > 0 and math.isfinite(args.lr), f"--lr is {args.lr}; it must be positive.")
-    require(0 <= args.lam <= 5, f"--lam is {args.lam}; it must lie in [0, 5] (0 the partial view, 1 the full one).")
-    require(args.clip >= 0 and math.isfinite(args.clip), f"--clip is {args.clip}; it must be 0 (no clip) or more.")
-    require(
-        0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1) (for the whole solution: --target full)."
-    )
-    require(0 < args.ema <= 1, f"--ema is {args.ema}; it is a rate and must lie in (0, 1] (for no update: --teacher frozen).")
-    require(
-        0 <= args.skip_first < args.max_new_tokens,
-        f"--skip_first is {args.skip_first}; it must be at least 0 and below --max_new_tokens ({args.max_new_tokens}).",
-    )
+def check(args):
+    """Refuse what cannot work before anything is loaded."""
+    in_range(args, "lam", "[0, 5]", "0: partial view, 1: full view")
+    in_range(args, "clip", "[0, inf)", "0: no clip")
+    in_range(args, "rho", "(0, 1)", "for the whole solution: --target full")
+    in_range(args, "ema", "(0, 1]", "for a teacher that stays as it is: --teacher frozen")
+    in_range(args, "skip_first", f"[0, {args.max_new_tokens})", "below --max_new_tokens")
     return args
 
 
-# ============================================================================================ 1. who sees what
+# ======================================================================== 1. what each view sees
 
 
 def first_part(solution, rho):
-    """The first `rho` of a solution, cut at a word [paper], without its final answer: a cut behind the box goes back before it.
+    """The first `rho` of a solution, cut at a word [paper]. A part that would reach into the
+    final answer ends before it.
 
     >>> first_part("a: 1 + 2 = 3. b: 3 + 4 = 7. The answer is \\\\boxed{7}.", 0.5)
     'a: 1 + 2 = 3. b: 3'
     """
-    ends = [m.end() for m in re.finditer(r"\S+", solution)]
-    part = solution[: ends[max(1, int(len(ends) * rho)) - 1]]
+    word_ends = [m.end() for m in re.finditer(r"\S+", solution)]
+    part = solution[: word_ends[max(1, int(len(word_ends) * rho)) - 1]]
     if "\\boxed" in part:
-        part = re.split(r"(?<=[.!?])\s|\n", part[: part.index("\\boxed")])
-        part = " ".join(part[:-1]) or part[0]
+        sentences = re.split(r"(?<=[.!?])\s|\n", part[: part.index("\\boxed")])
+        part = " ".join(sentences[:-1]) or sentences[0]  # without the sentence of the answer
     return part
 
 
 def views(row, args):
-    """The three user turns: plain, partial, full. One wording for both privileged views, so that they differ in what they show
-    and in nothing else."""
+    """The user's turn in the three prompts. Both privileged views have the same wording. So they
+    differ in what they show, and in nothing else."""
     told = row["answer"] if args.partial_answer == "keep" else None
+    half = first_part(row["solution"], args.rho)
     return {
         "plain": row["prompt"],
-        "partial": privileged_prompt(row["prompt"], first_part(row["solution"], args.rho), told),
+        "partial": privileged_prompt(row["prompt"], half, told),
         "full": privileged_prompt(row["prompt"], row["solution"]),
     }
 
 
-def gate(model, tokenizer, rows, args, autocast):
-    """Accuracy when GENERATING under each view and under another problem's solution, greedy. A teacher that cannot use what it is
-    shown has nothing to teach; one that is as good with a wrong solution is not reading it."""
-    shown = {name: [{**r, "prompt": views(r, args)[name]} for r in rows] for name in ("plain", "partial", "full")}
-    others = [next((o for o in rows[i + 1 :] + rows[:i] if o["answer"] != r["answer"]), r) for i, r in enumerate(rows)]
-    shown["wrong"] = [{**r, "prompt": privileged_prompt(r["prompt"], o["solution"])} for r, o in zip(rows, others)]
-    most = max(256, args.max_new_tokens)
-    return {k: evaluate(model, tokenizer, v, max_new_tokens=most, autocast=autocast())[0] for k, v in shown.items()}
-
-
-# ============================================================================================ 2. what the student wrote
+# ======================================================================== 2. rollouts
 
 
 def rollouts(student, tokenizer, rows, args, step):
-    """(1): responses to the PLAIN prompts. Returns responses (lists of token ids) and truncated, row by row, sample by sample.
-    With --target sft the response is the worked solution."""
+    """(1): responses to the PLAIN prompts, lists of token ids, row by row. With --target sft the
+    response is the worked solution."""
     if args.target == "sft":
-        ids = [
-            tokenizer(r["solution"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            for r in rows
-            for _ in range(args.samples)
-        ]
-        return [x[: args.max_new_tokens] for x in ids], [len(x) > args.max_new_tokens for x in ids]
+        texts = [r["solution"] for r in rows for _ in range(args.samples)]
+        ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        return [[*x, tokenizer.eos_token_id][: args.max_new_tokens] for x in ids]
     drawn = sample(
         student,
         [r["plain"] for r in rows],
         n=args.samples,
         max_new_tokens=args.max_new_tokens,
-        eos=eos_ids(student, tokenizer),
-        vocabulary=len(tokenizer),
         keys=[(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)],
     )
-    return [c.ids for c in drawn], [c.truncated for c in drawn]
+    return [c.ids for c in drawn]
 
 
-# ============================================================================================ 3. the target and the loss
+# ======================================================================== 3. target and loss
 
 
-def log_probabilities(model, hidden, vocabulary):
-    """[n, V] in float32, NORMALISED: (3) is a difference of log-probabilities. Clipping a difference of logits clips something that has
-    an arbitrary constant per position in it, and gives another target."""
-    return model.get_output_embeddings()(hidden)[:, :vocabulary].float().log_softmax(-1)
+def anchored_target(partial_logp, full_logp, lam, clip):
+    """(3) and (4): log q [n, V] from the log-probabilities of both views, [n, V] each. Also the
+    mass of the full view on clipped tokens, [n].
 
-
-def anchored_target(partial, full, lam, clip):
-    """(3) and (4): log q, [n, V], from the log-probabilities of the two views, [n, V] each; and the clipped share, [n]."""
-    residual = full - partial  # [n, V]
-    beyond = residual.abs() > clip if clip else torch.zeros_like(residual, dtype=torch.bool)
+    Both inputs must be NORMALISED. Logits have an arbitrary constant at each position. If their
+    difference was clipped, the constant would decide what is clipped.
+    """
+    residual = full_logp - partial_logp  # [n, V], (3)
+    is_clipped = torch.zeros_like(residual, dtype=torch.bool)  # [n, V]
     if clip:
+        is_clipped = residual.abs() > clip
         residual = residual.clamp(-clip, clip)
-    # C_t is the log-sum-exp. Without it q would not sum to 1, and the KL of (5) would be no divergence.
-    return (partial + lam * residual).log_softmax(-1), (full.exp() * beyond).sum(-1)
+    # (4): log_softmax subtracts C_t. Without it q does not sum to 1, and (5) is no divergence.
+    target_logp = (partial_logp + lam * residual).log_softmax(-1)  # [n, V]
+    return target_logp, (full_logp.exp() * is_clipped).sum(-1)
 
 
-def forward_kl(target, student):
-    """KL(target || student), [n], from log-probabilities [n, V]: the student pays wherever the target has mass and it has not."""
-    return (target.exp() * (target - student)).sum(-1)
+def forward_kl(target_logp, student_logp):
+    """KL(target || student), [n], from log-probabilities [n, V]. The student pays wherever the
+    target has mass that the student lacks."""
+    return (target_logp.exp() * (target_logp - student_logp)).sum(-1)
 
 
-def chunked_loss(student, teacher, hidden, partial_hidden, full_hidden, targets, weight, args, vocabulary):
-    """Weighted sum of (5) over N positions, and what one wants to see, [N, 7]. Views, target and student exist for one chunk of positions at
-    a time and are recomputed in the backward pass: exact, since the loss is a sum over positions."""
-
-    def one(h, hp, hf, y, w):
-        ours = log_probabilities(student, h, vocabulary)  # [n, V]
-        own = ours.gather(1, y[:, None]).squeeze(1)  # [n], log p_S(y_t)
-        with torch.no_grad():
-            zero = torch.zeros_like(w)
-            partial = log_probabilities(teacher, hp, vocabulary) if hp is not None else None
-            full = log_probabilities(teacher, hf, vocabulary) if hf is not None else None
-            clipped = zero
-            if args.target == "anchored":
-                target, clipped = anchored_target(partial, full, args.lam, args.clip)
-            else:
-                target = {"partial": partial, "full": full, "sft": None}[args.target]
-        losses = -own if target is None else forward_kl(target, ours)  # [n]
-        with torch.no_grad():
-            entropy = -(ours.exp() * ours).sum(-1)
-            seen = [losses, entropy, clipped]
-            seen += [zero if target is None else -(target.exp() * target).sum(-1)]
-            seen += [zero if view is None else forward_kl(view, ours) for view in (partial, full)]
-            both = partial is not None and full is not None
-            seen += [(full - partial).gather(1, y[:, None]).squeeze(1).abs() if both else zero]
-        return (losses * w).sum(), torch.stack(seen, 1)
-
-    size, total, seen = max(1, args.chunk_logits // vocabulary), 0.0, []
-    for first in range(0, len(targets), size):
-        pieces = [x if x is None else x[first : first + size] for x in (hidden, partial_hidden, full_hidden, targets, weight)]
-        loss, stats = one(*pieces) if len(targets) <= size else checkpoint(one, *pieces, use_reentrant=False)
-        total, seen = total + loss, seen + [stats]
-    return total, torch.cat(seen)
-
-
-# ============================================================================================ 4. one update
-
-
-def update(student, teacher, optimiser, rows, batch, args, clock, autocast, vocabulary):
-    """Scores a batch of rollouts under the views, takes one step along the gradient of (5), moves the teacher (6)."""
-    responses, truncated = batch
-    rows = [r for r in rows for _ in range(args.samples)]
-    counted = [max(0, len(r) - args.skip_first) for r in responses]
+def token_weights(responses, skip_first):
+    """The weights of (5), [N] per rollout: 1 / (number of rollouts x tokens that count)."""
+    counted = [max(0, len(r) - skip_first) for r in responses]
     sequences = max(1, sum(c > 0 for c in counted))
-    # Mean per rollout, then over rollouts [code]: all weights are known before the first micro-batch, so the result does not depend
-    # on how the batch is cut. A token of a rollout of 30 tokens weighs four times one of a rollout of 120.
-    weights = [
-        torch.tensor([0.0] * (len(r) - c) + [1 / (sequences * c)] * c if c else [0.0] * len(r))
+    return [
+        torch.tensor([0.0] * (len(r) - c) + ([1 / (sequences * c)] * c if c else []))
         for r, c in zip(responses, counted)
     ]
-    needed = {"anchored": ("partial", "full"), "partial": ("partial",), "full": ("full",), "sft": ()}[args.target]
-    seen, loss_sum = [None] * len(rows), 0.0
-    longest = [len(r["full"]) + len(y) for r, y in zip(rows, responses)]
+
+
+VIEWS_OF = {"anchored": ("partial", "full"), "partial": ("partial",), "full": ("full",), "sft": ()}
+STATISTICS = "kl student_entropy target_entropy clipped kl_partial kl_full residual".split()
+
+
+# ======================================================================== 4. one update
+
+
+def update(student, teacher, optimizer, rows, responses, args, compute):
+    """One optimizer step along the gradient of (5), then (6). Returns metrics and token losses."""
+    rows = [r for r in rows for _ in range(args.samples)]
+    prompts = {name: [r[name] for r in rows] for name in ("plain", "partial", "full")}
+    # All weights are known before the first micro-batch. So the result does not depend on how
+    # the batch is cut.
+    weights, collected = token_weights(responses, args.skip_first), Collected(responses)
+
+    def loss_of_positions(student_hidden, partial_hidden, full_hidden, targets, weight):
+        """For a few positions at a time: four distributions [N, V] would not fit into memory."""
+        student_logp = log_probabilities(student, student_hidden)  # [n, V]
+        written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
+        zero, view_logp = torch.zeros_like(weight), {}
+        with torch.no_grad():  # the target is a constant: no gradient flows into the teacher
+            if partial_hidden is not None:
+                view_logp["partial"] = log_probabilities(teacher, partial_hidden)  # [n, V], (2)
+            if full_hidden is not None:
+                view_logp["full"] = log_probabilities(teacher, full_hidden)  # [n, V], (2)
+            target_logp, clipped = view_logp.get(args.target), zero
+            if args.target == "anchored":
+                pair = view_logp["partial"], view_logp["full"]
+                target_logp, clipped = anchored_target(*pair, args.lam, args.clip)
+        loss = -written if target_logp is None else forward_kl(target_logp, student_logp)  # [n]
+        with torch.no_grad():  # only to be looked at
+            entropy = -(student_logp.exp() * student_logp).sum(-1)  # [n]
+            target_entropy, residual = zero, zero
+            if target_logp is not None:
+                target_entropy = -(target_logp.exp() * target_logp).sum(-1)  # [n]
+            kl_of = {name: forward_kl(logp, student_logp) for name, logp in view_logp.items()}
+            if len(view_logp) == 2:
+                difference = view_logp["full"] - view_logp["partial"]  # [n, V]
+                residual = difference.gather(1, targets[:, None]).squeeze(1).abs()  # [n]
+            kls = [kl_of.get("partial", zero), kl_of.get("full", zero)]
+            stats = [loss, entropy, target_entropy, clipped, *kls, residual]  # as in STATISTICS
+        return (loss * weight).sum(), torch.stack(stats, 1)
+
     student.train()
-    for chosen in plumbing.micro_batches(longest, args.micro_tokens, deal=True):
-        after = [responses[i] for i in chosen]
-        with clock.phase("teacher"), torch.no_grad(), autocast():
-            # The completion's token ids stand behind each privileged prompt as they are: text that was decoded and tokenized
-            # again could be cut differently, and the positions of the views would no longer be those of the student.
+    for chosen in compute.micro_batches(prompts["full"], responses):  # the longest of the prompts
+        # The rollout's token ids stand behind each privileged prompt as they are. If the text was
+        # tokenized again it could be cut differently, and the views would score other positions.
+        with compute.phase("teacher"), torch.no_grad(), compute.autocast():
             hidden_of = {}
-            for view in needed:
-                ids, predicts, _ = pack([rows[i][view] for i in chosen], after, student.device)
-                hidden_of[view] = states(teacher, ids, predicts)  # [N, width]
-        ids, predicts, targets = pack([rows[i]["plain"] for i in chosen], after, student.device)
-        weight = torch.cat([weights[i] for i in chosen]).to(student.device)  # [N]
-        with clock.phase("student"):
-            with autocast():
-                hidden = states(student, ids, predicts)  # [N, width]
-                views_of = hidden_of.get("partial"), hidden_of.get("full")
-                total, stats = chunked_loss(student, teacher, hidden, *views_of, targets, weight, args, vocabulary)
-            total.backward()
-        loss_sum += total.item()
-        for i, s in zip(chosen, stats.split([len(responses[i]) for i in chosen])):
-            seen[i] = s
-    seen, loss_sum = plumbing.everyones(seen, loss_sum)  # with several GPUs, what the others scored
-    with clock.phase("step"):
-        norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
-        if args.teacher == "ema" and math.isfinite(norm):
-            follow(teacher, student, args.ema)
-    means = torch.cat(seen).mean(0).tolist()
-    tokens = sum(map(len, responses))
-    found = dict(
-        zip(("token_loss", "student_entropy", "clipped", "target_entropy", "kl_partial", "kl_full", "residual"), means)
-    )
-    return {
-        "loss": loss_sum,
-        "kl": found.pop("token_loss"),
-        **found,
-        "length": tokens / len(responses),
-        "truncated": sum(truncated) / len(truncated),
+            for name in VIEWS_OF[args.target]:
+                ids, predicts, _ = compute.pack(prompts[name], responses, chosen)
+                hidden_of[name] = states(teacher, ids, predicts)  # [N, width]
+        ids, predicts, targets = compute.pack(prompts["plain"], responses, chosen)
+        weight = torch.cat([weights[i] for i in chosen]).to(ids.device)  # [N]
+        with compute.phase("student"):
+            with compute.autocast():
+                student_hidden = states(student, ids, predicts)  # [N, width]
+                both = hidden_of.get("partial"), hidden_of.get("full")
+                tensors = student_hidden, *both, targets, weight
+                loss, stats = compute.in_chunks(loss_of_positions, *tensors)
+            loss.backward()  # (5): the weights hold both means
+        collected.add(chosen, stats, loss.item())
+    stats, loss = collected.everyone()
+
+    with compute.phase("step"):
+        norm = clip_gradient(student, 1.0)
+        if math.isfinite(norm):  # a step along NaN would destroy the weights for good
+            optimizer.step()
+            if args.teacher == "ema":
+                follow(teacher, student, args.ema)  # (6), after the step
+        optimizer.zero_grad(set_to_none=True)
+    metrics = {
+        "loss": loss,
+        **dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist())),
         "grad_norm": norm,
-        "changed": changed,
-        "tokens": tokens,
-    }, [s[:, 0] for s in seen]
+        **rollout_statistics(responses, student.ends),
+    }
+    return metrics, [s[:, 0] for s in stats]
 
 
-@torch.no_grad()
-def follow(teacher, student, rate):
-    """(6), in float32: a hundredth of a small difference is lost in bfloat16."""
-    for t, s in zip(teacher.parameters(), student.parameters()):
-        if t is not s:  # under --lora they share what does not change
-            t.lerp_(s, rate)
-
-
-# ============================================================================================ shortcuts
-
-
-# Words with which a text appeals to a solution that its reader cannot see.
-APPEALS = re.compile(
-    r"\b(example (response|solution)|given (response|solution)|provided (response|solution|answer)|(response|solution) above|as shown above)\b",
-    re.IGNORECASE,
-)
-
-
-def shortcut(problem, response):
-    """Does this response use what only the privileged teacher saw? On the toy the checker decides it exactly: a true value stands
-    there before the values that it is computed from. Elsewhere, like the paper, by words: it appeals to an unseen solution, or it states
-    an answer with no derivation at all."""
-    try:
-        return bool(world.check(problem, response).shortcuts)
-    except ValueError:
-        before = response.split("\\boxed")[0]
-        return bool(APPEALS.search(response)) or ("\\boxed" in response and len(before.split()) < 8)
-
-
-# ============================================================================================ main
+# ======================================================================== training
 
 
 def main(argv=None):
-    args = settle(plumbing.parse_arguments(Args, __doc__, argv))
-    device = plumbing.pick_device(args.device)
-    out, resumed = plumbing.open_run(args, "ar_opd.py")
-    dtype = plumbing.compute_dtype(args.dtype, device)
-    tokenizer = plumbing.load_tokenizer(args.student)
-    rows, tests = load_benchmark(args.data, "train"), load_benchmark(args.benchmark, "test", args.eval_n)
+    args = check(parse(Args, __doc__, argv, "ar_opd"))
+    run = Run(args, "ar_opd")  # device, folder, tokenizer, problems, checkpoint to continue from
     require(
-        all(str(r.get("solution") or "").strip() for r in rows),
-        f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; use toy, gsm8k, or a JSONL file with the "
-        "columns problem, answer and solution.",
+        all(str(r.get("solution") or "").strip() for r in run.rows),
+        f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; "
+        "use toy, gsm8k, or a JSONL file with the columns problem, answer and solution.",
     )
-    plumbing.check_prompts(tokenizer, [views(r, args)["full"] for r in rows[:50]], args.data)
-    student = plumbing.load_student(args, resumed, device, dtype)
-    teacher = student if args.teacher == "current" else plumbing.copy_of(student)
-    checkpointing = args.gradient_checkpointing or (args.gradient_checkpointing is None and device.type == "cuda")
-    if checkpointing:
-        plumbing.checkpoint_layers(student)
-    # The full view is the longest prompt: what it fits into, all fit into. Nothing is ever cut.
-    rows = plumbing.fitting_prompts(rows, lambda r: prompt_ids(tokenizer, views(r, args)["full"]), student, args.max_new_tokens)
-    for row in rows:
-        row.update({name: prompt_ids(tokenizer, user) for name, user in views(row, args).items()})
-    optimiser = plumbing.adamw(student, args.lr, args.adam_bits)  # without weight decay: nothing but the loss moves a weight
-    start = 0
-    if resumed:
-        state = plumbing.load_state(resumed, optimiser, device)
-        start = state["step"]
-        if args.teacher != "current":  # one that restarted from the student would be another teacher, and nothing would say so
-            plumbing.load_trained(teacher, state["teacher"])
-    metrics, clock = plumbing.Metrics(out, start if args.resume else None), plumbing.Clock(device)
-    autocast = plumbing.autocaster(device, dtype)
+    student = run.load_student()
+    teacher = student if args.teacher == "current" else copy_of(student)
+    optimizer = adamw(student, args.lr, args.adam_bits)
 
-    def accuracy(model):  # greedy, on the same test problems every time, from the plain prompt
-        summary, records = evaluate(model, tokenizer, tests, max_new_tokens=max(256, args.max_new_tokens), autocast=autocast())
-        events = sum(shortcut(tests[r["index"]]["problem"], r["response"]) for r in records)
-        return {k: summary[k] for k in ("accuracy", "interval", "n", "truncated", "mean_tokens")} | {
-            "shortcuts": events / len(records)
-        }
+    def longest(row):  # the full view is the longest prompt: where it fits, all fit
+        return prompt_ids(run.tokenizer, views(row, args)["full"])
 
-    # ---- what is about to happen
-    plumbing.announce(
-        "ar_opd.py", args, student, None if teacher is student else teacher, rows, tokenizer, dtype, checkpointing
-    )
+    own_copy = None if teacher is student else teacher
+    run.begin(student, optimizer, teacher=own_copy, longest=longest, average=own_copy)
+    for row in run.rows:
+        row.update({k: prompt_ids(run.tokenizer, v) for k, v in views(row, args).items()})
     for name in ("plain", "partial", "full"):
-        print(f"{name:<8} {plumbing.harmless(tokenizer.decode(rows[0][name]))!r}")
-    if args.sampler == "vllm":
-        plumbing.attach_vllm(student, tokenizer, args, dtype)
-    plumbing.write_config(out, args, "ar_opd.py")
-    if start == 0 and not metrics.rows:
-        first = accuracy(student)
-        shown = gate(student, tokenizer, rows[: min(len(rows), args.eval_n, 200)], args, autocast)
-        metrics.add({"step": 0, "eval": first, "gate": {k: [v["accuracy"], *v["interval"]] for k, v in shown.items()}})
-        print(
-            "generating, shown "
-            + ", ".join(f"{k}: {plumbing.percent(v)}" for k, v in shown.items())
-            + f"   (greedy, {shown['plain']['n']} training problems)"
+        print(f"{name:<8} {harmless(run.tokenizer.decode(run.rows[0][name]))!r}")
+
+    def accuracy():
+        summary, records = run.evaluate(student)
+        return run.kept(summary) | {"shortcuts": shortcut_share(records, run.tests, run.check)}
+
+    if run.fresh:
+        rows = run.rows[: min(args.eval_n, 200)]
+        shown = {k: [views(r, args)[k] for r in rows] for k in ("plain", "partial", "full")}
+        wrong = [rows[o]["solution"] for o in other_rows(rows)]  # is the solution really read?
+        shown["wrong"] = [privileged_prompt(r["prompt"], z) for r, z in zip(rows, wrong)]
+        answered = gate(run, student, rows, shown)
+        intervals = {k: [v["accuracy"], *v["interval"]] for k, v in answered.items()}
+        run.log(0, eval=accuracy(), gate=intervals)
+        say_gate(answered, "plain", "full", "wrong", "the whole solution")
+
+    for step in run.updates():  # sets the learning rate, and saves checkpoints
+        rows = run.problems(step)
+        with run.phase("sample"), run.autocast():
+            responses = rollouts(student, run.tokenizer, rows, args, step)
+        metrics, losses = within_memory(
+            update, student, teacher, optimizer, rows, responses, args, run.compute
         )
-        if shown["full"]["interval"][0] <= shown["plain"]["accuracy"]:
-            print(
-                "warning: the student is hardly better with the whole solution than without; expect no gain from teaching itself"
-            )
-        if shown["wrong"]["accuracy"] >= shown["full"]["accuracy"] - 0.02:
-            print(
-                "warning: a wrong problem's solution helps as much as the right one: the model does not read what it is shown"
-            )
-
-    # ---- training
-    with plumbing.Stopper() as stopper, plumbing.progress(args.steps, "ar_opd", "update", initial=start) as bar:
-        for step in range(start + 1, args.steps + 1):
-            clock.start()
-            chosen = [rows[i] for i in plumbing.prompts_of_step(step, args.prompts, len(rows), args.seed)]
-            with clock.phase("sample"), autocast():
-                batch = rollouts(student, tokenizer, chosen, args, step)
-            for group in optimiser.param_groups:
-                group["lr"] = args.lr * min(1.0, step / max(1, round(0.05 * args.steps)))
-            result, losses = plumbing.within_memory(
-                update, student, teacher, optimiser, chosen, batch, args, clock, autocast, len(tokenizer)
-            )
-            seconds = clock.stop()
-            metrics.add(
-                {
-                    "step": step,
-                    **result,
-                    "lr": group["lr"],
-                    "seconds": seconds,
-                    "tokens_per_second": result["tokens"] / seconds["total"],
-                    "peak_memory": plumbing.peak_memory(device),
-                }
-            )
-            bar.set_postfix_str(
-                f"loss {result['loss']:.3f}, length {result['length']:.0f}, {result['tokens'] / seconds['total']:,.0f} tokens/s"
-            )
-            bar.update()
-            if args.show_every and step % args.show_every == 0:
-                plumbing.show_rollout(bar, step, tokenizer, batch[0][0], losses[0])
-            last = step == args.steps
-            if last or (args.eval_every and step % args.eval_every == 0):
-                metrics.add({"step": step, "eval": accuracy(student)})
-                found = metrics.rows[-1]["eval"]
-                bar.write(
-                    f"update {step:4d}  accuracy {plumbing.percent(found)}  loss {result['loss']:.3f}  "
-                    f"shortcuts {100 * found['shortcuts']:.1f} %"
-                )
-                title, what = f"ar_opd.py: {args.student} learns from itself on {args.data}", "KL(target || student)"
-                plumbing.draw_curve(metrics.rows, out / "curve.png", f"{title} ({args.target})", what)
-            stop = stopper.asked()
-            if last or stop or (args.save_every and step % args.save_every == 0):
-                extra = {} if teacher is student else {"teacher": plumbing.trained(teacher)}
-                plumbing.save_checkpoint(out, step, student, tokenizer, optimiser, extra)
-            if stop and not last:
-                bar.close()
-                print(f"stopped after update {step}; continue with: {plumbing.resume_command('ar_opd.py', args)}")
-                return
-
-    # ---- what came of it
-    plumbing.save_final(out, student, tokenizer)
-    plumbing.conclude(out, metrics.rows, args, device)
+        run.log(step, **metrics)
+        run.show(step, responses[0], losses[0], "loss")
+        if run.evaluates(step):
+            run.log(step, eval=accuracy())
+            title = f"ar_opd.py: {args.student} learns from itself on {args.data} ({args.target})"
+            run.draw(title, "KL(target || student)")
+    run.finish()
 
 
 if __name__ == "__main__":
-    plumbing.run(main)
+    run_script(main)

@@ -19,6 +19,7 @@ torch.set_num_threads(2)
 
 
 def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
+    """A random Qwen3 with the attributes that common.models.know would set."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(Qwen3Config(**{**dict(
@@ -27,16 +28,17 @@ def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
     with torch.no_grad():           # the usual initialisation is so small that every distribution is nearly uniform
         for p in model.parameters():
             p.mul_(8.0 if p.ndim == 2 else 1.0)
+    model.vocabulary, model.ends, model.engine = vocabulary, [1], None
     return model.eval()
 
 
 @pytest.fixture(scope="session")
 def toy():
     """(student, teacher, tokenizer) of the repository."""
-    import plumbing
-    cpu = torch.device("cpu")
-    return (plumbing.load_model(str(ROOT / "toy/student"), cpu, torch.float32), plumbing.load_model(str(ROOT / "toy/teacher"), cpu, torch.float32),
-            plumbing.load_tokenizer(str(ROOT / "toy/student")))
+    from common.models import load_model, load_tokenizer
+    cpu, tokenizer = torch.device("cpu"), load_tokenizer(str(ROOT / "toy/student"))
+    models = [load_model(str(ROOT / "toy" / name), cpu, torch.float32, tokenizer) for name in ("student", "teacher")]
+    return (*models, tokenizer)
 
 
 @pytest.fixture(scope="session")

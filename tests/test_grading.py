@@ -1,209 +1,440 @@
-"""extract and grade: every kind of answer that the benchmarks hold, the traps, and hostile text."""
+"""extract and grade: all kinds of answers in the benchmarks, traps, and hostile text."""
 import random
-import threading
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluate
-from evaluate import extract, grade, number, warm_up
+from common import grading, judge
+from common.grading import extract, grade, number
 
 
 def box(answer):
     return f"Adding up, we get \\boxed{{{answer}}}."
 
 
+# response, what `extract` returns, why
 EXTRACTED = [
     (r"a \boxed{3} b", "3", "plain"),
     (r"\boxed{3}, no, \boxed{4}", "4", "the last box wins"),
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}", "nested braces"),
-    (r"\boxed{\{1,2\}}", r"\{1,2\}", "escaped braces are no grouping"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}", "escaped braces do not group"),
     (r"\boxed 5.", "5", "a box without braces"),
-    (r"\fbox{7}", "7", "the other box"),
+    (r"\fbox{7}", "7", "\\fbox is a box too"),
     (r"\boxed{ 8 }", "8", "stripped"),
-    (r"\boxed{3} and \boxed{4", None, "the last box was cut off: what came before is not the answer"),
+    (r"\boxed{3} and \boxed{4", None, "the last box was cut off: an earlier box does not count"),
     (r"\boxed{}", None, "an empty box"),
     ("so 9\n#### 18", "18", "GSM8K's marker"),
     ("#### 1\n#### 1,800.", "1,800", "the last marker, without a full stop"),
-    (r"#### 3 then \boxed{4}", "4", "a box before a marker"),
+    (r"#### 3 then \boxed{4}", "4", "a box wins over a marker"),
     ("the answer is 12", None, "a bare number is not extracted"),
-    ("", None, "nothing"),
+    ("", None, "an empty response"),
     ("<think>\\boxed{1}", None, "a box in unfinished thinking"),
     ("<think>\\boxed{1}</think> so \\boxed{2}", "2", "after the thinking"),
     ("thinking \\boxed{1}</think> no box", None, "the template opened <think> in the prompt"),
-    ("<think>\\boxed{1}</think><think>\\boxed{2}", None, "thinking again, unfinished"),
+    ("<think>\\boxed{1}</think><think>\\boxed{2}", None, "a second thinking that is unfinished"),
 ]
 
 # response, gold, verdict, why
 GRADED = [
     # numbers
-    (box("18"), "18", True, "equal"), (box("18"), "19", False, "not equal"), (box("025"), "25", True, "leading zero (AIME)"),
-    (box("25"), "025", True, "leading zero in the gold"), (box("27"), "27.0", True, "AMC's floats"), (box("27.0"), "27", True, "and the other way"),
-    (box("27.1"), "27.0", False, "another float"), (box("1,234"), "1234", True, "thousands separator"), (box("276000"), "so #### 276,000", True, "GSM8K's gold"),
-    (box("1{,}234"), "1234", True, "LaTeX's thousands separator"), (box("-5"), "-5", True, "negative"), (box("−5"), "-5", True, "a Unicode minus"),
-    (box("5"), "-5", False, "sign"), (box("+5"), "5", True, "plus sign"), (box("1e11"), "100000000000", True, "Minerva's exponents"),
-    (box(r"10^{11}"), "1e11", True, "power of ten"), (box(r"3.5 \times 10^{3}"), "3500", True, "scientific"), (box("1e-3"), "0.001", True, "negative exponent"),
-    (box(".5"), "0.5", True, "no leading zero"), (box("5."), "5", True, "full stop"), (box("0.50"), "0.5", True, "trailing zero"),
-    (box("1234567890123456789"), "1234567890123456789", True, "longer than a float"), (box("1234567890123456788"), "1234567890123456789", False, "floats would agree"),
+    (box("18"), "18", True, "equal"),
+    (box("18"), "19", False, "not equal"),
+    (box("025"), "25", True, "leading zero (AIME)"),
+    (box("25"), "025", True, "leading zero in the gold"),
+    (box("27"), "27.0", True, "AMC's floats"),
+    (box("27.0"), "27", True, "floats, the other way round"),
+    (box("27.1"), "27.0", False, "another float"),
+    (box("1,234"), "1234", True, "thousands separator"),
+    (box("276000"), "so #### 276,000", True, "GSM8K's gold"),
+    (box("1{,}234"), "1234", True, "LaTeX's thousands separator"),
+    (box("-5"), "-5", True, "negative"),
+    (box("−5"), "-5", True, "a Unicode minus"),
+    (box("5"), "-5", False, "a missing sign"),
+    (box("+5"), "5", True, "plus sign"),
+    (box("1e11"), "100000000000", True, "Minerva's exponents"),
+    (box(r"10^{11}"), "1e11", True, "power of ten"),
+    (box(r"3.5 \times 10^{3}"), "3500", True, "scientific"),
+    (box("1e-3"), "0.001", True, "negative exponent"),
+    (box(".5"), "0.5", True, "no leading zero"),
+    (box("5."), "5", True, "full stop"),
+    (box("0.50"), "0.5", True, "trailing zero"),
+    (box("1234567890123456789"), "1234567890123456789", True, "longer than a float"),
+    (box("1234567890123456788"), "1234567890123456789", False, "floats would agree"),
     # fractions
-    (box(r"\frac{14}{3}"), r"\dfrac{14}{3}", True, "display size"), (box("14/3"), r"\frac{14}{3}", True, "slash"), (box(r"\frac{28}{6}"), r"\frac{14}{3}", True, "not reduced"),
-    (box(r"\frac12"), "0.5", True, "fraction without braces, against a decimal"), (box(r"4\frac{2}{3}"), r"\frac{14}{3}", True, "mixed number"),
-    (box("4 2/3"), r"\frac{14}{3}", True, "mixed number with a slash"), (box(r"-\frac{1}{2}"), "-0.5", True, "negative fraction"),
-    (box("0.33"), r"\frac{1}{3}", False, "rounded is not equal"), (box("0.333333"), "1/3", False, "however long"), (box(r"\frac{1}{0}"), "1", False, "division by zero"),
+    (box(r"\frac{14}{3}"), r"\dfrac{14}{3}", True, "display size"),
+    (box("14/3"), r"\frac{14}{3}", True, "slash"),
+    (box(r"\frac{28}{6}"), r"\frac{14}{3}", True, "not reduced"),
+    (box(r"\frac12"), "0.5", True, "fraction without braces, against a decimal"),
+    (box(r"4\frac{2}{3}"), r"\frac{14}{3}", True, "mixed number"),
+    (box("4 2/3"), r"\frac{14}{3}", True, "mixed number with a slash"),
+    (box(r"-\frac{1}{2}"), "-0.5", True, "negative fraction"),
+    (box("0.33"), r"\frac{1}{3}", False, "rounded is not equal"),
+    (box("0.333333"), "1/3", False, "rounded to more digits is not equal either"),
+    (box(r"\frac{1}{0}"), "1", False, "division by zero"),
     (box(r"\frac\pi2"), r"\frac{\pi}{2}", True, "braces left out"),
     # units, dollars, percent, degrees
-    (box("18 dollars"), "18", True, "a unit in words"), (box(r"18\text{ cm}"), "18", True, "a unit in \\text"), (box(r"\$18"), "18", True, "dollars"),
-    (box("$18$"), "18", True, "math mode"), (box(r"50\%"), "50", True, "percent is a unit"), (box("50"), r"50\%", True, "also in the gold"),
-    (box("0.5"), r"50\%", False, "never a factor of 100"), (box("5000"), r"50\%", False, "in either direction"), (box(r"90^\circ"), "90", True, "degrees"),
-    (box(r"90^{\circ}"), "90", True, "degrees with braces"), (box("5x"), "5", False, "a letter is no unit"), (box("5 m n"), "5", False, "nor are letters"),
+    (box("18 dollars"), "18", True, "a unit in words"),
+    (box(r"18\text{ cm}"), "18", True, "a unit in \\text"),
+    (box(r"\$18"), "18", True, "dollars"),
+    (box("$18$"), "18", True, "math mode"),
+    (box(r"50\%"), "50", True, "percent is a unit"),
+    (box("50"), r"50\%", True, "percent in the gold"),
+    (box("0.5"), r"50\%", False, "not the share instead of the percentage"),
+    (box("5000"), r"50\%", False, "not a hundred times the percentage"),
+    (box(r"90^\circ"), "90", True, "degrees"),
+    (box(r"90^{\circ}"), "90", True, "degrees with braces"),
+    (box("5x"), "5", False, "a letter is not a unit"),
+    (box("5 m n"), "5", False, "two letters are not a unit either"),
     # no box
-    ("the answer is 12 or 13.", "13", True, "the last number, for a numeric gold"), ("13, no, 12", "13", False, "the last one only"),
-    ("we get 1,300.", "1300", True, "with separator"), ("it is -4", "-4", True, "with sign"), ("x is 5", "x", False, "not for other golds"),
-    ("17\n#### 18", "18", True, "the marker before the last number"), ("I give up", "5", False, "no number"), ("<think>so 13", "13", False, "unfinished thinking"),
-    ("13 </think> 14", "14", True, "after the thinking"), ("so \\boxed{13", "13", False, "a box that was cut off"),
+    ("the answer is 12 or 13.", "13", True, "the last number, for a numeric gold"),
+    ("13, no, 12", "13", False, "only the last number counts"),
+    ("we get 1,300.", "1300", True, "with separator"),
+    ("it is -4", "-4", True, "with sign"),
+    ("x is 5", "x", False, "no box, and a gold that is not a number"),
+    ("17\n#### 18", "18", True, "the marker before the last number"),
+    ("I give up", "5", False, "no number"),
+    ("<think>so 13", "13", False, "unfinished thinking"),
+    ("13 </think> 14", "14", True, "after the thinking"),
+    ("so \\boxed{13", "13", False, "a box that was cut off"),
     # words
-    (box(r"\text{Evelyn}"), r"\text{Evelyn}", True, "a name"), (box("evelyn"), r"\text{Evelyn}", True, "case does not matter"),
-    (box("nylevE"), "Evelyn", False, "no product of letters"), (box(r"\text{(B)}"), "B", True, "a choice in brackets"), (box("C"), r"\text{C}", True, "a choice"),
-    (box("B"), r"\text{C}", False, "another choice"), (box(r"\text{even}"), "odd", False, "words differ"), (box(r"\textbf{Monday}"), "Monday", True, "bold"),
+    (box(r"\text{Evelyn}"), r"\text{Evelyn}", True, "a name"),
+    (box("evelyn"), r"\text{Evelyn}", True, "case does not matter"),
+    (box("nylevE"), "Evelyn", False, "a word is not a product of its letters"),
+    (box(r"\text{(B)}"), "B", True, "a choice in brackets"),
+    (box("C"), r"\text{C}", True, "a choice"),
+    (box("B"), r"\text{C}", False, "another choice"),
+    (box(r"\text{even}"), "odd", False, "words differ"),
+    (box(r"\textbf{Monday}"), "Monday", True, "bold"),
     # lists, sets, tuples, intervals
-    (box("2,-3"), "-3, 2", True, "several answers in any order"), (box("2"), "-3, 2", False, "one of two"), (box("2,-3,4"), "-3, 2", False, "one too many"),
-    (box("2, 2"), "2, 3", False, "one answer twice"), (box("(2,-3)"), "(2, -3)", True, "a pair"), (box("(-3,2)"), "(2,-3)", False, "a pair is ordered"),
-    (box(r"\{1,2\}"), r"\{2, 1\}", True, "a set is not"), (box(r"\{1,2\}"), "(1,2)", False, "a set is no pair"), (box(r"(0,1]"), "(0,1]", True, "an interval"),
-    (box("(0,1]"), "[0,1]", False, "brackets matter"), (box("(0,1)"), "(0,1]", False, "at both ends"), (box(r"\left( 3, \infty \right)"), r"(3,\infty)", True, "sized brackets"),
-    (box(r"(-\infty,2)\cup(3,\infty)"), r"(-\infty, 2) \cup (3, \infty)", True, "a union"), (box(r"(3,\frac{\pi}{2})"), r"\left( 3, \frac{\pi}{2} \right)", True, "MATH-500"),
-    (box(r"x \in [0,1]"), "[0,1]", True, "with its letter"), (box("5"), "(5,6)", False, "one coordinate"), (box("(1/2, 2)"), "(0.5, 2)", True, "members are compared as numbers"),
+    (box("2,-3"), "-3, 2", True, "several answers in any order"),
+    (box("2"), "-3, 2", False, "one of two"),
+    (box("2,-3,4"), "-3, 2", False, "one too many"),
+    (box("2, 2"), "2, 3", False, "one answer twice"),
+    (box("(2,-3)"), "(2, -3)", True, "a pair"),
+    (box("(-3,2)"), "(2,-3)", False, "a pair is ordered"),
+    (box(r"\{1,2\}"), r"\{2, 1\}", True, "a set is not ordered"),
+    (box(r"\{1,2\}"), "(1,2)", False, "a set is not a pair"),
+    (box(r"(0,1]"), "(0,1]", True, "an interval"),
+    (box("(0,1]"), "[0,1]", False, "brackets matter"),
+    (box("(0,1)"), "(0,1]", False, "brackets matter at both ends"),
+    (box(r"\left( 3, \infty \right)"), r"(3,\infty)", True, "sized brackets"),
+    (box(r"(-\infty,2)\cup(3,\infty)"), r"(-\infty, 2) \cup (3, \infty)", True, "a union"),
+    (box(r"(3,\frac{\pi}{2})"), r"\left( 3, \frac{\pi}{2} \right)", True, "a pair from MATH-500"),
+    (box(r"x \in [0,1]"), "[0,1]", True, "with its letter"),
+    (box("5"), "(5,6)", False, "one coordinate"),
+    (box("(1/2, 2)"), "(0.5, 2)", True, "members are compared as numbers"),
     # expressions
-    (box("x = 5"), "5", True, "with its letter"), (box("y=x+1"), "y = 1 + x", True, "an equation"), (box("-q+p"), "p - q", True, "order of terms"),
-    (box("q-p"), "p - q", False, "other sign"), (box("x^2+2x+1"), "(x+1)^2", True, "expanded"), (box("x^2+2x"), "(x+1)^2", False, "not equal"),
-    (box(r"\sqrt2/2"), r"\frac{\sqrt{2}}{2}", True, "root without braces"), (box(r"\frac{1}{\sqrt{2}}"), r"\frac{\sqrt{2}}{2}", True, "not rationalised"),
-    (box(r"2\sqrt{3}"), r"\sqrt{12}", True, "root taken out"), (box("3.14"), r"\pi", False, "no rounding to two digits"), (box(r"2\pi"), r"\pi", False, "twice"),
-    (box("6-5i"), "6 - 5i", True, "complex"), (box("6+5i"), "6 - 5i", False, "conjugate"), (box(r"2^{10}"), "1024", True, "a power"), (box(r"\log_2 8"), "3", True, "a logarithm"),
-    (box(r"\binom{5}{2}"), "10", True, "binomial"), (box("a+b"), "a-b", False, "sign in the middle"), (box(r"\sin x"), r"\cos x", False, "another function"),
-    (box(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", True, "a matrix"),
-    (box(r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"), r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", False, "another matrix"),
+    (box("x = 5"), "5", True, "with its letter"),
+    (box("y=x+1"), "y = 1 + x", True, "an equation"),
+    (box("-q+p"), "p - q", True, "order of terms"),
+    (box("q-p"), "p - q", False, "other sign"),
+    (box("x^2+2x+1"), "(x+1)^2", True, "expanded"),
+    (box("x^2+2x"), "(x+1)^2", False, "not equal"),
+    (box(r"\sqrt2/2"), r"\frac{\sqrt{2}}{2}", True, "root without braces"),
+    (box(r"\frac{1}{\sqrt{2}}"), r"\frac{\sqrt{2}}{2}", True, "not rationalised"),
+    (box(r"2\sqrt{3}"), r"\sqrt{12}", True, "root taken out"),
+    (box("3.14"), r"\pi", False, "no rounding to two digits"),
+    (box(r"2\pi"), r"\pi", False, "twice"),
+    (box("6-5i"), "6 - 5i", True, "complex"),
+    (box("6+5i"), "6 - 5i", False, "conjugate"),
+    (box(r"2^{10}"), "1024", True, "a power"),
+    (box(r"\log_2 8"), "3", True, "a logarithm"),
+    (box(r"\binom{5}{2}"), "10", True, "binomial"),
+    (box("a+b"), "a-b", False, "sign in the middle"),
+    (box(r"\sin x"), r"\cos x", False, "another function"),
+    (box(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+     r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", True, "a matrix"),
+    (box(r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
+     r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", False, "another matrix"),
     # golds in other shapes
-    (box("72"), "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72", True, "a worked GSM8K solution"), (box("24"), "48/2 = <<48/2=24>>24.\n#### 72", False, "not a number on the way"),
-    (box("3"), r"so the answer is \boxed{3}", True, "a worked MATH solution"), (box(r"\frac{9}{4}"), r"$\frac{9}{4}$", True, "OlympiadBench's dollars"),
-    (box("5"), "", False, "an empty gold"), (box(""), "5", False, "an empty answer"),
+    (box("72"), "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72", True,
+     "a worked GSM8K solution"),
+    (box("24"), "48/2 = <<48/2=24>>24.\n#### 72", False,
+     "an intermediate result is not the answer"),
+    (box("3"), r"so the answer is \boxed{3}", True, "a worked MATH solution"),
+    (box(r"\frac{9}{4}"), r"$\frac{9}{4}$", True, "OlympiadBench's dollars"),
+    (box("5"), "", False, "an empty gold"),
+    (box(""), "5", False, "an empty answer"),
     # fractions and decimals
-    (box(r"\frac{3}{-4}"), r"-\frac{3}{4}", True, "the sign below the line"), (box(r"\frac{-3}{4}"), "-0.75", True, "the sign above the line"),
-    (box(r"-\frac{3}{4}"), r"\frac{3}{4}", False, "the sign in front"), (box(r"\frac{3}{4}"), r"\frac{4}{3}", False, "upside down"),
-    (box("7/8"), "0.875", True, "an exact decimal of a fraction"), (box("0.142857"), r"\frac{1}{7}", False, "a period cut off"),
-    (box(r"1\frac{3}{4}"), "1.75", True, "a mixed number against a decimal"), (box(r"1\frac{3}{4}"), r"\frac{3}{4}", False, "the whole part counts"),
-    (box(r"-1\frac{1}{2}"), "-1.5", True, "a negative mixed number"), (box(r"-1\frac{1}{2}"), "-0.5", False, "the sign belongs to both parts"),
-    (box("1 3/4"), "7/4", True, "a mixed number in a line"), (box("13/4"), "1 3/4", False, "without its space it is thirteen quarters"),
-    (box(r"\tfrac{5}{6}"), r"\frac{5}{6}", True, "text size"), (box(r"\cfrac{5}{6}"), r"\frac{5}{6}", True, "continued-fraction size"),
-    (box(r"\frac{10}{15}"), "2/3", True, "not reduced, against a slash"), (box(r"{\frac{2}{3}}"), r"\frac{2}{3}", True, "braces around all of it"),
-    (box(r"\frac{\frac{1}{2}}{3}"), r"\frac{1}{6}", True, "a fraction in a fraction"), (box(r"\frac{1}{2}\cdot\frac{1}{3}"), r"\frac{1}{6}", True, "a product that was left standing"),
-    (box("0.1"), "0.10", True, "a zero more"), (box("00.1"), "0.1", True, "a zero in front"), (box("1.0e2"), "100", True, "an exponent after a decimal"),
-    (box("100.001"), "100", False, "nearly"), (box("99.9999999999"), "100", False, "very nearly"), (box(r"0.\overline{3}"), r"\frac{1}{3}", True, "a period"),
-    (box(r"0.\overline{3}"), "0.3", False, "a period is not its first digit"), (box("0"), "0.0", True, "zero"), (box("-0"), "0", True, "minus zero"),
+    (box(r"\frac{3}{-4}"), r"-\frac{3}{4}", True, "the sign below the line"),
+    (box(r"\frac{-3}{4}"), "-0.75", True, "the sign above the line"),
+    (box(r"-\frac{3}{4}"), r"\frac{3}{4}", False, "the sign in front"),
+    (box(r"\frac{3}{4}"), r"\frac{4}{3}", False, "upside down"),
+    (box("7/8"), "0.875", True, "an exact decimal of a fraction"),
+    (box("0.142857"), r"\frac{1}{7}", False, "a period cut off"),
+    (box(r"1\frac{3}{4}"), "1.75", True, "a mixed number against a decimal"),
+    (box(r"1\frac{3}{4}"), r"\frac{3}{4}", False, "the whole part counts"),
+    (box(r"-1\frac{1}{2}"), "-1.5", True, "a negative mixed number"),
+    (box(r"-1\frac{1}{2}"), "-0.5", False, "the sign belongs to both parts"),
+    (box("1 3/4"), "7/4", True, "a mixed number in a line"),
+    (box("13/4"), "1 3/4", False, "without its space it is thirteen quarters"),
+    (box(r"\tfrac{5}{6}"), r"\frac{5}{6}", True, "text size"),
+    (box(r"\cfrac{5}{6}"), r"\frac{5}{6}", True, "continued-fraction size"),
+    (box(r"\frac{10}{15}"), "2/3", True, "not reduced, against a slash"),
+    (box(r"{\frac{2}{3}}"), r"\frac{2}{3}", True, "braces around all of it"),
+    (box(r"\frac{\frac{1}{2}}{3}"), r"\frac{1}{6}", True, "a fraction in a fraction"),
+    (box(r"\frac{1}{2}\cdot\frac{1}{3}"), r"\frac{1}{6}", True, "a product that was not computed"),
+    (box("0.1"), "0.10", True, "a zero more"),
+    (box("00.1"), "0.1", True, "a zero in front"),
+    (box("1.0e2"), "100", True, "an exponent after a decimal"),
+    (box("100.001"), "100", False, "nearly"),
+    (box("99.9999999999"), "100", False, "very nearly"),
+    (box(r"0.\overline{3}"), r"\frac{1}{3}", True, "a period"),
+    (box(r"0.\overline{3}"), "0.3", False, "a period is not its first digit"),
+    (box("0"), "0.0", True, "zero"),
+    (box("-0"), "0", True, "minus zero"),
     # percentages
-    (box("12.5%"), "12.5", True, "a percent sign without its backslash"), (box(r"12.5\%"), r"12.5\%", True, "both with a sign"),
-    (box("0.125"), r"12.5\%", False, "a share where a percentage was asked"), (box(r"12\%"), r"12.5\%", False, "rounded"),
-    (box(r"\frac{1}{4}\%"), "0.25", True, "a fraction of a percent is read as the number it shows"), (box("25 percent"), "25", True, "the word"),
+    (box("12.5%"), "12.5", True, "a percent sign without its backslash"),
+    (box(r"12.5\%"), r"12.5\%", True, "both with a percent sign"),
+    (box("0.125"), r"12.5\%", False, "a share where a percentage was asked"),
+    (box(r"12\%"), r"12.5\%", False, "rounded"),
+    (box(r"\frac{1}{4}\%"), "0.25", True, "a fraction of a percent is read as the number it shows"),
+    (box("25 percent"), "25", True, "percent as a word"),
     # units
-    (box(r"5\text{ meters}"), r"5\text{ m}", True, "a unit in two spellings"), (box(r"5\ \mathrm{cm}^2"), "5", True, "square centimetres"),
-    (box(r"5 \text{ cm}^2"), "5", True, "an exponent on the unit"), (box("5 km/h"), "5", True, "a unit with a slash"), (box(r"\text{5 apples}"), "5", True, "number and unit in one wrapper"),
-    (box("$5$ dollars"), "5", True, "dollars twice"), (box("£5"), "5", True, "pounds"), (box("€5"), "5", True, "euros"),
-    (box("5 dollars and 20 cents"), "5.20", False, "two units are not read"), (box("3:30"), "3.5", False, "a time is no decimal"),
-    (box("3:30"), "3:30", True, "the same time"), (box("6:00 p.m."), "6:00 p.m.", True, "a time of day"), (box("45 minutes"), "45", True, "minutes"),
-    (box(r"45^{\circ}C"), "45", False, "degrees Celsius are not asked for"), (box("20 °"), "20", True, "the sign for degrees"),
-    (box(r"18\pi\text{ cm}^2"), r"18\pi", True, "an expression with a unit"), (box(r"18\pi"), "18", False, "pi is no unit"),
+    (box(r"5\text{ meters}"), r"5\text{ m}", True, "a unit in two spellings"),
+    (box(r"5\ \mathrm{cm}^2"), "5", True, "square centimetres"),
+    (box(r"5 \text{ cm}^2"), "5", True, "an exponent on the unit"),
+    (box("5 km/h"), "5", True, "a unit with a slash"),
+    (box(r"\text{5 apples}"), "5", True, "number and unit in one wrapper"),
+    (box("$5$ dollars"), "5", True, "dollars twice"),
+    (box("£5"), "5", True, "pounds"),
+    (box("€5"), "5", True, "euros"),
+    (box("5 dollars and 20 cents"), "5.20", False, "two units are not read"),
+    (box("3:30"), "3.5", False, "a time is not a decimal"),
+    (box("3:30"), "3:30", True, "the same time"),
+    (box("6:00 p.m."), "6:00 p.m.", True, "a time of day"),
+    (box("45 minutes"), "45", True, "minutes"),
+    (box(r"45^{\circ}C"), "45", False, "degrees Celsius are not asked for"),
+    (box("20 °"), "20", True, "the sign for degrees"),
+    (box(r"18\pi\text{ cm}^2"), r"18\pi", True, "an expression with a unit"),
+    (box(r"18\pi"), "18", False, "pi is not a unit"),
     (box(r"10\sqrt{2}\text{ m}"), r"10\sqrt{2}", True, "a root with a unit"),
     # thousands and large numbers
-    (box("1,000,000"), "1000000", True, "two separators"), (box("10,00"), "1000", False, "a comma in the wrong place"), (box("1 000"), "1000", True, "a space as separator"), (box("1 2"), "12", False, "but not any space"),
-    (box(r"1\,000"), "1000", True, "LaTeX's thin space is one"), (box(r"12\,345\,678"), "12345678", True, "two thin spaces"), (box("1.000"), "1000", False, "a point is a decimal point"),
-    (box("1,234.50"), "1234.5", True, "separator and decimals"), (box(r"\$1,250.00"), "1250", True, "an amount"), (box("2^{31}-1"), "2147483647", True, "a power less one"),
-    (box(r"6.02\times10^{23}"), "6.02e23", True, "Avogadro"), (box(r"6.02\cdot 10^{23}"), "6.02e23", True, "with a dot"), (box("6.02*10^23"), "6.02e23", True, "with a star"),
-    (box("10!"), "3628800", True, "a factorial"), (box("100!"), "9.33e157", False, "a factorial that is not that number"),
+    (box("1,000,000"), "1000000", True, "two separators"),
+    (box("10,00"), "1000", False, "a comma in the wrong place"),
+    (box("1 000"), "1000", True, "a space as separator"),
+    (box("1 2"), "12", False, "a space elsewhere is not a separator"),
+    (box(r"1\,000"), "1000", True, "LaTeX's thin space is a separator"),
+    (box(r"12\,345\,678"), "12345678", True, "two thin spaces"),
+    (box("1.000"), "1000", False, "a point is a decimal point"),
+    (box("1,234.50"), "1234.5", True, "separator and decimals"),
+    (box(r"\$1,250.00"), "1250", True, "an amount of money"),
+    (box("2^{31}-1"), "2147483647", True, "a power minus one"),
+    (box(r"6.02\times10^{23}"), "6.02e23", True, "Avogadro"),
+    (box(r"6.02\cdot 10^{23}"), "6.02e23", True, "with a dot"),
+    (box("6.02*10^23"), "6.02e23", True, "with a star"),
+    (box("10!"), "3628800", True, "a factorial"),
+    (box("100!"), "9.33e157", False, "a factorial that is not that number"),
     # radicals, powers, logarithms
-    (box(r"\sqrt{8}"), r"2\sqrt{2}", True, "not simplified"), (box(r"2\sqrt2"), r"2\sqrt{2}", True, "no braces"), (box(r"\sqrt[3]{8}"), "2", True, "a cube root"),
-    (box(r"\sqrt[3]{2}"), r"2^{1/3}", True, "a root as a power"), (box(r"\sqrt{3}"), "1.732", False, "rounded"), (box(r"\sqrt{-1}"), "i", False, "known limit: the library reads i as a letter here"),
-    (box(r"\pm 2"), r"\pm 2", True, "two signs"), (box("2, -2"), r"\pm 2", True, "both written out"), (box("2"), r"\pm 2", False, "one of both"),
-    (box(r"3 \pm \sqrt{2}"), r"3+\sqrt{2}, 3-\sqrt{2}", True, "a sum with two signs"), (box(r"3 + \sqrt{2}"), r"3 \pm \sqrt{2}", False, "one of them"),
-    (box(r"\ln 2"), r"\log 2", False, "\\log without a base is the decimal one, as the library reads it"), (box(r"e^{2}"), r"e^2", True, "a power of e"), (box(r"\log_{10} 100"), "2", True, "a decimal logarithm"),
-    (box(r"\frac{1+\sqrt{5}}{2}"), r"\frac{\sqrt{5}+1}{2}", True, "the golden ratio"), (box(r"\frac{1-\sqrt{5}}{2}"), r"\frac{\sqrt{5}+1}{2}", False, "its sister"),
-    (box(r"2^{-3}"), "0.125", True, "a negative power"), (box(r"x^{10}"), "x^10", True, "people mean the whole number"), (box(r"\sin(\pi/6)"), "1/2", True, "a sine that is a number"),
-    (box(r"\frac{\sqrt{3}}{3}"), r"\frac{1}{\sqrt{3}}", True, "rationalised"), (box(r"|{-5}|"), "5", True, "an absolute value"), (box(r"\lfloor 5.7 \rfloor"), "5", True, "a floor"),
+    (box(r"\sqrt{8}"), r"2\sqrt{2}", True, "not simplified"),
+    (box(r"2\sqrt2"), r"2\sqrt{2}", True, "no braces"),
+    (box(r"\sqrt[3]{8}"), "2", True, "a cube root"),
+    (box(r"\sqrt[3]{2}"), r"2^{1/3}", True, "a root as a power"),
+    (box(r"\sqrt{3}"), "1.732", False, "rounded"),
+    (box(r"\sqrt{-1}"), "i", False, "known limit: the library reads i as a letter here"),
+    (box(r"\pm 2"), r"\pm 2", True, "two signs"),
+    (box("2, -2"), r"\pm 2", True, "both written out"),
+    (box("2"), r"\pm 2", False, "one of the two"),
+    (box(r"3 \pm \sqrt{2}"), r"3+\sqrt{2}, 3-\sqrt{2}", True, "a sum with two signs"),
+    (box(r"3 + \sqrt{2}"), r"3 \pm \sqrt{2}", False, "one of them"),
+    (box(r"\ln 2"), r"\log 2", False,
+     "\\log without a base is the decimal one, as the library reads it"),
+    (box(r"e^{2}"), r"e^2", True, "a power of e"),
+    (box(r"\log_{10} 100"), "2", True, "a decimal logarithm"),
+    (box(r"\frac{1+\sqrt{5}}{2}"), r"\frac{\sqrt{5}+1}{2}", True, "the golden ratio"),
+    (box(r"\frac{1-\sqrt{5}}{2}"), r"\frac{\sqrt{5}+1}{2}", False,
+     "the other root of its equation"),
+    (box(r"2^{-3}"), "0.125", True, "a negative power"),
+    (box(r"x^{10}"), "x^10", True, "an exponent of two digits without braces"),
+    (box(r"\sin(\pi/6)"), "1/2", True, "a sine that is a number"),
+    (box(r"\frac{\sqrt{3}}{3}"), r"\frac{1}{\sqrt{3}}", True, "rationalised"),
+    (box(r"|{-5}|"), "5", True, "an absolute value"),
+    (box(r"\lfloor 5.7 \rfloor"), "5", True, "a floor"),
     # expressions
-    (box("2x+3y"), "3y+2x", True, "order of terms"), (box("2x + 3"), "2(x + 1.5)", True, "a factor taken out"), (box("(x-1)(x+1)"), "x^2-1", True, "factored"),
-    (box("x^2-1"), "(x-1)^2", False, "another polynomial"), (box(r"\frac{x^2-1}{x-1}"), "x+1", True, "a common factor"), (box("xy"), "yx", True, "products commute"),
-    (box("f(x)=2x"), "2x", True, "with the function's name"), (box("y=2x"), "y=2x", True, "an equation"), (box("2x=y"), "y=2x", True, "turned round"),
-    (box("x=2"), "x=3", False, "another root"), (box("y=2x+1"), "y=2x", False, "another line"), (box("x=5, y=6"), "x=5, y=6", True, "two equations"),
-    (box("5, 6"), "x=5, y=6", True, "names left out"), (box("6, 5"), "x=5, y=6", False, "in another order"), (box("y=6, x=5"), "x=5, y=6", True, "with names the order is free"), (box(r"n(n+1)/2"), r"\frac{n(n+1)}{2}", True, "a formula in a line"),
-    (box(r"\frac{n(n-1)}{2}"), r"\binom{n}{2}", True, "a binomial as a polynomial"), (box(r"a_{1}"), "a_1", True, "an index with braces"), (box("a_2"), "a_1", False, "another index"),
-    (box(r"x > 3"), "x>3", True, "an inequality"), (box(r"3 < x"), "x > 3", True, "the same read from the other side"), (box(r"x \ge 3"), "x > 3", False, "strict or not"),
-    (box(r"x \geq 3"), r"x \ge 3", True, "two names of one sign"), (box(r"x \le 3"), r"x \ge 3", False, "the other direction"),
+    (box("2x+3y"), "3y+2x", True, "order of terms"),
+    (box("2x + 3"), "2(x + 1.5)", True, "a factor taken out"),
+    (box("(x-1)(x+1)"), "x^2-1", True, "factored"),
+    (box("x^2-1"), "(x-1)^2", False, "another polynomial"),
+    (box(r"\frac{x^2-1}{x-1}"), "x+1", True, "a common factor"),
+    (box("xy"), "yx", True, "products commute"),
+    (box("f(x)=2x"), "2x", True, "with the function's name"),
+    (box("y=2x"), "y=2x", True, "an equation"),
+    (box("2x=y"), "y=2x", True, "an equation with its sides exchanged"),
+    (box("x=2"), "x=3", False, "another root"),
+    (box("y=2x+1"), "y=2x", False, "another line"),
+    (box("x=5, y=6"), "x=5, y=6", True, "two equations"),
+    (box("5, 6"), "x=5, y=6", True, "names left out"),
+    (box("6, 5"), "x=5, y=6", False, "in another order"),
+    (box("y=6, x=5"), "x=5, y=6", True, "with names the order is free"),
+    (box(r"n(n+1)/2"), r"\frac{n(n+1)}{2}", True, "a formula in a line"),
+    (box(r"\frac{n(n-1)}{2}"), r"\binom{n}{2}", True, "a binomial as a polynomial"),
+    (box(r"a_{1}"), "a_1", True, "an index with braces"),
+    (box("a_2"), "a_1", False, "another index"),
+    (box(r"x > 3"), "x>3", True, "an inequality"),
+    (box(r"3 < x"), "x > 3", True, "the same read from the other side"),
+    (box(r"x \ge 3"), "x > 3", False, "one is strict, the other is not"),
+    (box(r"x \geq 3"), r"x \ge 3", True, "two names of one sign"),
+    (box(r"x \le 3"), r"x \ge 3", False, "the other direction"),
     # sets, intervals, tuples
-    (box(r"\{3, 1, 2\}"), r"\{1,2,3\}", True, "a set in another order"), (box(r"\{1,2\}"), r"\{1,2,3\}", False, "a subset"), (box(r"\{1,2,2,3\}"), r"\{1,2,3\}", False, "one member twice is another list: it is not waved through"),
-    (box("1, 2, 3"), r"\{1,2,3\}", True, "braces left out"), (box(r"\{\frac{1}{2}\}"), r"\{0.5\}", True, "a set of one"), (box(r"\emptyset"), r"\emptyset", True, "the empty set"),
-    (box(r"\varnothing"), r"\emptyset", True, "its other sign"), (box(r"\emptyset"), "0", False, "no number"), (box(r"\mathbb{R}"), r"\mathbb{R}", True, "the reals"),
-    (box(r"\mathbb{Z}"), r"\mathbb{R}", False, "the integers"), (box("(1,2)"), "[1,2]", False, "open and closed"), (box("[1,2]"), "[1,2]", True, "closed"), (box("[1, 2)"), "[1,2)", True, "half open"),
-    (box(r"(-\infty, 3]"), r"(-\infty,3]", True, "an unbounded interval"), (box(r"(-\infty, 3)"), r"(-\infty,3]", False, "its end"), (box(r"[2,\infty)"), r"[2, +\infty)", True, "a plus before infinity"),
-    (box(r"(3,\infty)\cup(-\infty,2)"), r"(-\infty,2)\cup(3,\infty)", True, "a union in another order"), (box(r"(-\infty,2)"), r"(-\infty,2)\cup(3,\infty)", False, "half a union"),
-    (box(r"x \in (0,1)"), "(0,1)", True, "membership"), (box("0<x<1"), "(0,1)", False, "known limit: an inequality is not read as an interval"), (box("4, 4"), "4", False, "two answers where one was asked for"), (box(r"\left(\frac12, 3\right)"), "(0.5, 3)", True, "sized brackets, a fraction without braces"),
-    (box("(1,2,3)"), "(1,2,3)", True, "three coordinates"), (box("(1,2)"), "(1,2,3)", False, "a coordinate missing"), (box("(3,2,1)"), "(1,2,3)", False, "the wrong order"),
-    (box("1,2"), "(1,2)", False, "a pair without its brackets is a list"), (box("(1,2), (3,4)"), "(3,4), (1,2)", True, "two pairs in any order"), (box("(1,2), (4,3)"), "(3,4), (1,2)", False, "one pair turned round"),
-    (box("(1,2),(3,4),(5,6)"), "(1,2), (3,4)", False, "a pair too many"), (box(r"(x,y)=(1,2)"), "(1,2)", True, "with the names of the coordinates"), (box("3 and 5"), "3, 5", True, "and for a comma"),
-    (box(r"3 \text{ and } 5"), "3,5", True, "and in a wrapper"), (box(r"3 \text{ or } 5"), "3,5", True, "or"), (box("5; 3"), "3, 5", True, "a semicolon"),
+    (box(r"\{3, 1, 2\}"), r"\{1,2,3\}", True, "a set in another order"),
+    (box(r"\{1,2\}"), r"\{1,2,3\}", False, "a subset"),
+    (box(r"\{1,2,2,3\}"), r"\{1,2,3\}", False, "a member that stands twice makes another list"),
+    (box("1, 2, 3"), r"\{1,2,3\}", True, "braces left out"),
+    (box(r"\{\frac{1}{2}\}"), r"\{0.5\}", True, "a set of one"),
+    (box(r"\emptyset"), r"\emptyset", True, "the empty set"),
+    (box(r"\varnothing"), r"\emptyset", True, "the other sign for the empty set"),
+    (box(r"\emptyset"), "0", False, "no number"),
+    (box(r"\mathbb{R}"), r"\mathbb{R}", True, "the reals"),
+    (box(r"\mathbb{Z}"), r"\mathbb{R}", False, "the integers"),
+    (box("(1,2)"), "[1,2]", False, "open and closed"),
+    (box("[1,2]"), "[1,2]", True, "closed"),
+    (box("[1, 2)"), "[1,2)", True, "half open"),
+    (box(r"(-\infty, 3]"), r"(-\infty,3]", True, "an unbounded interval"),
+    (box(r"(-\infty, 3)"), r"(-\infty,3]", False, "open and closed at the end"),
+    (box(r"[2,\infty)"), r"[2, +\infty)", True, "a plus before infinity"),
+    (box(r"(3,\infty)\cup(-\infty,2)"), r"(-\infty,2)\cup(3,\infty)", True,
+     "a union in another order"),
+    (box(r"(-\infty,2)"), r"(-\infty,2)\cup(3,\infty)", False, "half a union"),
+    (box(r"x \in (0,1)"), "(0,1)", True, "membership"),
+    (box("0<x<1"), "(0,1)", False, "known limit: an inequality is not read as an interval"),
+    (box("4, 4"), "4", False, "two answers where one was asked for"),
+    (box(r"\left(\frac12, 3\right)"), "(0.5, 3)", True,
+     "sized brackets, a fraction without braces"),
+    (box("(1,2,3)"), "(1,2,3)", True, "three coordinates"),
+    (box("(1,2)"), "(1,2,3)", False, "a coordinate missing"),
+    (box("(3,2,1)"), "(1,2,3)", False, "the wrong order"),
+    (box("1,2"), "(1,2)", False, "a pair without its brackets is a list"),
+    (box("(1,2), (3,4)"), "(3,4), (1,2)", True, "two pairs in any order"),
+    (box("(1,2), (4,3)"), "(3,4), (1,2)", False, "the coordinates of one pair exchanged"),
+    (box("(1,2),(3,4),(5,6)"), "(1,2), (3,4)", False, "a pair too many"),
+    (box(r"(x,y)=(1,2)"), "(1,2)", True, "with the names of the coordinates"),
+    (box("3 and 5"), "3, 5", True, "the word and instead of a comma"),
+    (box(r"3 \text{ and } 5"), "3,5", True, "the word and in a wrapper"),
+    (box(r"3 \text{ or } 5"), "3,5", True, "the word or in a wrapper"),
+    (box("5; 3"), "3, 5", True, "a semicolon instead of a comma"),
     # matrices and vectors
-    (box(r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"), r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True, "other brackets around the same matrix"),
-    (box(r"\begin{pmatrix}1\\2\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", True, "a column"), (box(r"\begin{pmatrix}1&2\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", False, "a row is no column"),
-    (box(r"\begin{pmatrix}\frac12\\2\end{pmatrix}"), r"\begin{pmatrix}1/2\\2\end{pmatrix}", True, "entries are compared as numbers"), (box(r"\begin{pmatrix}2\\1\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", False, "entries in another order"),
-    (box(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", False, "transposed"),
+    (box(r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"), r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True,
+     "other brackets around the same matrix"),
+    (box(r"\begin{pmatrix}1\\2\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", True,
+     "a column"),
+    (box(r"\begin{pmatrix}1&2\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", False,
+     "a row is not a column"),
+    (box(r"\begin{pmatrix}\frac12\\2\end{pmatrix}"), r"\begin{pmatrix}1/2\\2\end{pmatrix}", True,
+     "entries are compared as numbers"),
+    (box(r"\begin{pmatrix}2\\1\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", False,
+     "entries in another order"),
+    (box(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"), r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", False,
+     "transposed"),
     # words and choices
-    (box(r"\text{Yes}"), "yes", True, "yes"), (box("No"), "Yes", False, "no"), (box(r"\textbf{(C)}"), "C", True, "a choice in bold brackets"), (box("(C)"), "C", True, "in brackets"),
-    (box(r"\textbf{(C) }5"), "C", False, "a choice with its value is not the choice alone"), (box("Tuesday"), r"\text{Tuesday}", True, "a day"), (box(r"\text{Tuesday.}"), r"\text{Tuesday}", True, "with a full stop"),
-    (box(r"\text{ odd }"), r"\text{odd}", True, "spaces in the wrapper"), (box(r"\text{Tom and Ann}"), r"\text{Tom and Ann}", True, "two names"), (box("parabola"), r"\text{ellipse}", False, "another curve"),
-    (box(r"\text{infinite}"), r"\infty", False, "a word is not the sign"), (box("true"), "false", False, "truth"), (box("A"), "a", True, "case of a choice"), (box("AB"), "BA", False, "letters of points are not a product"),
+    (box(r"\text{Yes}"), "yes", True, "yes"),
+    (box("No"), "Yes", False, "another word"),
+    (box(r"\textbf{(C)}"), "C", True, "a choice in bold brackets"),
+    (box("(C)"), "C", True, "a choice in brackets"),
+    (box(r"\textbf{(C) }5"), "C", False, "a choice with its value is not the choice alone"),
+    (box("Tuesday"), r"\text{Tuesday}", True, "a day"),
+    (box(r"\text{Tuesday.}"), r"\text{Tuesday}", True, "with a full stop"),
+    (box(r"\text{ odd }"), r"\text{odd}", True, "spaces in the wrapper"),
+    (box(r"\text{Tom and Ann}"), r"\text{Tom and Ann}", True, "two names"),
+    (box("parabola"), r"\text{ellipse}", False, "another curve"),
+    (box(r"\text{infinite}"), r"\infty", False, "a word is not the sign"),
+    (box("true"), "false", False, "true is not false"),
+    (box("A"), "a", True, "case of a choice"),
+    (box("AB"), "BA", False, "letters of points are not a product"),
     # several boxes, none, unfinished
-    (r"\boxed{1} so \boxed{2}, thus \boxed{3}", "3", True, "the last of three"), (r"\boxed{3} so \boxed{2}", "3", False, "not the first"), (r"\boxed{\boxed{4}}", "4", True, "a box in a box"),
-    (r"\boxed{x=\boxed{4}}", "4", True, "an inner box"), (r"we get $\boxed{4}$.", "4", True, "in mathematics"), (r"\boxed{4}\n\nThe end. 17", "4", True, "numbers behind the box do not count"),
-    ("**Answer: 4**", "4", True, "no box, the last number"), ("so $x = 4$", "4", True, "no box, in mathematics"), ("The answer is four.", "4", False, "a number in words"),
-    ("about 3.99, so 4", "4", True, "the last of two numbers"), ("4 (see step 2)", "4", False, "the last number is not the answer: a box was asked for"), ("4/5", "4", False, "a fraction's last number"),
-    ("the fraction 4/5", "5", True, "the price of taking the last number, known and accepted"), ("", "4", False, "an empty response"), ("\\boxed{}", "4", False, "an empty box"),
-    ("\\boxed{4", "4", False, "a box that was cut off"), ("#### 4", "4", True, "GSM8K's marker"), ("#### 4\n", "4", True, "with a line end"), ("#### $4", "4", True, "with a dollar"),
-    (r"\boxed 4", "4", True, "no braces"), (r"\boxed{\text{4}}", "4", True, "a number in a wrapper"), (r"\boxed{ \{ 1, 2 \} }", r"\{1,2\}", True, "nested braces and spaces"),
-    (r"\boxed{\frac{\sqrt{2}}{\sqrt{\frac{1}{2}}}}", "2", True, "four levels of braces"), (r"\boxed{f\left(\frac{1}{2}\right)=3}", "3", True, "an equation with brackets on its left"),
-    (r"\(\boxed{4}\)", "4", True, "another way into mathematics"), (r"\[\boxed{4}\]", "4", True, "displayed"), ("\\boxed{\n4\n}", "4", True, "line ends in the box"),
+    (r"\boxed{1} so \boxed{2}, thus \boxed{3}", "3", True, "the last of three"),
+    (r"\boxed{3} so \boxed{2}", "3", False, "not the first"),
+    (r"\boxed{\boxed{4}}", "4", True, "a box in a box"),
+    (r"\boxed{x=\boxed{4}}", "4", True, "an inner box"),
+    (r"we get $\boxed{4}$.", "4", True, "in mathematics"),
+    (r"\boxed{4}\n\nThe end. 17", "4", True, "numbers behind the box do not count"),
+    ("**Answer: 4**", "4", True, "no box, the last number"),
+    ("so $x = 4$", "4", True, "no box, in mathematics"),
+    ("The answer is four.", "4", False, "a number in words"),
+    ("about 3.99, so 4", "4", True, "the last of two numbers"),
+    ("4 (see step 2)", "4", False, "the last number is not the answer"),
+    ("4/5", "4", False, "a fraction's last number"),
+    ("the fraction 4/5", "5", True, "known limit: the last number is a denominator"),
+    ("", "4", False, "an empty response"),
+    ("\\boxed{}", "4", False, "an empty box"),
+    ("\\boxed{4", "4", False, "a box that was cut off"),
+    ("#### 4", "4", True, "GSM8K's marker"),
+    ("#### 4\n", "4", True, "with a line end"),
+    ("#### $4", "4", True, "with a dollar"),
+    (r"\boxed 4", "4", True, "no braces"),
+    (r"\boxed{\text{4}}", "4", True, "a number in a wrapper"),
+    (r"\boxed{ \{ 1, 2 \} }", r"\{1,2\}", True, "nested braces and spaces"),
+    (r"\boxed{\frac{\sqrt{2}}{\sqrt{\frac{1}{2}}}}", "2", True, "four levels of braces"),
+    (r"\boxed{f\left(\frac{1}{2}\right)=3}", "3", True, "an equation with brackets on its left"),
+    (r"\(\boxed{4}\)", "4", True, "in other inline mathematics"),
+    (r"\[\boxed{4}\]", "4", True, "in displayed mathematics"),
+    ("\\boxed{\n4\n}", "4", True, "line ends in the box"),
     # golds as they stand in the data sets
-    (box("70000"), "Profit: 200000-130000=$<<200000-130000=70000>>70000\n#### 70,000", True, "GSM8K with separator"), (box("204"), "204", True, "AIME"), (box("73"), "073", True, "AIME's leading zero"),
-    (box("27"), "27.0", True, "AMC's float"), (box("142.0"), "142.0", True, "both as floats"), (box(r"\left( 3, \frac{\pi}{2} \right)"), r"\left( 3, \frac{\pi}{2} \right)", True, "MATH-500's first gold"),
-    (box("p-q"), "p - q", True, "MATH-500, spaces"), (box(r"\text{Evelyn}"), r"\text{Evelyn}", True, "MATH-500, a name"), (box("4.5e33"), "4.5e33", True, "Minerva"), (box(r"4.5\times 10^{33}"), "4.5e33", True, "Minerva, written out"),
-    (box(r"\arcsin{1.3 \sin{\theta_w}}"), r"\arcsin{1.3 \sin{\theta_w}}", True, "Minerva, an expression"), (box("2,3"), "$2, 3$", True, "OlympiadBench, two answers"), (box(r"\frac{1}{2}, 1"), r"$1,\frac{1}{2}$", True, "OlympiadBench, another order"),
-    (box("8"), r"8 \mathrm{~m}", True, "OlympiadBench, a unit"), (box(r"1-\frac{2}{\pi}"), r"1-\frac{2}{\pi}", True, "HMMT"), (box(r"\frac{\pi-2}{\pi}"), r"1-\frac{2}{\pi}", True, "HMMT, one fraction"),
-    (box("103"), r"\boxed{103}", True, "a gold in a box"), (box(r"\frac{1}{576}"), r"$\frac{1}{576}$", True, "dollars"), (box("3, 4, 5"), "['3', '4', '5']", False, "a list that was not joined is no answer"),
+    (box("70000"), "Profit: 200000-130000=$<<200000-130000=70000>>70000\n#### 70,000", True,
+     "GSM8K with separator"),
+    (box("204"), "204", True, "AIME"),
+    (box("73"), "073", True, "AIME's leading zero"),
+    (box("27"), "27.0", True, "AMC's float"),
+    (box("142.0"), "142.0", True, "both as floats"),
+    (box(r"\left( 3, \frac{\pi}{2} \right)"), r"\left( 3, \frac{\pi}{2} \right)", True,
+     "MATH-500's first gold"),
+    (box("p-q"), "p - q", True, "MATH-500, spaces"),
+    (box(r"\text{Evelyn}"), r"\text{Evelyn}", True, "MATH-500, a name"),
+    (box("4.5e33"), "4.5e33", True, "Minerva"),
+    (box(r"4.5\times 10^{33}"), "4.5e33", True, "Minerva, written out"),
+    (box(r"\arcsin{1.3 \sin{\theta_w}}"), r"\arcsin{1.3 \sin{\theta_w}}", True,
+     "Minerva, an expression"),
+    (box("2,3"), "$2, 3$", True, "OlympiadBench, two answers"),
+    (box(r"\frac{1}{2}, 1"), r"$1,\frac{1}{2}$", True, "OlympiadBench, another order"),
+    (box("8"), r"8 \mathrm{~m}", True, "OlympiadBench, a unit"),
+    (box(r"1-\frac{2}{\pi}"), r"1-\frac{2}{\pi}", True, "HMMT"),
+    (box(r"\frac{\pi-2}{\pi}"), r"1-\frac{2}{\pi}", True, "HMMT, one fraction"),
+    (box("103"), r"\boxed{103}", True, "a gold in a box"),
+    (box(r"\frac{1}{576}"), r"$\frac{1}{576}$", True, "dollars"),
+    (box("3, 4, 5"), "['3', '4', '5']", False, "a gold that is still a Python list"),
 ]
 
-HOSTILE = ["9^{9^{9^{9}}}", "10**10**10", "100000!!!!", "{" * 100_000, "}" * 100_000, "(" * 250, "\\sqrt{" * 100 + "}" * 100, "1" * 1_000_000, "x" * 280,
-           "\\frac{1}{" * 40 + "2" + "}" * 40, "\\int_0^{9^9} x^{x^x} dx", "\\binom{10^9}{10^8}", "99999999^{99999999}", "\x00\x1b[31m", "-" * 5000 + "1",
-           "1/" * 120, "2^{" * 60 + "2" + "}" * 60, ",".join("1" * 150), "\\boxed{" * 3000, "<think>" * 10000, "1e999999", "\\text{" * 60, "٣", "𝟙𝟚",
-           "\\begin{pmatrix}" + "1&" * 100 + "1\\end{pmatrix}", "1 " * 100_000, "a" * 100 + "(" * 100, "\\lim_{x\\to 0}" * 20, "x^{" + "9" * 200 + "}"]
+HOSTILE = [
+    # numbers that are too large to be computed
+    "9^{9^{9^{9}}}", "10**10**10", "100000!!!!", "\\int_0^{9^9} x^{x^x} dx",
+    "\\binom{10^9}{10^8}", "99999999^{99999999}", "1e999999", "x^{" + "9" * 200 + "}",
+    # deep nesting and braces that do not match
+    "{" * 100_000, "}" * 100_000, "(" * 250, "\\sqrt{" * 100 + "}" * 100,
+    "\\frac{1}{" * 40 + "2" + "}" * 40, "2^{" * 60 + "2" + "}" * 60, "\\text{" * 60,
+    "a" * 100 + "(" * 100, "\\boxed{" * 3000, "<think>" * 10000,
+    # long text
+    "1" * 1_000_000, "x" * 280, "-" * 5000 + "1", "1/" * 120, ",".join("1" * 150), "1 " * 100_000,
+    "\\begin{pmatrix}" + "1&" * 100 + "1\\end{pmatrix}", "\\lim_{x\\to 0}" * 20,
+    # control characters, and digits of other scripts
+    "\x00\x1b[31m", "٣", "𝟙𝟚",
+]
 
 
-# Where math-verify alone, given the same extracted answer, comes to another verdict than the table, and why the table is right.
+# Answers on which math-verify alone differs from the table, with the same answer and gold.
+# Each group says why the table is right.
 DIFFERENCES = {
-    "numbers that its grammar does not read": ["1e11", "10^{11}", "1e-3", "5.", "1.0e2", "0.\\overline{3}", "6.02\\times10^{23}", "6.02\\cdot 10^{23}",
-                                               "6.02*10^23", "4.5\\times 10^{33}", "\\frac\\pi2", "\\frac{1}{4}\\%"],
+    "numbers that its grammar does not read": [
+        "1e11", "10^{11}", "1e-3", "5.", "1.0e2", "0.\\overline{3}", "6.02\\times10^{23}",
+        "6.02\\cdot 10^{23}", "6.02*10^23", "4.5\\times 10^{33}", "\\frac\\pi2",
+        "\\frac{1}{4}\\%"],
     "mixed numbers in a line": ["4 2/3", "1 3/4"],
     "separators that are spaces": ["1 000", "1\\,000", "12\\,345\\,678"],
-    "units and currencies": ["18 dollars", "12.5%", "5 km/h", "\\text{5 apples}", "$5$ dollars", "£5", "€5", "20 °"],
-    "it rounds to six digits, so a rounded answer is right": ["0.333333", "0.142857"],
-    "it takes a percentage for its hundredth as well": ["0.5", "0.125"],
-    "it multiplies the letters of words": ["nylevE", "AB"],
+    "units and currencies": [
+        "18 dollars", "12.5%", "5 km/h", "\\text{5 apples}", "$5$ dollars", "£5", "€5", "20 °"],
+    "it rounds to six digits, so it accepts a rounded answer": ["0.333333", "0.142857"],
+    "it accepts a hundredth of a percentage too": ["0.5", "0.125"],
+    "it reads a word as a product of letters": ["nylevE", "AB"],
     "words with a full stop": ["\\text{Tuesday.}"],
     "the other sign for the empty set": ["\\varnothing"],
-    "sets, lists and tuples are one to it, with or without repetition": ["\\{1,2\\}", "\\{1,2,2,3\\}", "4, 4", "1,2", "6, 5", "3, 4, 5"],
+    "it makes no difference between sets, lists and tuples, or between one member and two": [
+        "\\{1,2\\}", "\\{1,2,2,3\\}", "4, 4", "1,2", "6, 5", "3, 4, 5"],
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def started():
-    warm_up(wait=True)
+    judge.warm_up(wait=True)
 
 
 @pytest.mark.parametrize("response,answer,why", EXTRACTED, ids=[c[2] for c in EXTRACTED])
@@ -211,7 +442,8 @@ def test_extract(response, answer, why):
     assert extract(response) == answer
 
 
-@pytest.mark.parametrize("response,gold,verdict,why", GRADED, ids=[f"{i}: {c[3]}" for i, c in enumerate(GRADED)])
+@pytest.mark.parametrize("response,gold,verdict,why", GRADED,
+                         ids=[f"{i}: {c[3]}" for i, c in enumerate(GRADED)])
 def test_grade(response, gold, verdict, why):
     assert grade(response, gold) is verdict
 
@@ -223,13 +455,18 @@ def test_every_gold_accepts_itself():
 
 
 def against_math_verify():
-    """(answers that both can see, those on which math-verify alone differs from the table); benchmarks/fuzz_grading.py prints how many."""
+    """Two lists: the answers that were compared, and those on which math-verify differs.
+
+    math-verify gets the same extracted answer and gold as `grade`.
+    benchmarks/fuzz_grading.py prints how long the lists are.
+    """
     compared, differing = [], []
     for response, gold, verdict, _ in GRADED:
-        said, gold = extract(response), gold.rpartition("####")[2].strip() if "####" in gold else extract(gold) or gold
+        said = extract(response)
+        gold = gold.rpartition("####")[2].strip() if "####" in gold else extract(gold) or gold
         if said is not None and gold:
             compared.append(said)
-            if evaluate._math_verify(said, gold, time.monotonic() + 3) is not verdict:
+            if judge.math_verify(said, gold, time.monotonic() + 3) is not verdict:
                 differing.append(said)
     return compared, differing
 
@@ -242,8 +479,13 @@ def test_every_difference_to_math_verify_alone_is_explained():
 
 
 def test_numbers_are_exact():
-    assert number("1/3") * 3 == 1 and number("0.1") + number("0.2") == number("0.3") and number("5 cm") == 5
-    assert [number(t) for t in ("", "x", "1/0", "1e9999", "--5", "1.2.3", "5x", "1" * 100)] == [None] * 8
+    assert number("1/3") * 3 == 1 and number("0.1") + number("0.2") == number("0.3")
+    assert number("5 cm") == 5
+    no_numbers = ("", "x", "1/0", "1e9999", "--5", "1.2.3", "5x", "1" * 100)
+    assert [number(text) for text in no_numbers] == [None] * 8
+
+
+# ======================================================================== hostile text
 
 
 def timed(function, *arguments):
@@ -260,13 +502,6 @@ def test_hostile_text_is_graded_within_two_seconds(text):
     assert timed(extract, text)[0] < 0.5
 
 
-def test_many_slow_members_share_one_clock():
-    slow, other = ", ".join(["9^{9^{9^{9}}}"] * 8), ", ".join(f"x^{i}" for i in range(2, 10))
-    for response, gold in ((box(slow), other), (box(other), slow), (box(f"({slow})"), f"({other})")):
-        seconds, verdict = timed(grade, response, gold)
-        assert seconds < 2 and verdict is False
-
-
 def test_a_million_characters():
     rng = random.Random(0)
     text = "".join(rng.choice("0123456789{}\\()^,. xfrac#$") for _ in range(1_000_000))
@@ -275,54 +510,29 @@ def test_a_million_characters():
         assert seconds < 2 and verdict is (response.endswith(box("5")))
 
 
-def test_nothing_is_executed(tmp_path):
-    target = tmp_path / "executed"
-    for code in (f"__import__('os').system('touch {target}')", f"open('{target}','w')", f"().__class__.__base__.__subclasses__() or open('{target}','w')",
-                 f"exec(\"open('{target}','w')\")", f"\\text{{}}__import__('pathlib').Path('{target}').touch()", f"eval(compile(\"open('{target}','w')\",'','exec'))"):
-        for response, gold in ((box(code), "1"), (box(code), "x"), (box("x"), code), (code, "3")):
-            assert grade(response, gold) is False
-    assert not Path(target).exists()
+# ======================================================================== random text
 
-
-def test_verdicts_do_not_depend_on_order_or_threads():
-    cases = [(r, g, v) for r, g, v, _ in GRADED]
-    found = {}
-
-    def work(part):
-        for i in part:
-            found[i] = grade(*cases[i][:2])
-    threads = [threading.Thread(target=work, args=(range(k, len(cases), 3),)) for k in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert [found[i] for i in range(len(cases))] == [v for *_, v in cases]
-
-
-def test_a_question_after_a_killed_one_is_answered():
-    assert not grade(box("9^{9^{9^{9}}}"), "x")
-    seconds, verdict = timed(grade, box("(x+1)^2"), "x^2+2x+1")
-    assert verdict and seconds < 1
-
-
-# ---- properties, on inputs that hypothesis invents
-
-PIECES = st.sampled_from([*"0123456789{}()[]|\\^_,.;:=+-*/% $!&~<>'\"#\n\t\x00\x1b", "\\boxed{", "\\frac{", "\\sqrt{", "\\text{", "\\pi", "\\cup", "\\pm", "\\{", "\\}",
-                         "####", "<think>", "</think>", "x", "y", "and", "\\infty", "\\overline{", "\\begin{pmatrix}", "\\end{pmatrix}", "\\left(", "1e99", "٣", "−", "\u202e"])
+PIECES = st.sampled_from([
+    *"0123456789{}()[]|\\^_,.;:=+-*/% $!&~<>'\"#\n\t\x00\x1b", "\\boxed{", "\\frac{", "\\sqrt{",
+    "\\text{", "\\pi", "\\cup", "\\pm", "\\{", "\\}", "####", "<think>", "</think>", "x", "y",
+    "and", "\\infty", "\\overline{", "\\begin{pmatrix}", "\\end{pmatrix}", "\\left(", "1e99", "٣",
+    "−", "\u202e"])
 TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=60).map("".join))
 FEW = settings(max_examples=150, deadline=None, derandomize=True)
+FRACTIONS = st.fractions(min_value=-10**6, max_value=10**6, max_denominator=999)
+INTEGERS = st.integers(-10**12, 10**12)
 
 
 @FEW
 @given(TEXTS)
 def test_extract_returns_a_part_of_the_text_or_nothing(text):
     said = extract(text)
-    assert said is None or (said and said in text and len(said) <= evaluate.LONGEST_ANSWER)
+    assert said is None or (said and said in text and len(said) <= grading.LONGEST_ANSWER)
 
 
 @FEW
 @given(TEXTS, st.text("0123456789abcxyz+-*/^(),. ", min_size=1, max_size=40))
-def test_whatever_stands_before_the_last_box_counts(before, answer):
+def test_the_last_box_counts_whatever_stands_before_it(before, answer):
     if answer.strip() and "<think>" not in before.rpartition("</think>")[2]:
         assert extract(before + "\\boxed{" + answer + "}") == answer.strip()
 
@@ -337,23 +547,34 @@ def test_grade_gives_a_verdict_in_time(response, gold):
 
 
 @FEW
-@given(st.fractions(min_value=-10**6, max_value=10**6, max_denominator=999), st.fractions(min_value=-10**6, max_value=10**6, max_denominator=999))
+@given(FRACTIONS, FRACTIONS)
 def test_every_way_to_write_a_fraction_is_the_same_number(x, y):
     sign, n, d = "-" if x < 0 else "", abs(x.numerator), x.denominator
-    ways = [f"{sign}{n}/{d}", f"{sign}\\frac{{{n}}}{{{d}}}", f"\\dfrac{{{sign}{n}}}{{{d}}}", f"${sign}\\frac{{{2 * n}}}{{{2 * d}}}$", f" {sign} \\frac {{ {n} }} {{ {d} }} "]
+    ways = [
+        f"{sign}{n}/{d}",
+        f"{sign}\\frac{{{n}}}{{{d}}}",
+        f"\\dfrac{{{sign}{n}}}{{{d}}}",
+        f"${sign}\\frac{{{2 * n}}}{{{2 * d}}}$",
+        f" {sign} \\frac {{ {n} }} {{ {d} }} ",
+    ]
     if n > d > 1:
         ways.append(f"{sign}{n // d}\\frac{{{n % d}}}{{{d}}}")
     for way in ways:
-        assert grade(box(way), f"{x.numerator}/{d}") and number(evaluate._tidy(way)) == x
+        assert grade(box(way), f"{x.numerator}/{d}") and number(grading.tidy(way)) == x
         assert grade(box(way), f"{y.numerator}/{y.denominator}") is (x == y)
 
 
 @FEW
-@given(st.integers(-10**12, 10**12), st.integers(-10**12, 10**12))
+@given(INTEGERS, INTEGERS)
 def test_every_way_to_write_an_integer(x, y):
-    for way in (str(x), f"{x:,}", f"{x:,}".replace(",", "{,}"), f"{x:,}".replace(",", "\\,"), f"{x}.0", f"{x}.", f"\\$ {x}", f"{x}\\%", f"{x} apples", f"x = {x}"):
+    commas = f"{x:,}"
+    ways = (
+        str(x), commas, commas.replace(",", "{,}"), commas.replace(",", "\\,"), f"{x}.0", f"{x}.",
+        f"\\$ {x}", f"{x}\\%", f"{x} apples", f"x = {x}",
+    )
+    for way in ways:
         assert grade(box(way), str(x)) and grade(box(way), str(y)) is (x == y)
-        assert grade(f"so it is {x:,}", str(y)) is (x == y)
+        assert grade(f"so it is {commas}", str(y)) is (x == y)
 
 
 @FEW
@@ -361,5 +582,8 @@ def test_every_way_to_write_an_integer(x, y):
 def test_order_is_free_in_lists_and_sets_and_not_in_tuples(values, rng):
     shuffled = rng.sample(values, len(values))
     a, b = (", ".join(map(str, v)) for v in (values, shuffled))
-    assert grade(box(a), b) and grade(box(f"\\{{{a}\\}}"), f"\\{{{b}\\}}") and grade(box(f"({a})"), f"({b})") is (values == shuffled)
-    assert not grade(box(f"{a}, {values[0]}"), b) and not grade(box(", ".join(map(str, values[1:]))), b)
+    assert grade(box(a), b) and grade(box(f"\\{{{a}\\}}"), f"\\{{{b}\\}}")
+    assert grade(box(f"({a})"), f"({b})") is (values == shuffled)
+    # One answer too many, and one too few.
+    assert not grade(box(f"{a}, {values[0]}"), b)
+    assert not grade(box(", ".join(map(str, values[1:]))), b)

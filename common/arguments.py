@@ -1,0 +1,177 @@
+"""Command lines, and sentences for users: flags from a dataclass, mistakes without tracebacks.
+
+A script writes its flags as the fields of a dataclass. The help text of a flag is the string
+under the field, so the code and `--help` cannot disagree.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import difflib
+import errno
+import inspect
+import os
+import re
+import sys
+import textwrap
+
+import torch
+
+# ======================================================================== a user's mistake
+
+
+class Mistake(Exception):
+    """A user's mistake: one sentence that says what is wrong and what to do.
+
+    `run_script` prints the sentence without a traceback and exits with code 2.
+    """
+
+
+def require(condition, sentence):
+    if not condition:
+        raise Mistake(sentence)
+
+
+def harmless(text):
+    """The text without control characters. Models and data are written by strangers, and a
+    control character could rewrite what the terminal shows."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def shorten(text, width):
+    """The text on one line of at most `width` characters."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def unwritable(path, error):
+    """The sentence for a full disk and its relatives."""
+    why = getattr(error, "strerror", None) or shorten(error, 120)
+    return (
+        f"Writing '{path}' failed ({why}). All complete files are unchanged. Make room, then "
+        "continue a run with --resume, or an evaluation with the same command."
+    )
+
+
+OUT_OF_MEMORY = (
+    "The GPU is out of memory; lower --micro_tokens, --max_new_tokens, --prompts or --samples, or "
+    "choose smaller models. A run that had begun continues with --resume from its last checkpoint."
+)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def run_script(main):
+    """Call a script's main. If the user can mend what went wrong, end with one sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            # A terminal that cannot show a character must not end a run.
+            stream.reconfigure(errors="replace")
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes, only the first one talks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def stop(sentence):
+        print(f"error: {harmless(' '.join(str(sentence).split()))}", file=sys.stderr)
+        sys.exit(2)
+
+    try:
+        main()
+    except Mistake as mistake:
+        stop(mistake)
+    except torch.OutOfMemoryError:
+        stop(OUT_OF_MEMORY)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        stop(unwritable(error.filename or "a file", error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+
+
+# ======================================================================== flags
+
+
+def choice(default, *options):
+    """A flag that takes one of a few words."""
+    return dataclasses.field(default=default, metadata={"choices": options})
+
+
+def either(toy, hub):
+    """A flag with two defaults: one on the built-in toy, one for models and data from the hub.
+
+    The field is None until `common.run.parse` knows which of the two applies.
+    """
+    return dataclasses.field(default=None, metadata={"either": (toy, hub)})
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with two changes. A wrong flag gets one sentence instead of the usage of forty
+    flags. Flags cannot be abbreviated, because an abbreviation is a guess."""
+
+    def __init__(self, description):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout, allow_abbrev=False)
+
+    def error(self, message):
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        flags = self._option_string_actions
+        near = difflib.get_close_matches(unknown[1], flags, 1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else "; --help explains all flags."
+        raise Mistake(message + hint)
+
+
+def help_texts(cls):
+    """{field: help text} of a dataclass and its parents: the string under each field."""
+    texts = {}
+    for parent in cls.__mro__[:-1]:
+        body = ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0].body
+        for line, below in zip(body, body[1:]):
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(line, ast.AnnAssign) and documented:
+                texts.setdefault(line.target.id, " ".join(below.value.value.split()))
+    return texts
+
+
+def default_text(field):
+    """What --help says about a default."""
+    if "either" in field.metadata:
+        toy, hub = field.metadata["either"]
+        return f" (default {toy} on the toy, else {hub})" if toy != hub else f" (default {toy})"
+    return "" if field.default is None else f" (default {field.default})"
+
+
+def parse_arguments(cls, description, argv=None, groups=None):
+    """The command line as an object of the dataclass `cls`: one flag per field.
+
+    groups: {heading: names of flags}. --help first shows the flags that stand in no group, then
+    the groups: first a script's own flags, then those that all scripts share.
+    The set `args.given` holds the names of the flags that were really given.
+    """
+    texts, parser, places = help_texts(cls), Parser(description), {}
+    own = parser.add_argument_group("flags of this script")
+    for heading, names in (groups or {}).items():
+        places |= dict.fromkeys(names, parser.add_argument_group(heading))
+    for field in dataclasses.fields(cls):
+        # The type is written as in the source: "int", or "int | None".
+        written = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        kind = {"int": int, "float": float, "str": str, "bool": bool}[written.split(" |")[0]]
+        text = texts[field.name].replace("%", "%%")
+        place = places.get(field.name, own)
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            place.add_argument(f"--{field.name}", action=action, default=field.default, help=text)
+            continue
+        choices = field.metadata.get("choices")
+        place.add_argument(
+            f"--{field.name}",
+            type=kind,
+            default=argparse.SUPPRESS,  # so that a flag that was not given can be told apart
+            choices=choices,
+            metavar=None if choices else kind.__name__.upper(),
+            help=text + default_text(field).replace("%", "%%"),
+        )
+    given = vars(parser.parse_args(argv))
+    args = cls(**given)
+    args.given = set(given)
+    return args

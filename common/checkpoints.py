@@ -1,0 +1,235 @@
+"""The folder of a run: its settings, metrics, checkpoints and final model.
+
+A checkpoint is one folder. It holds the model as safetensors (float32) and everything else that
+training depends on in state.pt. It is written as checkpoint-N.tmp and then renamed, so a
+checkpoint with its final name is complete. The order of the data and the samples are functions
+of (seed, step), so the step is all that they need. The random states of torch and Python are
+stored as well, because a fork may use them.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from common.arguments import Mistake, require, unwritable
+from common.files import make_folder, read_json, read_jsonl, write_json, write_text
+from common.processes import gather, process
+from common.weights import save_model
+
+# ======================================================================== checkpoints
+
+
+def save_checkpoint(out, step, model, tokenizer, optimizer, extra=None):
+    final = Path(out) / f"checkpoint-{step:06d}"
+    if final.exists() or process()[0] > 0:
+        return final
+    version, internal, gauss = random.getstate()
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python_rng": [version, list(internal), gauss],
+        **(extra or {}),
+    }
+    _write_folder(final, model, tokenizer, state)
+    _prune(out)  # only now, when the new one is complete
+    return final
+
+
+def save_final(out, model, tokenizer):
+    if process()[0] > 0:
+        return
+    _write_folder(Path(out) / "final", model, tokenizer)
+    # A run that was killed just after its last checkpoint has not yet removed the one before.
+    _prune(out)
+
+
+def _write_folder(final, model, tokenizer, state=None):
+    """Model, tokenizer and state under a temporary name, renamed when all of it is written."""
+    temporary = final.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_model(model, temporary, merged=state is None)
+        tokenizer.save_pretrained(temporary)
+        if state is not None:
+            torch.save(state, temporary / "state.pt")
+        for file in temporary.iterdir():
+            with open(file, "rb") as f:
+                os.fsync(f.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises all three
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Mistake(unwritable(final, error)) from None
+
+
+def latest_checkpoint(out):
+    name = r"checkpoint-\d{6,}"
+    folders = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(name, p.name)]
+    return max(folders, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def _prune(out):
+    newest = latest_checkpoint(out)
+    for folder in Path(out).glob("checkpoint-*"):
+        if folder != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_state(checkpoint, optimizer, device):
+    """Everything except the weights, which are loaded like any model. Returns the dictionary."""
+    try:
+        # weights_only: a file with code in it is refused.
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch_rng"])
+        if device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        version, internal, gauss = state["python_rng"]
+        random.setstate((version, tuple(internal), gauss))
+    except Exception as error:
+        raise Mistake(
+            f"The checkpoint '{checkpoint}' is damaged ({type(error).__name__}); delete that "
+            "folder, and --resume starts from the beginning."
+        ) from None
+    return state
+
+
+# ======================================================================== the folder of a run
+
+# These settings have no influence on the weights, so a resumed run may change them.
+FREE = ("resume", "device", "save_every", "eval_every", "show_every", "vllm_memory")
+
+
+def recall(args, default_out):
+    """With --resume, each flag that is not given is taken from the run that is continued. So
+    `--resume --out FOLDER` is enough."""
+    args.out = args.out or default_out
+    path = Path(args.out) / "config.json"
+    if args.resume and path.exists():
+        before = read_json(path)
+        for f in dataclasses.fields(args):
+            if f.name in before and f.name not in args.given:
+                setattr(args, f.name, before[f.name])
+
+
+def settings(args):
+    return {k: v for k, v in dataclasses.asdict(args).items() if k != "resume"}
+
+
+def open_run(args, script):
+    """(folder of the run, checkpoint to continue from or None).
+
+    A folder that holds a run is never overwritten. A run is not continued with other settings,
+    because the result would be neither of the two runs.
+    """
+    out = make_folder(args.out)
+    # Nothing here draws from the global random states, but a fork may.
+    random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    has_run = (out / "config.json").exists()
+    if not args.resume:
+        require(
+            not has_run,
+            f"'{out}' already holds a run; continue it with --resume, or choose another --out.",
+        )
+        foreign = (out / "metrics.jsonl").exists() or (out / "responses.jsonl").exists()
+        require(not foreign, f"'{out}' holds something else; choose another --out.")
+        return out, None
+    require(has_run, f"There is nothing to resume in '{out}'; start without --resume.")
+    before = read_json(out / "config.json")
+    # A flag that did not exist when the run began had the value that is its default now.
+    defaults = {f.name: f.default for f in dataclasses.fields(args)}
+    now = {"script": script, **settings(args)}
+    changed = [k for k in now if k not in FREE and before.get(k, defaults.get(k)) != now[k]]
+    flags = ", ".join(f"--{k} {before.get(k)}" for k in changed[:4])
+    require(
+        not changed,
+        f"'{out}' was started with other settings ({flags}); resume with those, or choose another "
+        "--out.",
+    )
+    checkpoint = latest_checkpoint(out)
+    if checkpoint is None:
+        print(f"no checkpoint in {out} yet: starting from the beginning")
+    return out, checkpoint
+
+
+def write_config(out, args, script):
+    """Called when nothing can be refused any more and before anything else is written. So a
+    refused run leaves a folder that can be used again, and a killed run one that can be resumed."""
+    gather(None)  # wait until all processes have looked into the folder
+    path = Path(out) / "config.json"
+    if process()[0] == 0 and not path.exists():
+        write_json(path, {"script": script, **settings(args), "versions": versions()})
+
+
+def resume_command(script, args):
+    """The whole command that continues a run, ready to be pasted."""
+    given = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == script else []
+    out = [] if "--out" in given else ["--out", shlex.quote(args.out)]
+    return " ".join(["python", script, *map(shlex.quote, given), *out, "--resume"])
+
+
+def versions():
+    import transformers
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+# ======================================================================== metrics
+
+
+class Metrics:
+    """metrics.jsonl: one line per update and one per evaluation. A resumed run forgets what came
+    after its checkpoint.
+
+    A number that is not finite is written as null. An update whose gradient is not finite takes
+    no step and is marked "skipped". Three of them in a row end the run.
+    """
+
+    def __init__(self, out, resumed_step=None):
+        self.path = Path(out) / "metrics.jsonl"
+        self.rows = []
+        if resumed_step is not None and self.path.exists():
+            rows = read_jsonl(self.path, ["step"], drop_broken_end=True)
+            self.rows = [r for r in rows if r["step"] <= resumed_step]
+            gather(None)  # wait until all processes have read it
+            if process()[0] == 0:
+                write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
+
+    def add(self, row):
+        if not math.isfinite(row.get("grad_norm", 0.0)):
+            row = {**row, "skipped": True}
+        row = {k: _short(v) if isinstance(v, float) else v for k, v in row.items()}
+        self.rows.append(row)
+        if process()[0] == 0:
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+        last = [r for r in self.rows if "grad_norm" in r][-3:]
+        if "grad_norm" in row and len(last) == 3 and all(r["grad_norm"] is None for r in last):
+            checkpoint = latest_checkpoint(self.path.parent) or "not written yet"
+            raise Mistake(
+                "The gradient was not finite in three updates in a row "
+                f"({last[0]['step']} to {last[-1]['step']}); all three were skipped and the "
+                f"weights are unharmed. The last checkpoint is '{checkpoint}'; start again with a "
+                "lower --lr, and look at loss and length of the updates before in metrics.jsonl."
+            )
+
+
+def _short(number):
+    return float(f"{number:.6g}") if math.isfinite(number) else None

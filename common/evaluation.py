@@ -1,0 +1,231 @@
+"""Evaluation: sample responses to problems, grade them, and count, with intervals.
+
+A record is one graded sample, as a dict: index (which problem), sample (which of its n
+samples), prompt, response, gold, extracted, correct, tokens, truncated. `evaluate` returns
+all records and a summary of them.
+"""
+
+import math
+import re
+import time
+from collections import Counter
+
+from common.data import prompt_ids
+from common.grading import extract, verify
+from common.judge import warm_up
+from common.models import no_autocast
+from common.sampler import sample
+from common.show import progress
+
+# ======================================================================== statistics
+
+
+def wilson(successes, total):
+    """95 % interval of a proportion: Wilson's score interval.
+
+    The interval p +- 1.96 standard errors is too narrow near 0 and 1 and for small counts.
+    Wilson's is right there, too.
+
+    >>> [round(x, 3) for x in wilson(5, 10)]
+    [0.237, 0.763]
+    """
+    if total == 0:
+        return [0.0, 1.0]
+    z, p = 1.959964, successes / total
+    centre = p + z * z / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return [max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)]
+
+
+# Quantiles of Student's t at 0.975, for 1 to 30 degrees of freedom.
+T975 = [
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+]
+
+
+def mean_interval(values):
+    """(mean, low, high): the mean and its 95 % interval by Student's t.
+
+    The values must be independent: runs with different seeds, or different problems. A
+    single value has no interval; then low and high are -inf and inf.
+    """
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    free = len(values) - 1  # degrees of freedom
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / free / len(values))
+    half = (T975[free - 1] if free <= len(T975) else 1.96) * error
+    return mean, mean - half, mean + half
+
+
+def pass_at_k(n, correct, k):
+    """Probability that at least one of k samples is right, when `correct` of n samples are:
+    1 - C(n - correct, k) / C(n, k).
+
+    This estimate is unbiased. "Is any of the first k samples right?" has the same mean and
+    much more noise. 1 - (1 - correct/n)^k is biased.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def majority(answers, verdicts):
+    """Is the most frequent answer right? 1 or 0, or with a tie the share of right answers
+    among the most frequent ones. A sample without an answer has no vote."""
+    votes = Counter(a for a in answers if a is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = [a for a, count in votes.items() if count == most]
+    return sum(verdicts[answers.index(a)] for a in winners) / len(winners)
+
+
+# ======================================================================== the summary
+
+
+def summarise(records, k=1):
+    """The numbers of an evaluation, from its records. Their order does not matter."""
+    by_problem = {}
+    for r in records:
+        by_problem.setdefault(r["index"], []).append(r)
+    problems = list(by_problem.values())
+    n = max(map(len, problems))  # samples per problem
+    rights = [sum(r["correct"] for r in group) for group in problems]
+
+    if n == 1:
+        accuracy, interval = sum(rights) / len(rights), wilson(sum(rights), len(rights))
+    else:
+        # Samples of one problem are not independent, but problems are. An interval over all
+        # samples would be too narrow.
+        accuracy, low, high = mean_interval([right / n for right in rights])
+        interval = [max(0.0, low), min(1.0, high)]
+
+    def chance(j):
+        return sum(pass_at_k(n, right, j) for right in rights) / len(rights)
+
+    votes = [
+        majority([r["extracted"] for r in group], [r["correct"] for r in group])
+        for group in problems
+    ]
+    lengths = sorted(r["tokens"] for r in records)
+    result = {
+        "accuracy": accuracy,
+        "interval": interval,
+        "n": len(problems),
+        "samples": n,
+        f"avg@{n}": accuracy,
+        **{f"pass@{j}": chance(j) for j in sorted({1, k}) if j <= n},
+        "majority": sum(votes) / len(problems),
+        "truncated": sum(r["truncated"] for r in records) / len(records),
+        "no_answer": sum(r["extracted"] is None for r in records) / len(records),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "median_tokens": lengths[len(lengths) // 2],
+        "max_tokens": lengths[-1],
+    }
+    return result if n == 1 else {**result, **variety(problems, n)}
+
+
+def variety(problems, n):
+    """Does the model still try different ways to solve a problem?
+
+    A way is the sequence of numbers and operators of a response; the words do not count.
+    distinct: different ways as a share of the n samples. distinct_right: the number of
+    different ways that are right. Both are means over the problems.
+    """
+    ways = [
+        [(tuple(re.findall(r"\d+|[-+*/#^]", r["response"])), r["correct"]) for r in group]
+        for group in problems
+    ]
+    different = sum(len({way for way, _ in group}) / n for group in ways)
+    right = sum(len({way for way, correct in group if correct}) for group in ways)
+    return {"distinct": different / len(problems), "distinct_right": right / len(problems)}
+
+
+# ======================================================================== evaluate
+
+
+def evaluate(
+    model,
+    tokenizer,
+    rows,
+    *,
+    n=1,
+    temperature=0.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens,
+    seed=0,
+    k=1,
+    batch=256,
+    thinking=False,
+    done=(),
+    each=None,
+    bar=None,
+    autocast=None,
+):
+    """(summary, records) of n samples for every row.
+
+    done: records of an earlier evaluation that was interrupted. Its samples are not drawn
+    again. A sample depends on (seed, problem, sample) only, so the result is the same as
+    without the interruption.
+    each: a function that gets the new records after every batch.
+    bar: show a progress bar; None shows it on a terminal only.
+    autocast: the context in which the model computes, see `common.models.autocaster`.
+    """
+    # Starting math-verify takes a second or two. We sample in the meantime.
+    warm_up()
+    began, records = time.time(), list(done)
+    have = {(r["index"], r["sample"]) for r in done}
+    missing = [i for i in range(len(rows)) if any((i, j) not in have for j in range(n))]
+    prompts = {i: prompt_ids(tokenizer, rows[i]["prompt"], thinking) for i in missing}
+    missing.sort(key=lambda i: len(prompts[i]))  # prompts of similar length need little padding
+    per_batch = max(1, batch // n)
+
+    with progress(len(missing), "evaluating", "problem", show=bar) as shown:
+        for first in range(0, len(missing), per_batch):
+            chosen = missing[first : first + per_batch]
+            pairs = [(i, j) for i in chosen for j in range(n)]
+            with autocast or no_autocast():
+                completions = sample(
+                    model,
+                    [prompts[i] for i in chosen],
+                    n=n,
+                    max_new_tokens=max_new_tokens,
+                    keys=[("evaluate", seed, i, j) for i, j in pairs],
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    rows=batch,
+                )
+            fresh = []
+            for (i, j), completion in zip(pairs, completions):
+                if (i, j) in have:
+                    continue
+                graded = graded_record(tokenizer, prompts[i], completion, rows[i]["answer"])
+                fresh.append({"index": i, "sample": j, **graded})
+            records += fresh
+            if each:
+                each(fresh)
+            shown.update(len(chosen))
+    records.sort(key=lambda r: (r["index"], r["sample"]))
+    return {**summarise(records, k), "seconds": round(time.time() - began, 2)}, records
+
+
+def graded_record(tokenizer, prompt, completion, gold):
+    """What a record says about one sample, apart from its numbers (index, sample)."""
+    # Only the new tokens are decoded. A prompt can hold a box, or even the gold answer.
+    response = tokenizer.decode(completion.ids, skip_special_tokens=True).strip()
+    return {
+        "prompt": tokenizer.decode(prompt),
+        "response": response,
+        "gold": gold,
+        "extracted": extract(response),
+        "correct": verify(response, gold, completion.truncated),
+        "tokens": len(completion.ids),
+        "truncated": completion.truncated,
+    }

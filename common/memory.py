@@ -1,0 +1,299 @@
+"""Memory: what an update will take, what it took, and what happens when it does not fit.
+
+`memory_budget` predicts the peak of one update before the run starts, so that a run that cannot
+fit is refused at once, and not after an hour. `within_memory` makes an update and, if the GPU
+runs out of memory all the same, makes it again in smaller pieces.
+"""
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.arguments import require
+from common.models import cache_bytes
+from common.processes import process
+from common.weights import trainable
+
+# ======================================================================== measured
+
+
+def peak_memory(device):
+    """Bytes at the highest point so far. On a GPU: what PyTorch allocated. On a CPU: the resident
+    memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def resident_memory(device):
+    """Bytes in use now, counted as in `peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory(device)  # no /proc here: the peak is the nearest number there is
+
+
+def human(size):
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+
+
+# ======================================================================== predicted: the parts
+
+
+@dataclass
+class Shape:
+    """The numbers of a batch that decide how much memory its update takes."""
+
+    rollouts: int
+    """rollouts per update: prompts x samples"""
+    prompt_tokens: int
+    """tokens of one prompt"""
+    completion_tokens: int
+    """tokens of one response, at most"""
+    micro_tokens: int
+    """tokens that go through a model at once"""
+    chunk: int
+    """positions whose logits exist at once"""
+
+    @property
+    def tokens(self):
+        return self.rollouts * (self.prompt_tokens + self.completion_tokens)
+
+
+@dataclass
+class Setup:
+    """How and where the run computes."""
+
+    dtype: torch.dtype
+    """of the computation; bfloat16 means autocast for a student with float32 weights"""
+    checkpointing: bool
+    """gradient checkpointing: keep each layer's input, compute the rest again"""
+    adam_bits: int = 32
+    """of AdamW's two moments per weight"""
+    engine: int = 0
+    """bytes that vLLM takes (0: the rollouts are drawn by common/sampler.py)"""
+    room: int | None = None
+    """bytes of the GPU (None: no GPU)"""
+
+
+def weight_bytes(model, shared_with=None):
+    """Bytes of a model's weights as loaded. With --lora a copy shares with the student all
+    weights that do not change. What it shares takes no memory twice, so it is left out."""
+    shared = set() if shared_with is None else {id(p) for p in shared_with.parameters()}
+    return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in shared)
+
+
+def count(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def all_learn(model):
+    """False with --lora: there the weights are stored in the type of the computation, only the
+    adapters learn, and the head gets no gradient."""
+    return count(trainable(model)) == count(model.parameters())
+
+
+def moment_bytes(model, bits):
+    """Bytes that AdamW keeps: two moments per weight that learns.
+
+    With 8 bits a moment takes one byte, and each block of 256 has a scale of 4 bytes.
+    bitsandbytes keeps 32 bits for tensors below 4,096 numbers, and `adamw` for the embedding.
+    """
+    learning, embedding = trainable(model), model.get_input_embeddings().weight
+    whole = count(p for p in learning if bits == 32 or p.numel() < 4096 or p is embedding)
+    return 8 * whole + round((2 + 8 / 256) * (count(learning) - whole))
+
+
+def autocast_copies(student, setup):
+    """Under autocast a bfloat16 copy of every float32 weight is made, 2 bytes per weight, and
+    kept until the context ends."""
+    return 2 * count(student.parameters()) if is_half(setup) and all_learn(student) else 0
+
+
+def is_half(setup):
+    return setup.dtype != torch.float32
+
+
+def sampling_cache(student, shape, setup, held):
+    """Keys and values of all rollouts while they are drawn. held: bytes that are there always.
+
+    On a GPU the sampler takes fewer rollouts at once where the whole cache would not fit in half
+    of the free memory (`rows_that_fit` in common/sampler.py), but at least one.
+    """
+    if setup.engine:  # vLLM keeps keys and values inside the share that it takes at the start
+        return 0
+    whole = shape.tokens * cache_bytes(student.config, setup.dtype)
+    if setup.room is None:
+        return whole
+    return min(whole, max(whole // shape.rollouts, int(setup.room - held) // 2))
+
+
+def saved_in_layer(config, shape, setup):
+    """Bytes that autograd saves in one layer for a micro-batch.
+
+    The factors were fitted to measured peaks of random Qwen3 models (benchmarks/memory.py
+    --budget). Per token they are a sum over the hidden width, the query heads, the key heads and
+    the width of the MLP.
+    """
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    width, mlp = config.hidden_size, config.intermediate_size
+    if is_half(setup):
+        per_token = 28.5 * width + 10 * queries + 11 * keys + 8 * mlp
+    else:
+        per_token = 25.5 * width + 16 * queries + 16 * keys + 17 * mlp
+    return shape.micro_tokens * per_token
+
+
+def activation_bytes(student, shape, setup):
+    """Bytes that are kept from the forward pass of a micro-batch for its backward pass.
+
+    With checkpointing these are 4 bytes per hidden number for every layer's input, and what
+    autograd saves in the one layer that is being recomputed. Without, they are what autograd
+    saves in all layers, and the copies of the weights that autocast made.
+    """
+    config = student.config
+    layer = saved_in_layer(config, shape, setup)
+    if setup.checkpointing:
+        inputs = 4 * config.hidden_size * config.num_hidden_layers * shape.micro_tokens
+        return round(inputs + layer)
+    return round(layer * config.num_hidden_layers + autocast_copies(student, setup))
+
+
+def head_gradient(student):
+    """Bytes of the gradient of the head, which is a float32 matrix."""
+    config = student.config
+    return 4 * config.hidden_size * config.vocab_size if all_learn(student) else 0
+
+
+def logit_bytes(student, shape):
+    """Five float32 matrices of logits for a chunk (the logits of both models, their softmaxes,
+    and a gradient), and the head's gradient, which every chunk makes anew before it is added."""
+    return 5 * 4 * shape.chunk * student.config.vocab_size + head_gradient(student)
+
+
+# ======================================================================== predicted: the peak
+
+CACHE, LOOK_AHEAD = "KV cache while sampling", "teacher's cache of a micro-batch"
+ACTIVATIONS, LOGITS = "activations of a micro-batch", "logits of a chunk"
+
+
+def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=False):
+    """(bytes of each part, predicted peak of one update in bytes).
+
+    teacher: None if the student teaches itself.  more: other models that the run keeps.
+    teacher_cache: the teacher keeps the keys and values of a micro-batch, as in topd.py.
+    The weights of all models and AdamW's moments are there always. The other parts come and go,
+    so the peak is not their sum: see `highest_moment`.
+    """
+    held = {
+        "student weights": weight_bytes(student),
+        "AdamW moments": moment_bytes(student, setup.adam_bits),
+        "teacher weights": 0 if teacher is None else weight_bytes(teacher, shared_with=student),
+        "other weights": sum(weight_bytes(m) for m in more),
+        "vLLM": setup.engine,
+    }
+    always = sum(held.values())
+    parts = {
+        **held,
+        CACHE: sampling_cache(student, shape, setup, always),
+        "student gradients": 4 * count(trainable(student)),
+        ACTIVATIONS: activation_bytes(student, shape, setup),
+        LOGITS: logit_bytes(student, shape),
+    }
+    if teacher_cache:  # half as much again for the tokens that follow: RowCache grows by that much
+        per_token = cache_bytes(teacher.config, setup.dtype)
+        parts[LOOK_AHEAD] = shape.micro_tokens * per_token * 3 // 2
+    return parts, round(always + highest_moment(parts, student, shape, setup))
+
+
+def highest_moment(parts, student, shape, setup):
+    """Bytes at the worst moment of an update, above what is there always."""
+    gradients, activations, logits = parts["student gradients"], parts[ACTIVATIONS], parts[LOGITS]
+    # With several micro-batches the gradients of the first one are there during the second.
+    several = shape.micro_tokens < shape.tokens
+    earlier = gradients if several else 0
+    # With checkpointing no layer has been recomputed yet when the loss is computed.
+    layer = saved_in_layer(student.config, shape, setup) if setup.checkpointing else 0
+    return max(
+        # Sampling. It is over before training begins, so only the larger of the two counts.
+        parts[CACHE] + autocast_copies(student, setup),
+        # The loss comes first in the backward pass: the logits of a chunk are there together
+        # with everything that was saved. The gradient of the head is the first to be stored.
+        activations - layer + logits + (gradients if several else head_gradient(student)),
+        # The layers follow: their gradients come into being while what was saved goes. With
+        # checkpointing the first layer is recomputed last, when the other gradients are there.
+        activations + (gradients if several or setup.checkpointing else 0),
+        # The optimizer's step.
+        gradients,
+        # topd.py: the teacher looks ahead from the micro-batch that it has just scored.
+        parts.get(LOOK_AHEAD, 0) + logits + earlier,
+    )
+
+
+def check_memory(total, device, flags):
+    """Refuse what cannot fit before an hour is spent on it. flags: what the user can lower."""
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory
+        require(
+            total <= room,
+            f"This run needs about {human(total)} and the GPU has {human(room)}; lower {flags}, "
+            "or choose smaller models.",
+        )
+
+
+# ======================================================================== when it is not enough
+
+
+def within_memory(update, *arguments):
+    """Call update(*arguments). If the GPU runs out of memory, halve --micro_tokens and make the
+    same update again.
+
+    How a batch is cut into micro-batches never changes the result, so only time is lost. Each
+    halving is printed. The smaller size stays for the rest of the run.
+    """
+    from tqdm import tqdm
+
+    optimizer = next(a for a in arguments if isinstance(a, torch.optim.Optimizer))
+    # The flags are one of the arguments, or belong to one (`Compute` has them as `.args`).
+    candidates = [*arguments, *(a.args for a in arguments if hasattr(a, "args"))]
+    args = next(a for a in candidates if hasattr(a, "micro_tokens"))
+    while True:
+        before = steps_taken(optimizer)
+        try:
+            return update(*arguments)
+        except torch.OutOfMemoryError:
+            # Once the optimizer has made its step, the same update would be made twice. With
+            # several processes the others would wait for this one.
+            again = steps_taken(optimizer) == before and process()[1] == 1
+            require(
+                args.micro_tokens > 512 and again,
+                "The GPU is out of memory; lower --max_new_tokens, --prompts or --samples, choose "
+                "smaller models, and continue with --resume.",
+            )
+        # Not inside the except block: there the traceback still holds the tensors of the failed
+        # attempt, and no memory would become free.
+        optimizer.zero_grad(set_to_none=True)
+        args.micro_tokens //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tqdm.write(
+            f"out of memory: the same update again with --micro_tokens {args.micro_tokens}"
+        )
+
+
+def steps_taken(optimizer):
+    """Steps that the optimizer has made; 0 before its first one, when it has no state yet."""
+    return float(next((s["step"] for s in optimizer.state.values() if "step" in s), 0))

@@ -1,0 +1,236 @@
+"""Models and tokenizers: where they come from, and what must be true before they are used."""
+
+import contextlib
+import os
+import socket
+import sys
+import urllib.parse
+from pathlib import Path
+
+import torch
+
+from common.arguments import Mistake, require, shorten
+from common.processes import process
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ======================================================================== device and precision
+
+
+def pick_device(name):
+    if name == "auto":
+        card = f":{os.environ.get('LOCAL_RANK', 0)}" if process()[1] > 1 else ""
+        name = f"cuda{card}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise Mistake(
+            f"There is no usable device '{name}' here; use --device cpu, or --device auto to let "
+            "the script choose."
+        ) from None
+    return device
+
+
+def compute_dtype(name, device):
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def no_autocast():
+    return contextlib.nullcontext()
+
+
+def autocaster(device, dtype):
+    """A function that makes the context in which a float32 model computes in `dtype`."""
+    if dtype == torch.float32:
+        return no_autocast
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+# ======================================================================== loading
+
+
+def quiet():
+    """transformers prints dozens of lines while it loads. The scripts say what matters."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def reach_hub():
+    """Switch the hub off if its name cannot be resolved.
+
+    Without a network the hub's client repeats every request for half a minute, and prints each
+    failure, before the user sees the sentence that matters. Behind a proxy names need not
+    resolve on this machine, so then nothing is tested.
+    """
+    from huggingface_hub import constants
+
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    if constants.HF_HUB_OFFLINE or proxy:
+        return
+    try:
+        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def where(name):
+    """toy/student is a folder of this repository, in whatever folder a script is started."""
+    here = ROOT / name
+    in_repository = str(name).startswith("toy/") and not Path(name).exists() and here.exists()
+    return str(here) if in_repository else str(name)
+
+
+def load_tokenizer(name):
+    from transformers import AutoTokenizer
+
+    quiet()
+    name = where(name)
+    if not Path(name).exists():
+        reach_hub()
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise Mistake(missing_model(name, "tokenizer", error)) from None
+
+
+def load_model(name, device, dtype, tokenizer=None):
+    """A causal language model from a folder or from the hub.
+
+    Only safetensors files are loaded, because a pickle can run code. Code from the hub is never
+    run. With a tokenizer the model also gets the attributes that `know` sets.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet()
+    name = where(name)
+    if not Path(name).exists():
+        reach_hub()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        raise Mistake(missing_model(name, "model", error)) from None
+    model = model.to(device).eval()
+    check_architecture(model, name)
+    return model if tokenizer is None else know(model, tokenizer)
+
+
+def check_architecture(model, name):
+    """The methods run the backbone first and then the head, on a few positions at a time.
+
+    That equals the model's own output only if nothing comes after the head (some families scale
+    or cap their logits) and if no layer attends to a sliding window only.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    require(
+        kinds == {"full_attention"},
+        f"'{name}' has layers of kind {', '.join(sorted(kinds))}; only models with full attention "
+        "work here (Qwen3, Qwen2.5, Llama, SmolLM2 ...).",
+    )
+    with torch.no_grad():
+        ids = torch.arange(4, device=model.device)[None]  # [1, 4]
+        hidden = model.base_model(input_ids=ids).last_hidden_state  # [1, 4, width]
+        logits = model.get_output_embeddings()(hidden)  # [1, 4, V]
+        require(
+            torch.allclose(logits, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5),
+            f"'{name}' does more to its logits than a linear head; it is not supported.",
+        )
+
+
+def know(model, tokenizer):
+    """Write down on the model what sampler and losses need to know about it.
+
+    vocabulary: the number of tokens of the tokenizer. Heads can be wider, because rows are added
+    to make the matrix product faster. Logits beyond the vocabulary are always cut off.
+    ends: the ids that end a response.  engine: what draws samples instead of common/sampler.py.
+    """
+    model.vocabulary, model.ends, model.engine = len(tokenizer), eos_ids(model, tokenizer), None
+    return model
+
+
+def eos_ids(model, tokenizer):
+    """Every id that ends a response. Qwen3 lists two of them. A sampler that knows only one of
+    them does not stop at the other."""
+    found = {tokenizer.eos_token_id}
+    for config in (model.config, getattr(model, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    return sorted(i for i in found if i is not None)
+
+
+def missing_model(name, what, error):
+    why = shorten(error, 160)
+    if Path(name, "state.pt").exists():
+        return (
+            f"The checkpoint '{name}' is damaged ({type(error).__name__}: {why}); delete that "
+            "folder, and --resume starts from the beginning."
+        )
+    if Path(name).exists():
+        return (
+            f"The folder '{name}' holds no {what} that transformers can load "
+            f"({type(error).__name__}: {why})."
+        )
+    return (
+        f"There is no {what} '{name}': no such folder, and the model hub did not give it "
+        f"({type(error).__name__}). Check the spelling and the network, or pass the path of a "
+        "downloaded model folder."
+    )
+
+
+# ======================================================================== do they fit together?
+
+
+def same_tokenizer(student, teacher):
+    """Refuse two tokenizers that give different ids to the same text.
+
+    Equal size is not enough: two tokenizers can have the same number of tokens in another order.
+    Unequal heads are no problem. (Qwen2.5-1.5B has 151,936 output rows and Qwen2.5-7B has
+    152,064, with one tokenizer. The rows beyond its tokens are padding.)
+    """
+    ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    if ids != teacher_ids:
+        tokens = set(ids) | set(teacher_ids)
+        differing = [t for t in tokens if ids.get(t) != teacher_ids.get(t)]
+        example = min(differing, key=lambda t: ids.get(t, 1 << 40))
+        raise Mistake(
+            f"Student and teacher have different tokenizers ({len(differing)} of {len(tokens)} "
+            f"tokens differ; for example {example!r} is {ids.get(example)} for the student and "
+            f"{teacher_ids.get(example)} for the teacher): the teacher would score other words "
+            "than the student wrote. Choose two models of one family."
+        )
+    require(
+        student.eos_token_id == teacher.eos_token_id,
+        f"Student and teacher end a turn with different tokens ({student.eos_token!r} and "
+        f"{teacher.eos_token!r}); choose two instruct models of one family.",
+    )
+
+
+def check_head(tokenizer, models):
+    """Refuse a head that is narrower than the tokenizer: it belongs to another tokenizer.
+    models: [(name, model)]."""
+    for name, model in models:
+        width = model.get_output_embeddings().weight.shape[0]
+        require(
+            len(tokenizer) <= width,
+            f"The tokenizer has {len(tokenizer)} tokens and the head of '{name}' only {width} "
+            "rows: they do not belong together.",
+        )
+
+
+def cache_bytes(config, dtype):
+    """Bytes of the keys and values of one token in all layers."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_layer = 2 * config.num_key_value_heads * head_dim  # keys and values
+    return per_layer * config.num_hidden_layers * torch.tensor([], dtype=dtype).element_size()

@@ -1,0 +1,59 @@
+"""Several processes: `accelerate launch opd.py ...` starts the same script once per GPU.
+
+Prompts to sample and rollouts to score are dealt out like cards. Then the results are
+exchanged. So every process knows the whole batch, counts the same tokens and takes the same
+step, and no formula of a method changes. Only the first process writes files and talks.
+With one process every function here returns its input.
+"""
+
+import functools
+import operator
+import os
+
+import torch
+
+from common.arguments import Mistake
+
+
+def process():
+    """(number of this process, number of processes)."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(mine):
+    """A list of what every process has, in the order of the processes."""
+    if process()[1] == 1:
+        return [mine]
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+    except ImportError:
+        raise Mistake(
+            "Several processes need the package accelerate: pip install accelerate, "
+            "then accelerate launch ..."
+        ) from None
+
+    PartialState(cpu=not torch.cuda.is_available())  # the first call connects the processes
+    return gather_object([mine])
+
+
+def everyones(by_rollout, *sums):
+    """(whole list, *total sums). Each process has filled the entries of its own rollouts in the
+    list and left None in the others. The sums (numbers or lists) are added over the processes."""
+    device = next((x.device for x in by_rollout if x is not None), None)
+    parts = [(by_rollout, sums)]
+    if process()[1] > 1:
+        parts = gather(([None if x is None else x.cpu() for x in by_rollout], sums))
+    lists = zip(*(filled for filled, _ in parts))
+    whole = [next((x for x in same if x is not None), None) for same in lists]
+    whole = [x if x is None or device is None else x.to(device) for x in whole]
+    return whole, *(functools.reduce(operator.add, same) for same in zip(*(s for _, s in parts)))
+
+
+def add_up(tensors):
+    """Every tensor, summed over the processes."""
+    if process()[1] == 1:
+        return tensors
+    from accelerate.utils import reduce
+
+    return [reduce(t, "sum") for t in tensors]
