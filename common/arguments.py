@@ -49,7 +49,7 @@ def unwritable(path, error):
     """The sentence for a full disk and its relatives."""
     why = getattr(error, "strerror", None) or shorten(error, 120)
     return (
-        f"Writing '{path}' failed ({why}). All complete files are unchanged. Make room, then "
+        f"Writing '{path}' failed ({why}). All complete files are unchanged; make room, then "
         "continue a run with --resume, or an evaluation with the same command."
     )
 

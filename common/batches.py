@@ -242,4 +242,4 @@ class Collected:
 
     def everyone(self):
         """([n, k] of every rollout, *sums). With several processes the others' are included."""
-        return everyones(self.by_rollout, *self.sums)
+        return everyones(self.by_rollout, *(self.sums or []))  # None: this one had no rollout

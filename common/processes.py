@@ -39,7 +39,8 @@ def gather(mine):
 
 def everyones(by_rollout, *sums):
     """(whole list, *total sums). Each process has filled the entries of its own rollouts in the
-    list and left None in the others. The sums (numbers or lists) are added over the processes."""
+    list and left None in the others. The sums (numbers or lists) are added over the processes. A
+    process without any rollout passes no sums."""
     device = next((x.device for x in by_rollout if x is not None), None)
     parts = [(by_rollout, sums)]
     if process()[1] > 1:
@@ -47,7 +48,8 @@ def everyones(by_rollout, *sums):
     lists = zip(*(filled for filled, _ in parts))
     whole = [next((x for x in same if x is not None), None) for same in lists]
     whole = [x if x is None or device is None else x.to(device) for x in whole]
-    return whole, *(functools.reduce(operator.add, same) for same in zip(*(s for _, s in parts)))
+    totals = zip(*(sums for _, sums in parts if sums))
+    return whole, *(functools.reduce(operator.add, same) for same in totals)
 
 
 def add_up(tensors):

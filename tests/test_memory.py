@@ -1,14 +1,20 @@
 """Memory: the parts of a prediction counted by hand, the README's cards, out of memory."""
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, run_script, tiny_qwen3
+from helpers import PROMPTS, RESPONSES, STUDENT, TEACHER, close, compute, weights
 
+import opd
+import topd
 from common import memory
 from common.arguments import Mistake
 from common.batches import Compute
 from common.memory import Setup, Shape, human, memory_budget, moment_bytes, within_memory
+from common.models import load_model
+from common.weights import adapt, copy_of, trainable
 
 CPU = torch.device("cpu")
 # tiny_qwen3: an embedding of 50 x 32, which is the head, too. Two layers: queries and output
@@ -86,6 +92,20 @@ def test_other_models_and_a_teacher_that_keeps_its_cache_are_counted(models):
     assert memory_budget(models[0], None, HALVES, setup)[0]["teacher weights"] == 0
 
 
+def test_with_adapters_only_they_are_counted_for_learning():
+    pytest.importorskip("peft")
+    half = Setup(torch.bfloat16, checkpointing=True)
+    adapted = adapt(load_model(str(ROOT / "toy/student"), CPU, torch.bfloat16), 4)
+    whole = sum(p.numel() for p in adapted.parameters())
+    learning = sum(p.numel() for p in trainable(adapted))
+    parts, total = memory_budget(adapted, copy_of(adapted), HALVES, half)
+    assert parts["AdamW moments"] == 8 * learning and parts["student gradients"] == 4 * learning
+    assert parts["student weights"] == 2 * (whole - learning) + 4 * learning
+    assert parts["teacher weights"] == 4 * learning         # the frozen weights are shared
+    full = load_model(str(ROOT / "toy/student"), CPU, torch.float32)
+    assert total < memory_budget(full, copy_of(full), HALVES, half)[1] / 2
+
+
 def test_moments_of_eight_bits_are_for_large_matrices_other_than_the_embedding():
     model = tiny_qwen3(width=96)
     whole = sum(p.numel() for p in model.parameters())
@@ -147,6 +167,52 @@ def test_no_second_step_and_no_endless_halving():
         with pytest.raises(Mistake, match="out of memory"):
             within_memory(update, None, torch.optim.AdamW([weight]), compute)
         assert attempts == expected
+
+
+# ------------------------------------------------------------------------ with a real update
+
+LONG = [3, 4, 20, 21, 22, 7, 9, 33, 12, 41, 5, 6, 1]
+
+
+@pytest.mark.parametrize("method", [opd, topd])
+def test_out_of_memory_repeats_the_same_update_of_a_method(method, monkeypatch, capsys):
+    responses, real = [*RESPONSES[:3], LONG] * 64, method.states
+    flags = dict(
+        temperature=1.0, divergence="reverse", beta=0.5, estimator="full", chunk_logits=2**26,
+        guidance="on", lam=0.1, window_size=4, candidate_share=0.1, drop_share=0.3, epsilon=0.05,
+        embedding="static", suppress="none", seed=3,
+    )
+
+    def trained(room, micro_tokens):
+        """A GPU that can hold what the backward pass needs of `room` tokens. It fails at the long
+        responses, in the middle of an update: the short ones have already left a gradient."""
+        args = SimpleNamespace(micro_tokens=micro_tokens, **flags)
+
+        def states(model, ids, predicts):
+            long = model is student and torch.is_grad_enabled() and ids.shape[1] > 10
+            if long and ids.numel() > room:
+                assert student.model.norm.weight.grad is not None
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, ids, predicts)
+
+        monkeypatch.setattr(method, "states", states)
+        student = copy.deepcopy(STUDENT)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+        more = [[False] * 256] if method is opd else []
+        arguments = [(PROMPTS * 64, responses, *more), args, *([1] if method is topd else [])]
+        within_memory(method.update, student, TEACHER, optimizer, *arguments, compute(args))
+        return weights(student), args.micro_tokens
+
+    plain, _ = trained(10**9, 2400)
+    halved, size = trained(700, 2400)
+    assert size == 600
+    said = capsys.readouterr().out
+    assert "the same update again with --micro_tokens 1200" in said
+    assert "--micro_tokens 600" in said
+    assert close(plain, halved, 1e-5)
+    assert not close(plain, weights(STUDENT), 1e-3)
+    with pytest.raises(Mistake, match="out of memory"):
+        trained(5, 1200)
 
 
 def test_the_readme_shows_the_cards_as_they_are_predicted():

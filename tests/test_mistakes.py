@@ -1,11 +1,19 @@
-"""A table of what people get wrong. Each ends within seconds with exit code 2 and ONE sentence that names the thing and the way out, and changes
-nothing that was there."""
+"""A table of what people get wrong. Each ends within seconds with exit code 2 and ONE sentence,
+which says what is wrong and what to do, and it changes nothing that was there."""
 import hashlib
 import json
+import shlex
 import shutil
 
 import pytest
+import torch
 from conftest import ROOT, ended, tiny_qwen3
+
+SCRIPTS = {"opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py", "evaluate.py", "look.py"}
+PAIR = "--student toy/student --teacher toy/teacher"
+JUDGE = "evaluate.py --model toy/student --benchmark"
+
+# ------------------------------------------------------------------------ models that are spoiled
 
 
 def altered(tmp, name, edit, of="teacher"):
@@ -13,7 +21,6 @@ def altered(tmp, name, edit, of="teacher"):
     folder = tmp / name
     shutil.copytree(ROOT / "toy" / of, folder)
     edit(folder)
-    return folder
 
 
 def change(file, **values):
@@ -24,7 +31,7 @@ def change(file, **values):
 
 
 def swap_two_words(folder):
-    """Another id map of the same size: the mistake that a comparison of widths does not see."""
+    """Other ids, but as many: a mistake that a comparison of sizes does not see."""
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     words = tokenizer["model"]["vocab"]
@@ -39,214 +46,267 @@ def narrow_head(folder):
 
 
 def pickled(folder):
-    import torch
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
+def spoil_models(tmp):
+    altered(tmp, "swapped", swap_two_words)
+    altered(tmp, "end", change("tokenizer_config.json", eos_token="<|pad|>"))
+    altered(tmp, "narrow", narrow_head)
+    altered(tmp, "untold", lambda folder: (folder / "chat_template.jinja").unlink())
+    altered(tmp, "pickled", pickled)
+    altered(tmp, "windows", change("config.json", use_sliding_window=True, sliding_window=8,
+                                   max_window_layers=0, layer_types=None))
+    altered(tmp, "strange", change("config.json", model_type="mine",
+                                   auto_map={"AutoModelForCausalLM": "evil.Model"}))
+    (tmp / "odd").mkdir()
+    (tmp / "odd/config.json").write_text("{}")
+    (tmp / "file").write_text("")
+
+
+# ------------------------------------------------------------------------ data and folders
+
+
 def write(path, *rows, encoding="utf-8"):
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding=encoding)
-    return path
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding=encoding)
+
+
+def spoil_data(tmp):
+    row = {"problem": "a", "answer": "5"}
+    write(tmp / "empty.jsonl")
+    write(tmp / "columns.jsonl", {"text": "a", "label": "b"})
+    write(tmp / "broken.jsonl", '{"problem": "a", "answ')
+    write(tmp / "hollow.jsonl", {"problem": "a", "answer": ""})
+    write(tmp / "words.jsonl", {"problem": "A train leaves Chicago at noon.", "answer": "5"})
+    write(tmp / "list.jsonl", {"problem": ["a"], "answer": "5"})
+    write(tmp / "flag.jsonl", {"problem": "a", "answer": True})
+    write(tmp / "null.jsonl", row, {"problem": "b", "answer": None})
+    write(tmp / "blank.jsonl", {"problem": "  ", "answer": "5"})
+    write(tmp / "twice.jsonl", row, {"problem": "b", "answer": "1"}, row)
+    write(tmp / "contrary.jsonl", row, {**row, "answer": "6"})
+    write(tmp / "latin.jsonl", '{"problem": "\u00e4", "answer": "5"}', encoding="latin-1")
+    write(tmp / "utf16.jsonl", row, encoding="utf-16")
+    write(tmp / "table.jsonl", "problem,answer", "a,5")
+
+
+# What evaluate.py writes into config.json for `--model toy/student --benchmark toy`.
+EVALUATION = {"model": "toy/student", "benchmark": "toy", "n": 1, "temperature": 0.0, "top_p": 1.0,
+              "top_k": 0, "max_new_tokens": 256, "thinking": False, "seed": 0, "dtype": "auto"}
+ANSWERED = {"index": 0, "sample": 0, "response": "", "gold": "1e9", "extracted": None,
+            "correct": False, "tokens": 1, "truncated": False}
+
+
+def folder_of(path, config, **files):
+    path.mkdir()
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    for name, rows in files.items():
+        write(path / f"{name}.jsonl", *rows)
+
+
+def spoil_folders(tmp):
+    folder_of(tmp / "run", {"script": "opd.py", "seed": 5, "steps": 9})
+    folder_of(tmp / "cut", '{"script": "op')
+    folder_of(tmp / "list", "[1, 2]")
+    folder_of(tmp / "other", {**EVALUATION, "benchmark": "toy-heldout"}, responses=[])
+    folder_of(tmp / "truncated", EVALUATION, responses=['{"index": 0, "sam', "{}", "{}"])
+    folder_of(tmp / "foreign", EVALUATION, responses=[ANSWERED])
+    updates = ['{"step": 1, "lo', '{"step": 2}', '{"step": 3}']
+    folder_of(tmp / "half", {"script": "opd.py"}, metrics=updates)
+    whole = {"step": 0, "eval": {"accuracy": .5, "interval": [0, 1], "n": 10}}
+    folder_of(tmp / "whole", {"script": "opd.py", "seed": 0}, metrics=[whole])
+
+
+# ------------------------------------------------------------------------ the table
 
 
 def mistakes(tmp):
-    row = {"problem": "a", "answer": "5"}
-    empty, columns = write(tmp / "empty.jsonl"), write(tmp / "columns.jsonl", {"text": "a", "label": "b"})
-    broken, hollow = write(tmp / "broken.jsonl", '{"problem": "a", "answ'), write(tmp / "hollow.jsonl", {"problem": "a", "answer": ""})
-    words = write(tmp / "words.jsonl", {"problem": "A train leaves Chicago at noon.", "answer": "5"})
-    (tmp / "file").write_text("")
-    (tmp / "odd").mkdir()
-    (tmp / "odd/config.json").write_text("{}")
-    (tmp / "run").mkdir()
-    (tmp / "run/config.json").write_text(json.dumps({"script": "opd.py", "seed": 5, "steps": 9}))
-    for name, config in (("cut", '{"script": "op'), ("list", "[1, 2]")):
-        (tmp / name).mkdir()
-        (tmp / name / "config.json").write_text(config)
-    settings = {k: v for k, v in evaluation().items()}
-    for name, benchmark, lines in (("other", "toy-heldout", []), ("truncated", "toy", ['{"index": 0, "sam', "{}", "{}"]), ("foreign", "toy", [json.dumps(
-            {"index": 0, "sample": 0, "response": "", "gold": "1e9", "extracted": None, "correct": False, "tokens": 1, "truncated": False})])):
-        (tmp / name).mkdir()
-        (tmp / name / "config.json").write_text(json.dumps({**settings, "benchmark": benchmark}))
-        write(tmp / name / "responses.jsonl", *lines)
-    (tmp / "half").mkdir()
-    (tmp / "half/config.json").write_text(json.dumps({"script": "opd.py"}))
-    write(tmp / "half/metrics.jsonl", '{"step": 1, "lo', '{"step": 2}', '{"step": 3}')
-    out, pair = ["--out", tmp / "never"], ["--student", "toy/student", "--teacher", "toy/teacher"]
-    judge = ["evaluate.py", "--model", "toy/student", "--benchmark"]
+    """(command line, what the sentence must say). Without another --out the folder is tmp/never."""
     return [
-        (["opd.py", "--student", tmp / "nothing", *out], "no such folder"),
-        (["opd.py", "--student", tmp / "odd", *out], "holds no"),
-        (["opd.py", "--steps", -3, *out], "--steps is -3"),
-        (["opd.py", "--lr", 0, *out], "--lr"),
-        (["opd.py", "--temperature", 0, *out], "--temperature"),
-        (["opd.py", "--vllm_memory", 0, *out], "--vllm_memory is 0"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--vllm_memory", 2, *out], "--vllm_memory is 2"),
-        (["opd.py", "--off_policy", 1.5, *out], "--off_policy"),
-        (["opd.py", "--divergence", "jsd", "--beta", 1, *out], "--beta"),
-        (["opd.py", "--estimator", "sampled", "--divergence", "forward", *out], "reverse KL"),
-        (["opd.py", "--divergence", "sideways", *out], "invalid choice"),
-        (["opd.py", "--data", "nowhere", *out], "no benchmark and no file"),
-        (["opd.py", "--data", "math500", *out], "no training problems"),
-        (["opd.py", *pair, "--data", empty, *out], "is empty"),
-        (["opd.py", *pair, "--data", columns, *out], "no column for the problem and the answer"),
-        (["opd.py", *pair, "--data", broken, *out], "Could not load"),
-        (["opd.py", *pair, "--data", hollow, *out], "Row 1 of"),
-        (["opd.py", *pair, "--data", words, *out], "toy's language"),
-        (["opd.py", "--data", "toy", "--max_new_tokens", 5000, *out], "context"),
-        (["opd.py", "--data", "toy", "--out", tmp / "file/below"], "Cannot write"),
-        (["opd.py", "--data", "toy", "--out", tmp / "run"], "already holds a run"),
-        (["opd.py", "--data", "toy", "--steps", 7, "--out", tmp / "run", "--resume"], "other settings"),
-        (["opd.py", "--data", "toy", "--resume", *out], "nothing to resume"),
-        (["opd.py", "--data", "toy", "--device", "cuda:9", *out], "no usable device"),
-        (["topd.py", "--window_size", 1, *out], "--window_size is 1"),
-        (["topd.py", "--data", "toy", "--window_size", 200, *out], "--window_size is 200"),
-        (["topd.py", "--lam", -1, *out], "--lam is -1"),
-        (["topd.py", "--candidate_share", 0.5, *out], "--candidate_share"),
-        (["topd.py", "--drop_share", 1, *out], "--drop_share"),
-        (["topd.py", "--epsilon", 0, *out], "--plan exact"),
-        (["topd.py", "--out", tmp / "run"], "already holds a run"),
-        (["ar_opd.py", "--lam", 9, *out], "--lam is 9"),
-        (["ar_opd.py", "--rho", 1, *out], "--target full"),
-        (["ar_opd.py", "--ema", 0, *out], "--teacher frozen"),
-        (["ar_opd.py", "--clip", -1, *out], "--clip is -1"),
-        (["ar_opd.py", "--skip_first", 900, "--data", "toy", *out], "--skip_first"),
-        (["ar_opd.py", "--student", "toy/student", "--data", words, *out], "without a solution"),
-        (["hindsight_sd.py", "--samples", 1, *out], "its own peer"),
-        (["hindsight_sd.py", "--beta", -1, *out], "--beta is -1"),
-        (["hindsight_sd.py", "--rl_weight", 1, *out], "python grpo.py"),
-        (["hindsight_sd.py", "--context", "none", *out], "nothing to learn"),
-        (["hindsight_sd.py", "--teacher", "ema", "--ema", 2, *out], "--teacher frozen"),
-        (["hindsight_sd.py", "--data", "toy", "--max_new_tokens", 480, *out], "No prompt fits"),
-        (["hindsight_sd.py", "--student", "toy/student", "--data", words, "--context", "reference", *out], "without a solution"),
-        (["grpo.py", "--samples", 1, *out], "at least 2"),
-        (["grpo.py", "--clip_low", 1.5, *out], "--clip_low"),
-        (["grpo.py", "--clip_high", 0, *out], "--clip_high"),
-        (["grpo.py", "--reuse", 0, *out], "--reuse is 0"),
-        (["grpo.py", "--variant", "dapo", "--overlong_share", 0, *out], "--overlong_share"),
-        (["evaluate.py"], "--model"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "nope"], "no benchmark and no file"),
-        (["evaluate.py", "--model", tmp / "nothing", "--benchmark", "toy", *out], "no such folder"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", columns], "no column"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--n", 4], "greedy"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--k", 4], "pass@k"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", -1], "--limit"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--out", tmp / "run"], "another"),
-        (["evaluate.py", "--model", "toy/student", "--benchmark", "math500", *out], "Without network"),
-        (["evaluate.py", "--compare", tmp / "nothing"], "not a run"),
-        (["look.py", "opd", "--n", 0], "--n is 0"),
-        (["look.py", "topd", "--window_size", 1], "--window_size is 1"),
-        (["look.py", "ar_opd", "--rho", 2], "--rho is 2"),
-        (["look.py", "ar_opd", "--data", words], "without a solution"),
-        (["look.py", "opd", "--html", tmp / "no/such/page.html"], "no folder"),
+        # flags: values
+        ("opd.py --steps -3", "--steps is -3; it must be at least 1."),
+        ("opd.py --lr 0", "--lr is 0.0; it must lie in (0, inf)."),
+        ("opd.py --lr inf", "--lr is inf; it must lie in (0, inf)."),
+        ("opd.py --temperature 0", "--temperature is 0.0; it must lie in (0, 100) (rollouts"),
+        ("opd.py --temperature inf", "--temperature is inf; it must lie in (0, 100)"),
+        ("opd.py --vllm_memory 0", "--vllm_memory is 0.0; it must lie in (0, 1) (it is a share"),
+        (f"{JUDGE} toy --vllm_memory 2", "--vllm_memory is 2.0; it must lie in (0, 1)"),
+        ("opd.py --lora -1", "--lora is -1; it must lie in [0, 1024] (it is a rank"),
+        ("opd.py --off_policy 1.5", "--off_policy is 1.5; it must lie in [0, 1] (it is a share)"),
+        ("opd.py --divergence jsd --beta 1", "--beta is 1.0; it must lie in (0, 1) (the ends are "
+         "--divergence forward and reverse)"),
+        ("opd.py --estimator sampled --divergence forward", "use it with --divergence reverse"),
+        ("opd.py --divergence sideways", "invalid choice: 'sideways'"),
+        ("topd.py --window_size 1", "--window_size is 1; it must lie in [2, "),
+        ("topd.py --data toy --window_size 200", "--window_size is 200; it must lie in [2, 160] "
+         "(a window must fit into a rollout, see --max_new_tokens)"),
+        ("topd.py --lam -1", "--lam is -1.0; it must lie in [0, inf) (it is the weight of a loss)"),
+        ("topd.py --candidate_share 0.5", "--candidate_share is 0.5; it must lie in (0, 0.1]"),
+        ("topd.py --drop_share 1", "--drop_share is 1.0; it must lie in [0, 1) (it is a share"),
+        ("topd.py --epsilon 0", "--epsilon is 0.0; it must lie in [0.001, 10]"),
+        ("ar_opd.py --lam 9", "--lam is 9.0; it must lie in [0, 5] (0: partial view, 1: full view"),
+        ("ar_opd.py --lam nan", "--lam is nan; it must lie in [0, 5]"),
+        ("ar_opd.py --rho 1", "(for the whole solution: --target full)"),
+        ("ar_opd.py --ema 0", "(for a teacher that stays as it is: --teacher frozen)"),
+        ("ar_opd.py --clip -1", "--clip is -1.0; it must lie in [0, inf) (0: no clip)"),
+        ("ar_opd.py --skip_first 900 --data toy", "--skip_first is 900; it must lie in [0, 160)"),
+        ("ar_opd.py --steps many", "invalid int value: 'many'"),
+        ("hindsight_sd.py --samples 1", "its own peer or its own baseline; use --samples 8"),
+        ("hindsight_sd.py --beta -1", "--beta is -1.0; it must lie in [0, inf) (0: off)"),
+        ("hindsight_sd.py --rl_weight 1", "(for 1: python grpo.py)"),
+        ("hindsight_sd.py --context none", "invalid choice: 'none'"),
+        ("hindsight_sd.py --peer best", "invalid choice: 'best'"),
+        ("hindsight_sd.py --teacher ema --ema 2", "--ema is 2.0; it must lie in (0, 1] (for a "
+         "teacher that stays as it is: --teacher frozen)"),
+        ("grpo.py --samples 1", "--samples is 1; a group needs at least 2 rollouts"),
+        ("grpo.py --clip_low 1.5", "--clip_low is 1.5; it must lie in (0, 1)"),
+        ("grpo.py --clip_high 0", "--clip_high is 0.0; it must lie in (0, inf)"),
+        ("grpo.py --reuse 0", "--reuse is 0; it must be at least 1."),
+        ("grpo.py --variant dapo --overlong_share 0", "--overlong_share is 0.0; it must lie in (0"),
+        ("grpo.py --save_every -1", "--save_every is -1; it must be 0 (off) or more."),
+        ("grpo.py --chunk_logits 0", "--chunk_logits is 0; it must be at least 1."),
+        (f"{JUDGE} toy --n 4", "--n 4 greedy samples would all be the same; set --temperature"),
+        (f"{JUDGE} toy --n 0", "--n is 0"),
+        (f"{JUDGE} toy --k 4", "--k is 4; pass@k needs 1 <= k <= n, and n is 1."),
+        (f"{JUDGE} toy --limit -1", "--limit is -1; it must be at least 1."),
+        (f"{JUDGE} toy --temperature -1", "--temperature is -1.0; it must be 0 (greedy) or more"),
+        (f"{JUDGE} toy --top_p 0", "--top_p is 0.0; it must lie in (0, 1]"),
+        (f"{JUDGE} toy --top_k -2", "--top_k is -2; it must be 0 (off) or more"),
+        (f"{JUDGE} toy --batch 0", "--batch is 0; it must be at least 1."),
+        (f"{JUDGE} toy --max_new_tokens 0", "--max_new_tokens is 0; it must be at least 1."),
+        ("look.py opd --n 0", "--n is 0"),
+        ("look.py topd --window_size 1", "--window_size is 1"),
+        ("look.py ar_opd --rho 2", "--rho is 2.0"),
+        # flags: names
+        ("evaluate.py", "Say what to evaluate: --model FOLDER_OR_NAME --benchmark NAME"),
+        ("opd.py --divergance forward", "did you mean --divergence?"),
+        ("topd.py --samp 4", "did you mean --samples?"),
+        ("opd.py --off_policy_data teacher", "did you mean --off_policy?"),     # earlier versions
+        ("topd.py --plan exact", "unrecognized arguments: --plan"),
+        ("look.py sft", "invalid choice: 'sft'"),
+        ("hindsight_sd.py --device gpu", "no usable device 'gpu' here; use --device cpu"),
+        ("opd.py --data toy --device cuda:9", "no usable device 'cuda:9' here; use --device cpu"),
         # models and tokenizers
-        (["opd.py", "--student", "toy/student", "--teacher", altered(tmp, "swapped", swap_two_words), "--data", "toy", *out], "different tokenizers (2 of"),
-        (["topd.py", "--student", "toy/student", "--teacher", tmp / "swapped", "--data", "toy", *out], "different tokenizers (2 of"),
-        (["look.py", "opd", "--teacher", tmp / "swapped"], "different tokenizers (2 of"),
-        (["opd.py", "--teacher", altered(tmp, "end", change("tokenizer_config.json", eos_token="<|pad|>")), "--data", "toy", *out], "end a turn with different tokens"),
-        (["ar_opd.py", "--student", altered(tmp, "narrow", narrow_head), "--data", "toy", *out], "they do not belong together"),
-        (["evaluate.py", "--model", tmp / "narrow", "--benchmark", "toy", *out], "they do not belong together"),
-        (["grpo.py", "--student", altered(tmp, "untold", lambda f: (f / "chat_template.jinja").unlink()), "--data", "toy", *out], "no chat template"),
-        (["grpo.py", "--student", altered(tmp, "pickled", pickled), "--data", "toy", *out], "holds no model"),
-        (["opd.py", "--student", altered(tmp, "windows", change("config.json", use_sliding_window=True, sliding_window=8, max_window_layers=0, layer_types=None)),
-          "--data", "toy", *out], "sliding_attention"),
-        (["hindsight_sd.py", "--student", altered(tmp, "strange", change("config.json", model_type="mine", auto_map={"AutoModelForCausalLM": "evil.Model"})),
-          "--data", "toy", *out], "that transformers can load"),
-        (["opd.py", "--student", "toy/student", "--teacher", "toy/student", "--data", "toy", *out], "learn nothing from itself"),
-        (["topd.py", "--student", "toy/teacher", "--teacher", "toy/teacher", "--data", "toy", *out], "learn nothing from itself"),
-        (["opd.py", *pair, "--student", "Qwen/Qwen3-600B", "--data", "toy", *out], "no such folder, and the model hub did not give it"),
-        (["evaluate.py", "--model", tmp / "file", "--benchmark", "toy", *out], "holds no"),
+        (f"opd.py --student {tmp}/nothing", "no such folder, and the model hub did not give it"),
+        (f"opd.py --student {tmp}/odd", "holds no tokenizer that transformers can load"),
+        (f"{JUDGE} toy --model {tmp}/nothing", "no such folder"),
+        (f"{JUDGE} toy --model {tmp}/file", "holds no tokenizer that transformers can load"),
+        (f"opd.py {PAIR} --student Qwen/Qwen3-600B --data toy", "no such folder, and the model hub "
+         "did not give it"),
+        (f"opd.py --student toy/student --teacher {tmp}/swapped --data toy",
+         "different tokenizers (2 of"),
+        (f"topd.py --student toy/student --teacher {tmp}/swapped --data toy",
+         "different tokenizers (2 of"),
+        (f"look.py opd --teacher {tmp}/swapped", "different tokenizers (2 of"),
+        (f"opd.py --teacher {tmp}/end --data toy", "end a turn with different tokens"),
+        (f"ar_opd.py --student {tmp}/narrow --data toy", "they do not belong together"),
+        (f"{JUDGE} toy --model {tmp}/narrow", "they do not belong together"),
+        (f"grpo.py --student {tmp}/untold --data toy", "no chat template; use an instruct model"),
+        (f"grpo.py --student {tmp}/pickled --data toy", "holds no model that transformers can load"),
+        (f"opd.py --student {tmp}/windows --data toy", "sliding_attention; only models with full "
+         "attention work here"),
+        (f"hindsight_sd.py --student {tmp}/strange --data toy", "that transformers can load"),
+        ("opd.py --student toy/student --teacher toy/student --data toy",
+         "would learn nothing from itself; choose a better teacher"),
+        ("topd.py --student toy/teacher --teacher toy/teacher --data toy",
+         "would learn nothing from itself; choose a better teacher"),
         # data
-        (["opd.py", *pair, "--data", write(tmp / "list.jsonl", {"problem": ["a"], "answer": "5"}), *out], "no text as its problem"),
-        (["opd.py", *pair, "--data", write(tmp / "flag.jsonl", {"problem": "a", "answer": True}), *out], "neither text nor a number"),
-        (["opd.py", *pair, "--data", write(tmp / "null.jsonl", row, {"problem": "b", "answer": None}), *out], "Row 2 of"),
-        (["opd.py", *pair, "--data", write(tmp / "blank.jsonl", {"problem": "  ", "answer": "5"}), *out], "no text as its problem"),
-        ([*judge, write(tmp / "twice.jsonl", row, {"problem": "b", "answer": "1"}, row), *out], "Rows 1 and 3 of"),
-        (["grpo.py", "--student", "toy/reader", "--data", write(tmp / "contrary.jsonl", row, {**row, "answer": "6"}), *out], "different answers ('5', '6')"),
-        ([*judge, write(tmp / "latin.jsonl", '{"problem": "\u00e4", "answer": "5"}', encoding="latin-1"), *out], "in UTF-8"),
-        ([*judge, write(tmp / "utf16.jsonl", row, encoding="utf-16"), *out], "in UTF-8"),
-        ([*judge, write(tmp / "table.jsonl", "problem,answer", "a,5"), *out], "one JSON object a line"),
-        ([*judge, tmp, *out], "no benchmark and no file"),
-        (["opd.py", *pair, "--data", "toy", "--benchmark", "nowhere", *out], "no benchmark and no file"),
-        (["ar_opd.py", "--student", "toy/reader", "--data", "toy", "--max_new_tokens", 1020, *out], "No prompt fits"),
+        ("opd.py --data nowhere", "no benchmark and no file named 'nowhere'"),
+        (f"opd.py {PAIR} --data toy --benchmark nowhere", "no benchmark and no file"),
+        (f"{JUDGE} nope", "no benchmark and no file named 'nope'"),
+        (f"{JUDGE} {tmp}", "no benchmark and no file"),
+        ("opd.py --data math500", "no training problems; train on toy or gsm8k"),
+        (f"{JUDGE} math500", "Without network, save its test split as JSONL"),
+        (f"opd.py {PAIR} --data {tmp}/empty.jsonl", "is empty; it needs one JSON object a line"),
+        (f"opd.py {PAIR} --data {tmp}/columns.jsonl", "no column for the problem and the answer"),
+        (f"{JUDGE} {tmp}/columns.jsonl", "no column"),
+        (f"opd.py {PAIR} --data {tmp}/broken.jsonl", "Could not load"),
+        (f"opd.py {PAIR} --data {tmp}/hollow.jsonl", "Row 1 of"),
+        (f"opd.py {PAIR} --data {tmp}/list.jsonl", "no text as its problem; mend or delete it"),
+        (f"opd.py {PAIR} --data {tmp}/flag.jsonl", "neither text nor a number; mend or delete it"),
+        (f"opd.py {PAIR} --data {tmp}/null.jsonl", "Row 2 of"),
+        (f"opd.py {PAIR} --data {tmp}/blank.jsonl", "no text as its problem; mend or delete it"),
+        (f"{JUDGE} {tmp}/twice.jsonl", "Rows 1 and 3 of"),
+        (f"grpo.py --student toy/reader --data {tmp}/contrary.jsonl",
+         "different answers ('5', '6'); delete one of them"),
+        (f"{JUDGE} {tmp}/latin.jsonl", "in UTF-8"),
+        (f"{JUDGE} {tmp}/utf16.jsonl", "in UTF-8"),
+        (f"{JUDGE} {tmp}/table.jsonl", "one JSON object a line"),
+        (f"opd.py {PAIR} --data {tmp}/words.jsonl", "only speak the toy's language (--data toy"),
+        (f"opd.py {PAIR} --off_policy 1 --data {tmp}/words.jsonl", "toy's language"),
+        (f"ar_opd.py --student toy/student --data {tmp}/words.jsonl", "without a solution"),
+        (f"hindsight_sd.py --student toy/student --data {tmp}/words.jsonl --context reference",
+         "without a solution for --context reference; use --context peer"),
+        (f"look.py ar_opd --data {tmp}/words.jsonl", "without a solution"),
+        ("opd.py --data toy --max_new_tokens 5000", "the model's context is"),
+        ("ar_opd.py --student toy/reader --data toy --max_new_tokens 1020", "No prompt fits"),
+        ("hindsight_sd.py --data toy --max_new_tokens 480", "No prompt fits"),
         # folders
-        (["opd.py", "--data", "toy", "--out", tmp / "file"], "Cannot write"),
-        (["grpo.py", "--resume", "--out", tmp / "cut"], "cut off or edited"),
-        (["opd.py", "--resume", "--out", tmp / "list"], "cut off or edited"),
-        (["grpo.py", "--data", "toy", "--resume", "--steps", 9, "--seed", 5, "--out", tmp / "run"], "--script opd.py"),
-        ([*judge, "toy", "--out", tmp / "other"], "another evaluation (benchmark: toy-heldout"),
-        ([*judge, "toy", "--out", tmp / "truncated"], "Line 1 of"),
-        ([*judge, "toy", "--out", tmp / "foreign"], "other problems"),
-        ([*judge, "toy", "--max_new_tokens", 17, "--out", tmp / "foreign"], "max_new_tokens: 256"),
-        (["evaluate.py", "--compare", tmp / "half"], "Line 1 of"),
-        (["evaluate.py", "--compare", tmp / "foreign", tmp / "whole"], "not both at once"),
-        (["evaluate.py", "--compare", tmp / "odd"], "neither metrics.jsonl nor responses.jsonl"),
-        # flags
-        (["opd.py", "--divergance", "forward", *out], "did you mean --divergence?"),
-        (["topd.py", "--samp", 4, *out], "did you mean --samples?"),
-        (["ar_opd.py", "--steps", "many", *out], "invalid int value: 'many'"),
-        (["ar_opd.py", "--lam", "nan", *out], "--lam is nan"),
-        (["opd.py", "--lr", "inf", *out], "--lr is inf"),
-        (["opd.py", "--temperature", "inf", *out], "--temperature is inf"),
-        (["grpo.py", "--save_every", -1, *out], "--save_every is -1"),
-        (["grpo.py", "--chunk_logits", 0, *out], "--chunk_logits is 0"),
-        (["hindsight_sd.py", "--peer", "best", *out], "invalid choice: 'best'"),
-        (["hindsight_sd.py", "--device", "gpu", *out], "no usable device 'gpu'"),
-        ([*judge, "toy", "--temperature", -1, *out], "--temperature is -1"),
-        ([*judge, "toy", "--top_p", 0, *out], "--top_p is 0"),
-        ([*judge, "toy", "--top_k", -2, *out], "--top_k is -2"),
-        ([*judge, "toy", "--n", 0, *out], "--n is 0"),
-        ([*judge, "toy", "--batch", 0, *out], "--batch is 0"),
-        ([*judge, "toy", "--max_new_tokens", 0, *out], "--max_new_tokens is 0"),
-        (["look.py", "sft"], "invalid choice: 'sft'"),
+        (f"opd.py --data toy --out {tmp}/file/below", "Cannot write"),
+        (f"opd.py --data toy --out {tmp}/file", "Cannot write"),
+        (f"opd.py --data toy --out {tmp}/run", "already holds a run; continue it with --resume"),
+        (f"topd.py --out {tmp}/run", "already holds a run; continue it with --resume"),
+        (f"grpo.py --data toy --out {tmp}/half", "already holds a run"),
+        (f"opd.py --data toy --steps 7 --out {tmp}/run --resume", "was started with other settings"),
+        (f"grpo.py --data toy --resume --steps 9 --seed 5 --out {tmp}/run", "--script opd.py"),
+        ("opd.py --data toy --resume", "nothing to resume in"),
+        (f"grpo.py --resume --out {tmp}/cut", "cut off or edited"),
+        (f"opd.py --resume --out {tmp}/list", "cut off or edited"),
+        (f"{JUDGE} toy --out {tmp}/run", "another"),
+        (f"{JUDGE} toy --out {tmp}/other", "another evaluation (benchmark: toy-heldout"),
+        (f"{JUDGE} toy --out {tmp}/truncated", "Line 1 of"),
+        (f"{JUDGE} toy --out {tmp}/foreign", "other problems"),
+        (f"{JUDGE} toy --max_new_tokens 17 --out {tmp}/foreign", "max_new_tokens: 256"),
+        (f"evaluate.py --compare {tmp}/nothing", "not a run"),
+        (f"evaluate.py --compare {tmp}/half", "Line 1 of"),
+        (f"evaluate.py --compare {tmp}/foreign {tmp}/whole", "not both at once"),
+        (f"evaluate.py --compare {tmp}/odd", "neither metrics.jsonl nor responses.jsonl"),
+        (f"look.py opd --html {tmp}/no/such/page.html", "no folder"),
     ]
 
 
-def evaluation():
-    """What evaluate.py writes into config.json for `--model toy/student --benchmark toy`."""
-    return {"model": "toy/student", "benchmark": "toy", "n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 256, "thinking": False, "seed": 0,
-            "dtype": "auto"}
+def completed(command, tmp):
+    """The command as a list of words, on the CPU, and with a folder of its own."""
+    words = shlex.split(command)
+    if "--compare" in words:
+        return words
+    folder = [] if "--out" in words or words[0] == "look.py" else ["--out", tmp / "never"]
+    device = [] if "--device" in words else ["--device", "cpu"]
+    return [*words, *folder, *device]
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None for p in sorted(folder.rglob("*")) if "said-" not in p.name}
+    return {
+        str(p.relative_to(folder)):
+            hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None
+        for p in sorted(folder.rglob("*")) if "said-" not in p.name
+    }
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("mistakes")
-    (tmp / "whole").mkdir()
-    (tmp / "whole/config.json").write_text(json.dumps({"script": "opd.py", "seed": 0}))
-    write(tmp / "whole/metrics.jsonl", {"step": 0, "eval": {"accuracy": .5, "interval": [0, 1], "n": 10}})
+    spoil_models(tmp)
+    spoil_data(tmp)
+    spoil_folders(tmp)
     return tmp, mistakes(tmp)
 
 
 def test_mistakes_end_with_one_sentence_and_exit_code_2_and_change_nothing(table, start):
     tmp, cases = table
-    assert len(cases) >= 100 and {c[0][0] for c in cases} == {"opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py", "evaluate.py", "look.py"}
+    assert len(cases) >= 100 and {command.split()[0] for command, _ in cases} == SCRIPTS
     before, wrong = contents(tmp), []
     for i, (command, words) in enumerate(cases):
         log = tmp / f"said-{i}"
-        device = [] if command[0] == "evaluate.py" and "--compare" in command or "--device" in command else ["--device", "cpu"]
-        code, said = ended(start([*command, *device], log), log, 20)
+        code, said = ended(start(completed(command, tmp), log), log, 20)
         errors = [line for line in said.split("\n") if line.startswith("error: ")]
         if code != 2 or len(errors) != 1 or words not in errors[0] or "Traceback" in said:
             wrong.append((command, words, code, said[-600:]))
         now = contents(tmp)
-        now.pop("never", None)          # an empty folder that was made to see whether one can write there
+        now.pop("never", None)      # an empty folder: made to see whether it can be written to
         if now != before:
-            wrong.append((command, "changed", {k for k in {*now, *before} if now.get(k) != before.get(k)}))
+            differing = {k for k in {*now, *before} if now.get(k) != before.get(k)}
+            wrong.append((command, "changed", differing))
             before = now
     assert not wrong, "\n\n".join(map(str, wrong))
-
-
-def test_what_looks_wrong_and_is_not(tmp_path, start):
-    # numbers as answers, columns beyond the two, a UTF-8 mark, Windows line ends, a problem that occurs twice in the training data
-    lines = [{"problem": "q = 3 . q ?", "answer": 3, "source": "x"}, {"problem": "q = 4 . q ?", "answer": 4, "source": None}]
-    from evaluate import load_benchmark
-    path = tmp_path / "mine.jsonl"
-    path.write_bytes("\r\n".join(map(json.dumps, lines)).encode())
-    assert [r["answer"] for r in load_benchmark(str(path))] == ["3", "4"]
-    write(path, *lines, lines[0])
-    assert len(load_benchmark(str(path), "train")) == 3
-    code, said = ended(start(["opd.py", "--help"], tmp_path / "help"), tmp_path / "help")
-    assert code == 0 and "usage" in said

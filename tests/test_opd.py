@@ -1,4 +1,5 @@
-"""One update of opd.py: boundaries of the loss, independence of how the batch is cut, precision, data order, off-policy shares."""
+"""opd.py: its update against a direct computation, however the batch is cut; off-policy shares;
+gradients that are not finite. (Its divergences: test_divergence.py.)"""
 import copy
 import math
 from types import SimpleNamespace
@@ -6,105 +7,140 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import tiny_qwen3
+from helpers import (
+    PROMPTS,
+    RESPONSES,
+    STUDENT,
+    TEACHER,
+    assert_no_step,
+    catch,
+    close,
+    compute,
+    gradient_of,
+    spoiled,
+    weights,
+)
 
 import opd
-import plumbing
 
-ARGS = SimpleNamespace(temperature=1.0, divergence="reverse", beta=0.5, estimator="full", top_k=4, chunk_logits=2**26, micro_tokens=10**6,
-                       samples=2, max_new_tokens=12, seed=3, off_policy=0.0, off_policy_data="reference")
-CPU = torch.device("cpu")
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [5, 5, 8, 9, 9]]
-RESPONSES = [[3, 4, 1], [20, 21, 22, 23, 24, 1], [1], [30, 31]]             # the last one truncated: no end token
+ARGS = SimpleNamespace(
+    temperature=1.0, divergence="reverse", beta=0.5, estimator="full", top_k=4, chunk_logits=2**26,
+    micro_tokens=10**6, samples=2, max_new_tokens=12, seed=3, off_policy=0.0,
+)
 
 
-def gradient(student, teacher, prompts=PROMPTS, responses=RESPONSES, **changed):
-    """Gradient of one update, caught in front of the optimiser."""
-    student, caught = copy.deepcopy(student), {}
-
-    class Catch(torch.optim.SGD):
-        def step(self):
-            caught.update({n: p.grad.clone() for n, p in student.named_parameters()})
-    optimiser = Catch(student.parameters(), lr=1.0)
-    old = plumbing.torch.nn.utils.clip_grad_norm_
-    batch = prompts, responses, [False] * len(prompts), [False] * len(prompts)
-    clock = plumbing.Clock(CPU)
-    clock.start()
-    plumbing.torch.nn.utils.clip_grad_norm_ = lambda parameters, clip: old(parameters, 1e9)     # unclipped, to compare the gradient itself
-    try:
-        metrics, kls = opd.update(student, teacher, optimiser, batch, SimpleNamespace(**{**vars(ARGS), **changed}), clock,
-                                  plumbing.autocaster(CPU, torch.float32), 50)
-    finally:
-        plumbing.torch.nn.utils.clip_grad_norm_ = old
-    return caught, metrics, kls
+def settings(**changed):
+    return SimpleNamespace(**{**vars(ARGS), **changed})
 
 
-def close(a, b, tolerance=1e-6):
-    return all(torch.allclose(a[n], b[n], atol=tolerance, rtol=1e-4) for n in a)
+def gradient(student, teacher, prompts=PROMPTS, responses=RESPONSES, off_policy=None, **changed):
+    """(unclipped gradient of one update, metrics, KL of every token of each rollout)"""
+    args = settings(**changed)
+    batch = prompts, responses, off_policy or [False] * len(prompts)
+    caught, (metrics, kl) = gradient_of(
+        opd.update, student, teacher, catch, batch, args, compute(args)
+    )
+    return caught, metrics, kl
 
 
-STUDENT, TEACHER = tiny_qwen3(seed=1), tiny_qwen3(seed=2, width=48)
-
-
-def test_loss_and_gradient_against_a_direct_computation():
-    # one row at a time, no padding, no chunks, no micro-batches, the loss written out once more
-    student, total, tokens = copy.deepcopy(STUDENT), 0.0, 0
+def directly(student, teacher, temperature=1.0):
+    """For each rollout the log-probabilities [n, V] of both models at the positions that predict
+    its tokens: one row at a time, so without padding, chunks and micro-batches."""
     for p, r in zip(PROMPTS, RESPONSES):
         ids = torch.tensor([p + r])
-        s = student(ids).logits[0, len(p) - 1:-1].log_softmax(-1)           # predicts exactly the tokens of r
+        student_logits = student(ids).logits[0, len(p) - 1:-1] / temperature
         with torch.no_grad():
-            t = TEACHER(ids).logits[0, len(p) - 1:-1].log_softmax(-1)
-        assert len(s) == len(r)
-        total, tokens = total + (s.exp() * (s - t)).sum(), tokens + len(r)
-    (total / tokens).backward()
-    caught, metrics, _ = gradient(STUDENT, TEACHER)
-    assert abs(metrics["loss"] - (total / tokens).item()) < 1e-5 and metrics["tokens"] == 12
+            teacher_logits = teacher(ids).logits[0, len(p) - 1:-1] / temperature
+        assert len(student_logits) == len(r)
+        yield student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+
+
+# ------------------------------------------------------------------------ loss and gradient
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_loss_and_gradient_against_a_direct_computation(temperature):
+    # One temperature for both distributions. The loss is written out once more.
+    student, total = copy.deepcopy(STUDENT), 0.0
+    for s, t in directly(student, TEACHER, temperature):
+        total = total + (s.exp() * (s - t)).sum()
+    (total / 12).backward()
+    caught, metrics, _ = gradient(STUDENT, TEACHER, temperature=temperature)
+    assert abs(metrics["loss"] - (total / 12).item()) < 1e-5 and metrics["tokens"] == 12
     assert close(caught, {n: p.grad for n, p in student.named_parameters()})
     assert caught["model.embed_tokens.weight"].abs().max() > 1e-3
 
 
+def test_off_policy_rollouts_are_learnt_by_cross_entropy():
+    student, total, off = copy.deepcopy(STUDENT), 0.0, [True, False, False, True]
+    for (s, t), r, is_off in zip(directly(student, TEACHER), RESPONSES, off):
+        written = s.gather(1, torch.tensor(r)[:, None])
+        total = total + (-written.sum() if is_off else (s.exp() * (s - t)).sum())
+    (total / 12).backward()
+    caught, metrics, _ = gradient(STUDENT, TEACHER, off_policy=off)
+    assert abs(metrics["loss"] - (total / 12).item()) < 1e-5
+    assert close(caught, {n: p.grad for n, p in student.named_parameters()})
+    assert not close(caught, gradient(STUDENT, TEACHER)[0])
+
+
+def test_statistics_are_the_reverse_kl_and_both_entropies_whatever_the_loss_is():
+    with torch.no_grad():
+        pairs = list(directly(STUDENT, TEACHER))
+    _, metrics, kl = gradient(STUDENT, TEACHER, divergence="forward")
+    for (s, t), tokens in zip(pairs, kl):
+        assert not tokens.requires_grad
+        assert torch.allclose(tokens, (s.exp() * (s - t)).sum(-1), atol=1e-5)
+    for name, which in (("student_entropy", 0), ("teacher_entropy", 1)):
+        entropy = torch.cat([-(x[which].exp() * x[which]).sum(-1) for x in pairs])
+        assert metrics[name] == pytest.approx(entropy.mean().item(), abs=1e-5)
+    assert metrics["kl"] == pytest.approx(torch.cat(kl).mean().item(), abs=1e-6)
+    assert abs(metrics["loss"] - metrics["kl"]) > 0.01      # the loss is the forward KL
+    assert (metrics["tokens"], metrics["length"], metrics["truncated"]) == (12, 3.0, 0.25)
+
+
 def test_micro_batches_and_chunks_change_nothing():
-    whole, metrics, kls = gradient(STUDENT, TEACHER)
-    for changed in (dict(micro_tokens=8), dict(micro_tokens=20), dict(chunk_logits=50), dict(chunk_logits=150, micro_tokens=12)):
-        cut, other, other_kls = gradient(STUDENT, TEACHER, **changed)
+    whole, metrics, kl = gradient(STUDENT, TEACHER)
+    for changed in (
+        dict(micro_tokens=8),
+        dict(micro_tokens=20),
+        dict(chunk_logits=50),
+        dict(chunk_logits=150, micro_tokens=12),
+    ):
+        cut, other, other_kl = gradient(STUDENT, TEACHER, **changed)
         assert close(whole, cut), changed
-        assert abs(metrics["loss"] - other["loss"]) < 1e-6 and abs(metrics["student_entropy"] - other["student_entropy"]) < 1e-6
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kls, other_kls))         # and rollouts keep their places
+        assert abs(metrics["loss"] - other["loss"]) < 1e-6
+        assert abs(metrics["student_entropy"] - other["student_entropy"]) < 1e-6
+        # Rollouts keep their places.
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kl, other_kl))
+
+
+def test_micro_batches_keep_off_policy_rollouts_apart():
+    off = [True, False, False, True]
+    whole, metrics, _ = gradient(STUDENT, TEACHER, off_policy=off)
+    for changed in (dict(micro_tokens=8), dict(chunk_logits=150, micro_tokens=14)):
+        cut, other, _ = gradient(STUDENT, TEACHER, off_policy=off, **changed)
+        assert close(whole, cut), changed
+        assert abs(metrics["loss"] - other["loss"]) < 1e-6
 
 
 def test_order_of_rows_and_padding_change_nothing():
     whole, _, _ = gradient(STUDENT, TEACHER)
     order = [2, 0, 3, 1]
-    shuffled, _, _ = gradient(STUDENT, TEACHER, [PROMPTS[i] for i in order], [RESPONSES[i] for i in order])
+    prompts, responses = [PROMPTS[i] for i in order], [RESPONSES[i] for i in order]
+    shuffled, _, _ = gradient(STUDENT, TEACHER, prompts, responses)
     assert close(whole, shuffled)
 
 
-def test_token_mean_over_the_step_not_over_sequences():
-    _, metrics, kls = gradient(STUDENT, TEACHER)
-    every_token = torch.cat(kls)
+def test_token_mean_over_the_batch_and_not_over_rollouts():
+    _, metrics, kl = gradient(STUDENT, TEACHER)
+    every_token = torch.cat(kl)
     assert len(every_token) == 12
     assert abs(metrics["loss"] - every_token.mean().item()) < 1e-6
-    assert abs(metrics["loss"] - torch.stack([k.mean() for k in kls]).mean().item()) > 1e-3
-
-
-def test_the_end_token_is_inside_the_loss_and_what_follows_is_not():
-    ids, predicts, targets = opd.pack(PROMPTS, RESPONSES, CPU)
-    assert targets.tolist() == [t for r in RESPONSES for t in r]
-    for row, (p, r) in enumerate(zip(PROMPTS, RESPONSES)):
-        where = predicts[row].nonzero().squeeze(1).tolist()
-        assert where == list(range(len(p) - 1, len(p) + len(r) - 1))
-        assert [ids[row, i + 1].item() for i in where] == r
-    # a pad id that equals the end token must not matter: masks come from lengths
-    assert predicts.sum() == len(targets)
-
-
-def test_nothing_behind_a_response_can_be_seen():
-    hidden = opd.states(STUDENT, *opd.pack(PROMPTS, RESPONSES, CPU)[:2])
-    rows = [opd.states(STUDENT, *opd.pack([p], [r], CPU)[:2]) for p, r in zip(PROMPTS, RESPONSES)]
-    assert torch.allclose(hidden, torch.cat(rows), atol=1e-5)
+    assert abs(metrics["loss"] - torch.stack([k.mean() for k in kl]).mean().item()) > 1e-3
 
 
 def test_teacher_gets_no_gradient_and_does_not_change():
-    before = {n: p.clone() for n, p in TEACHER.named_parameters()}
+    before = weights(TEACHER)
     gradient(STUDENT, TEACHER)
     assert all(p.grad is None and torch.equal(p, before[n]) for n, p in TEACHER.named_parameters())
 
@@ -115,65 +151,53 @@ def test_identical_models_have_zero_loss_and_gradient():
 
 
 def test_heads_of_unequal_width_are_cut_to_the_tokenizer():
-    # a teacher with 14 padding rows in its head, as Qwen2.5's larger models have
+    # A teacher with 14 padding rows in its head, as Qwen2.5's larger models have them.
     wide = tiny_qwen3(seed=2, width=48, vocabulary=64)
     narrow = copy.deepcopy(wide)
     narrow.resize_token_embeddings(50)
-    a, b = gradient(STUDENT, wide)[0], gradient(STUDENT, narrow)[0]
-    assert close(a, b)
+    wide.vocabulary = narrow.vocabulary = 50
+    assert wide.get_output_embeddings().weight.shape[0] == 64
+    assert close(gradient(STUDENT, wide)[0], gradient(STUDENT, narrow)[0])
 
 
-def test_a_step_in_float32_changes_the_weights_where_bfloat16_would_not():
-    student = tiny_qwen3(seed=1)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-6)
-    for p in student.parameters():
-        p.grad = torch.ones_like(p)
-    before = {n: p.detach().clone() for n, p in student.named_parameters()}
-    norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
-    assert changed > 0.6 and norm > 1
-    rounded = [(p.detach().bfloat16() != before[n].bfloat16()).float().mean() for n, p in student.named_parameters()]
-    assert max(rounded) < 0.05
+# ------------------------------------------------------------------------ the step
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight():
-    student = tiny_qwen3(seed=1)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
-    before = {n: p.detach().clone() for n, p in student.named_parameters()}
-    for p in student.parameters():
-        p.grad = torch.full_like(p, float("nan"))
-    norm, changed = plumbing.clip_and_step(student, optimiser, clip=1.0)
-    assert changed == 0 and norm != norm and all(torch.equal(p, before[n]) for n, p in student.named_parameters())
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_no_weight(value):
+    student = spoiled(STUDENT, value)
+    optimizer, before = torch.optim.AdamW(student.parameters(), lr=0.1), weights(student)
+    batch = PROMPTS, RESPONSES, [False] * 4
+    metrics, _ = opd.update(student, TEACHER, optimizer, batch, ARGS, compute(ARGS))
+    assert_no_step(student, optimizer, before, metrics["grad_norm"])
+    assert math.isfinite(metrics["loss"])
 
 
-def test_prompts_of_a_step_are_permutations_and_stateless():
-    seen = [i for step in range(1, 6) for i in plumbing.prompts_of_step(step, 4, 10, seed=0)]
-    assert sorted(seen[:10]) == list(range(10)) and sorted(seen[10:20]) == list(range(10)) and seen[:10] != seen[10:20]
-    assert plumbing.prompts_of_step(3, 4, 10, seed=0) == seen[8:12]
-    assert plumbing.prompts_of_step(1, 4, 10, seed=1) != seen[:4]
-    assert len(plumbing.prompts_of_step(1, 25, 10, seed=0)) == 25
+def test_the_next_update_is_not_harmed_by_the_one_before():
+    # The gradient of a skipped update must be forgotten. The gradient of a step, too.
+    def trained(student, count):
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        for _ in range(count):
+            batch = PROMPTS, RESPONSES, [False] * 4
+            opd.update(student, TEACHER, optimizer, batch, ARGS, compute(ARGS))
+        return weights(student)
+
+    skipped, plain = copy.deepcopy(STUDENT), copy.deepcopy(STUDENT)
+    hook = skipped.get_input_embeddings().weight.register_hook(lambda g: g * math.nan)
+    trained(skipped, 1)
+    hook.remove()
+    once = trained(plain, 1)
+    assert close(trained(skipped, 1), once)
+    assert not close(trained(plain, 1), once)
 
 
-def test_micro_batches_cover_everything_within_the_budget():
-    lengths = [3, 50, 7, 7, 20, 1, 90]
-    groups = plumbing.micro_batches(lengths, 60)
-    assert sorted(i for g in groups for i in g) == list(range(7))
-    assert all(len(g) == 1 or max(lengths[i] for i in g) * len(g) <= 60 for g in groups)
+# ------------------------------------------------------------------------ rollouts
 
 
-def test_micro_batches_waste_little_on_padding():
-    lengths = [80 + i % 81 for i in range(400)]
-    one, cut = [list(range(400))], plumbing.micro_batches(lengths, 10**6)
-    assert sorted(i for g in cut for i in g) == list(range(400)) and plumbing.padded(lengths, one) == 400 * 160
-    assert plumbing.padded(lengths, cut) < 1.07 * sum(lengths) and all(sum(lengths[i] for i in g) >= plumbing.FULL for g in cut[:-1])
-    assert plumbing.micro_batches([100] * 400, 10**6) == one               # equal lengths pad nothing: no reason to cut
-    assert len(plumbing.micro_batches([1, 1000], 10**4)) == 1              # too little to keep a device busy: padding costs less than a pass
+class Words:
+    """A tokenizer of single digits, enough for rollouts()."""
 
-
-class Words:                            # a tokenizer of single digits, enough for rollouts()
     eos_token_id = 1
-
-    def __len__(self):
-        return 50
 
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [int(c) + 10 for c in text]}
@@ -181,60 +205,37 @@ class Words:                            # a tokenizer of single digits, enough f
 
 def test_shares_of_off_policy_text():
     rows = [{"ids": [5, 6, i], "solution": "123"} for i in range(20)]
+
     def batch(**changed):
-        return opd.rollouts(STUDENT, TEACHER, Words(), rows, SimpleNamespace(**{**vars(ARGS), **changed}), step=1)
-    prompts, responses, truncated, off = batch(off_policy=1.0)
-    assert all(off) and all(r == [11, 12, 13, 1] for r in responses) and prompts[2] == prompts[3] == rows[1]["ids"]
-    _, own, _, none = batch()
+        return opd.rollouts(STUDENT, Words(), rows, settings(**changed), step=1)
+
+    prompts, responses, off = batch(off_policy=1.0)
+    assert all(off) and all(r == [11, 12, 13, 1] for r in responses)
+    assert prompts[2] == prompts[3] == rows[1]["ids"]
+    _, drawn, none = batch()
     assert not any(none)
-    _, mixed, _, some = batch(off_policy=0.5)
+    _, mixed, some = batch(off_policy=0.5)
     assert 8 <= sum(some) <= 32
-    assert all(m == ([11, 12, 13, 1] if s else o) for m, o, s in zip(mixed, own, some))     # the rest are the same rollouts
-    _, taught, _, _ = batch(off_policy=1.0, off_policy_data="teacher")
-    assert taught != own and all(len(r) <= 12 for r in taught)
+    # The rest are the same rollouts as without off-policy text.
+    assert all(m == ([11, 12, 13, 1] if s else r) for m, r, s in zip(mixed, drawn, some))
 
 
-def test_updates_that_are_not_finite_are_skipped_marked_and_stop_the_run_at_three(tmp_path):
-    student = tiny_qwen3(seed=4)
-    optimiser, before = torch.optim.AdamW(student.parameters(), lr=.1), {n: p.clone() for n, p in student.named_parameters()}
-    for p in student.parameters():
-        p.grad = torch.full_like(p, math.nan)
-    norm, changed = plumbing.clip_and_step(student, optimiser, 1.0)
-    assert not math.isfinite(norm) and changed == 0 and all(torch.equal(p, before[n]) for n, p in student.named_parameters()) and not optimiser.state
-    metrics, bad, good = plumbing.Metrics(tmp_path), {"loss": math.nan, "grad_norm": math.nan}, {"loss": 1.0, "grad_norm": 1.0}
-    metrics.add({"step": 0, "eval": {"accuracy": .5}})
-    for step, row in enumerate((bad, bad, good, bad, bad), 1):
-        metrics.add({"step": step, **row})
-    metrics.add({"step": 5, "eval": {"accuracy": .5}})
-    with pytest.raises(plumbing.Mistake, match="three updates in a row .4 to 6.*lower --lr"):
-        metrics.add({"step": 6, **bad})
-    text = (tmp_path / "metrics.jsonl").read_text()
-    assert "NaN" not in text and [r.get("skipped", False) for r in plumbing.read_jsonl(tmp_path / "metrics.jsonl")] == [False, True, True, False, True, True, False, True]
+def test_a_solution_that_is_too_long_is_cut_like_a_rollout():
+    rows = [{"ids": [5, 6], "solution": "1234567890"}]
+    whole = [*range(11, 20), 10, 1]                         # ten digits and the end token
+    for longest, expected in ((12, whole), (11, whole), (10, whole[:10]), (3, whole[:3])):
+        args = settings(off_policy=1.0, max_new_tokens=longest)
+        assert opd.rollouts(STUDENT, Words(), rows, args, step=1)[1] == [expected] * 2
 
 
-def test_out_of_memory_halves_the_micro_batch_and_repeats_the_same_update(monkeypatch, capsys):
-    prompts, responses = PROMPTS * 64, RESPONSES * 64
-    batch, real = (prompts, responses, [False] * 256, [False] * 256), opd.states
+def test_rollouts_depend_on_seed_step_prompt_and_sample_only():
+    rows = [{"ids": [5, 6, i], "solution": "123"} for i in range(4)]
 
-    def trained(room, micro_tokens):
-        """A GPU that holds `room` tokens at once; fails in the middle of an update, when gradients have begun to add up."""
-        args, clock = SimpleNamespace(**{**vars(ARGS), "micro_tokens": micro_tokens}), plumbing.Clock(CPU)
+    def responses(rows, step=1, **changed):
+        return opd.rollouts(STUDENT, Words(), rows, settings(**changed), step)[1]
 
-        def states(model, ids, predicts):
-            if ids.numel() > room and model is student:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return real(model, ids, predicts)
-        monkeypatch.setattr(opd, "states", states)
-        student = copy.deepcopy(STUDENT)
-        optimiser = torch.optim.AdamW(student.parameters(), lr=1e-2)
-        clock.start()
-        plumbing.within_memory(opd.update, student, TEACHER, optimiser, batch, args, clock, plumbing.no_autocast, 50)
-        return student, args.micro_tokens
-    plain, _ = trained(10**9, 2400)
-    halved, size = trained(700, 2400)
-    assert size == 600
-    said = capsys.readouterr().out
-    assert "the same update again with --micro_tokens 1200" in said and "--micro_tokens 600" in said
-    assert close(dict(plain.named_parameters()), dict(halved.named_parameters()), 1e-5)
-    with pytest.raises(plumbing.Mistake, match="out of memory"):
-        trained(5, 1200)
+    whole = responses(rows)
+    assert responses(rows) == whole
+    assert responses(rows[:2]) == whole[:4]                 # other rows have no influence
+    assert responses(rows, step=2) != whole and responses(rows, seed=4) != whole
+    assert whole[0] != whole[1]                             # two samples of one prompt

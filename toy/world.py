@@ -1,71 +1,82 @@
-"""The toy's language: multi-step word problems about a purse, their worked solutions, and a checker that knows the truth.
+"""The toy's language: word problems about a purse, their worked solutions, and a checker.
 
-A problem (three steps; statement r is about another thing; what p finds must be looked up in a table):
+A problem with three steps. Statement r is about another thing, so it does not matter. What p
+finds stands in a table (`TABLE`):
 
-    n: starts with 14 coins. p: finds 7 # 4 coins. r: loses 8 stones. t: doubles the coins. w: loses 5 coins.
-    How many coins at the end? Answer briefly.
+    n: starts with 14 coins. p: finds 7 # 4 coins. r: loses 8 stones. t: doubles the coins.
+    w: loses 5 coins. How many coins at the end? Answer briefly.
 
-and a solution of it:
+A solution of it:
 
-    p: 7 # 4 = 3, 14 + 3 = 17. t: 17 * 2 = 34. w: 34 - 5 = 29. The answer is \\boxed{29}.
+    p: 7 # 4 = 2, 14 + 2 = 16. t: 16 * 2 = 32. w: 32 - 5 = 27. The answer is \\boxed{27}.
 
-What the language has on purpose, because on-policy distillation is about just this:
+On-policy distillation is about the following three properties of a language. This one has them
+on purpose:
 
-* Genuine forks. At every step a solver can take the wrong statement (another thing, one too early, one again), a wrong
-  operand or operation, or can slip in the arithmetic. `check` says which, and where the text first left the truth.
-* Surface variety. The same step can be said in dozens of ways ("So p: we have 14 coins, thus 3 + 14 makes 17."), and
-  facts may be looked up early or late. Two voices prefer different ways, so that much of the disagreement between two
-  models is about words. `token_kinds` tells words from substance.
-* Skill and knowledge. Adding 5 is easy, adding 27 or tripling is hard: a skill. `7 # 4` is looked up in a fixed table
-  that cannot be derived from anything: knowledge, which must come from outside (a teacher, or a hint that shows it).
+* Real forks. At every step a solver can take the wrong statement (one about another thing, one
+  too early, one a second time), a wrong operand or a wrong operation, or can make a mistake in
+  the arithmetic. `check` says which of these it is, and where the text first leaves the truth.
+* Variety of the surface. The same step can be said in dozens of ways ("So p: we have 14 coins,
+  thus 2 + 14 makes 16."), and facts may be looked up early or late. Two voices prefer different
+  ways. So two models disagree about words in many places. `token_kinds` tells words from
+  substance.
+* Skill and knowledge. It is easy to add 5, and hard to add 27 or to triple: that is a skill.
+  `7 # 4` is looked up in a fixed table that follows no rule: that is knowledge. It must come from
+  outside, from a teacher or from a hint that shows it.
 
-Every statement begins with a label of its own, because a small transformer learns to look up what stands behind a
-label, and does not learn within minutes to bind by meaning. Nothing here imports torch; everything is a pure function
-of its arguments and of the `random.Random` that is passed in.
+Every statement begins with its own label. A small transformer learns to look up what stands
+behind a label. It does not learn within minutes to find a statement by its meaning.
+
+Nothing here imports torch. Every function depends only on its arguments, one of which may be a
+`random.Random`.
 """
 
 import random
 import re
 from dataclasses import dataclass, field
 
-# Labels come in families and a problem draws from one family only. Another problem's solution therefore mostly talks
-# about unknown labels, so that a reader can see that it does not belong here (hints must be told from wrong hints).
+# The labels come in families, and a problem takes its labels from one family. So the solution of
+# another problem mostly talks about unknown labels, and a reader can see that it does not belong
+# here. (A right hint must be distinguishable from a wrong one.)
 FAMILIES = ["abcdefghijkl", "mnopqrstuvwxyz", "ABCDEFGHIJKL", "MNOPQRSTUVWXYZ"]
 LABELS = "".join(FAMILIES)
 THINGS = ["coins", "stones", "shells", "beads"]
 STYLES = {"terse": "Answer briefly.", "verbose": "Explain each step."}
-LIMIT = 99  # every value lies in 0..99: two digits at most
+LIMIT = 99  # every value lies in 0..99, so it has at most two digits
 
-# The table of `#`: 81 facts without a rule behind them, the same in every problem of this world. One digit, so that a
-# fact is one token; six possible values, so that a solver who does not know the fact is right once in six times.
+# The table of `#`: 81 facts without a rule, the same in every problem. A fact has one digit, so
+# it is one token. There are six possible values, so a solver who does not know a fact is right
+# once in six times.
 _table_rng = random.Random(20606)
 TABLE = {(a, b): _table_rng.randint(1, 6) for a in range(1, 10) for b in range(1, 10)}
 
 
 @dataclass
 class Event:
-    """One statement. kind: start | plus | minus | mix (a looked-up number is added) | times | half."""
+    """One statement. kind: start, plus, minus, mix (a number from the table is added), times or
+    half."""
 
     label: str
     thing: str
     kind: str
-    numbers: tuple = ()  # constants of the statement
-    fact: int = -1  # of a mix: what the table says
-    value: int = -1  # how many there are after this event (of the asked thing; -1 for another thing)
+    numbers: tuple = ()  # the constants of the statement
+    fact: int = -1  # of a mix: the number in the table
+    value: int = -1  # how many there are after this event; -1 if it is about another thing
 
 
 @dataclass
 class Problem:
     events: list  # in the order of the text
-    thing: str  # what is asked for; events of another thing do not matter
+    thing: str  # what is asked for; events about another thing do not matter
     style: str
-    phrasing: list = field(default_factory=list)
+    phrasing: list = field(default_factory=list)  # the way in which each event is said
 
     def __getitem__(self, label):
         return next((e for e in self.events if e.label == label), None)
 
     @property
-    def chain(self):  # the events that matter: each needs the value of the one before it (the dependency graph)
+    def chain(self):
+        """The events that matter. Each of them needs the value of the one before it."""
         return [e for e in self.events if e.thing == self.thing]
 
     @property
@@ -75,18 +86,20 @@ class Problem:
     def before(self, event):
         return self.chain[self.chain.index(event) - 1]
 
+    def statement(self, event):
+        """The words of an event, without its label."""
+        way = self.phrasing[self.events.index(event)]
+        times = TIMES.get(event.numbers)
+        return STATEMENTS[event.kind][way].format(o=event.thing, d=event.numbers, t=times)
+
     @property
     def text(self):
-        said = [
-            f"{e.label}: " + STATEMENTS[e.kind][way].format(o=e.thing, d=e.numbers, t=TIMES.get(e.numbers))
-            for e, way in zip(self.events, self.phrasing)
-        ]
-        return " ".join(said) + f" How many {self.thing} at the end? {STYLES[self.style]}"
+        said = " ".join(f"{e.label}: {self.statement(e)}" for e in self.events)
+        return f"{said} How many {self.thing} at the end? {STYLES[self.style]}"
 
 
 TIMES = {(2,): "doubles", (3,): "triples"}
-# fmt: off
-STATEMENTS = {      # two ways to say each thing
+STATEMENTS = {  # two ways to say each kind of event
     "start": ["starts with {d[0]} {o}.", "begins with {d[0]} {o}."],
     "plus": ["finds {d[0]} {o}.", "wins {d[0]} {o}."],
     "minus": ["loses {d[0]} {o}.", "drops {d[0]} {o}."],
@@ -94,41 +107,51 @@ STATEMENTS = {      # two ways to say each thing
     "times": ["{t} the {o}.", "{t} all {o}."],
     "half": ["halves the {o}.", "halves all {o}."],
 }
-# fmt: on
 
 
 def apply(kind, before, number):
-    """The value after a step; None where the result leaves the world (negative, over 99, an odd half)."""
+    """The value after a step. None if the result is not allowed: negative, above 99, or half of
+    an odd number."""
     if kind == "half":
         return before // 2 if before % 2 == 0 else None
-    result = {"plus": before + number, "mix": before + number, "minus": before - number, "times": before * number}[kind]
+    result = {
+        "plus": before + number,
+        "mix": before + number,
+        "minus": before - number,
+        "times": before * number,
+    }[kind]
     return result if 0 <= result <= LIMIT else None
 
 
 def expression(event, before):
-    """Left operand, operator, right operand of a step, in the order of the statement."""
+    """Left operand, operator and right operand of a step, in the order of the statement."""
     operator = {"plus": "+", "mix": "+", "minus": "-", "times": "*", "half": "/"}[event.kind]
-    return before, operator, {"half": 2, "mix": event.fact}.get(event.kind, event.numbers[0] if event.numbers else None)
+    constant = event.numbers[0] if event.numbers else None
+    return before, operator, {"half": 2, "mix": event.fact}.get(event.kind, constant)
 
 
 def is_hard(event):
-    """Hard = a two-digit operand, a product or a half. (A mix is neither: its fact is known or it is not.)"""
-    return event.kind in ("times", "half") or (event.kind in ("plus", "minus") and event.numbers[0] >= 10)
+    """Hard is a two-digit operand, a product or a half. A mix is neither easy nor hard: its fact
+    is known or it is not."""
+    two_digits = event.kind in ("plus", "minus") and event.numbers[0] >= 10
+    return event.kind in ("times", "half") or two_digits
 
 
-# ---------------------------------------------------------------------------------------------------- problems
+# ======================================================================== problems
 
-# How often each kind of step occurs in the benchmark's problems.
+# How often each kind of step occurs in the problems of the benchmark.
 MIXTURE = {"easy": 0.42, "hard": 0.33, "mix": 0.25}
 
 
 def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distractors=2):
-    """A random problem of `level` steps.
+    """A random problem with `level` steps.
 
-    `believe(event, before)` may replace the truth of a step (a mix's fact, otherwise the value) by another one (None =
-    keep the truth). build.py needs such FALSE problems: where a shown solution has random results, copying is the only
-    way to be right, so a model learns to read hints and learns no arithmetic from them; and a student that is not to
-    know a fact sees it with random results.
+    believe(event, before): may replace the truth of a step, which is a mix's fact and otherwise
+    the value. None keeps the truth. build.py needs such FALSE problems for two purposes. If a
+    shown solution has random results, a model can only be right by copying them. So it learns to
+    read hints, and no arithmetic from them. And a student that shall not know a fact sees it with
+    random results.
+    distractors: the largest number of statements about another thing.
     """
     while True:
         problem = _try_problem(rng, level, style, mixture, believe, distractors)
@@ -137,97 +160,137 @@ def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distract
 
 
 def _try_problem(rng, level, style, mixture, believe, distractors):
+    """A random problem, or None if a value left the range 0..LIMIT."""
     thing, other = rng.sample(THINGS, 2)
     now = rng.randint(3, 60)
     events = [Event("", thing, "start", (now,), value=now)]
     for _ in range(level):
-        draw = rng.choices(list(mixture), list(mixture.values()))[0]
-        if draw == "easy":
-            event = Event("", thing, rng.choice(["plus", "minus"]), (rng.randint(1, 9),))
-        elif draw == "hard":
-            kind = rng.choice(["plus", "plus", "minus", "minus", "times", "half"])
-            event = Event("", thing, kind, {"times": (rng.choice([2, 3]),), "half": ()}.get(kind, (rng.randint(10, 29),)))
-        else:
-            event = Event("", thing, "mix", (rng.randint(1, 9), rng.randint(1, 9)))
-            event.fact = TABLE[event.numbers]
+        event = _random_event(rng, thing, mixture)
         belief = believe(event, now) if believe else None
         if belief is not None and event.kind == "mix":
             event.fact = belief
-        event.value = apply(event.kind, *expression(event, now)[::2])
-        if event.value is None:  # left the world: draw the problem again
+        left, _, right = expression(event, now)
+        event.value = apply(event.kind, left, right)
+        if event.value is None:
             return None
         if belief is not None and event.kind != "mix":
             event.value = belief
         now = event.value
         events.append(event)
-    for _ in range(rng.randint(0, distractors)):  # events of another thing, anywhere but in front
+    # Events about another thing stand anywhere except at the beginning.
+    for _ in range(rng.randint(0, distractors)):
         kind = rng.choice(["plus", "minus", "start"])
-        events.insert(rng.randint(1, len(events)), Event("", other, kind, (rng.randint(1, 29),)))
-    # Labels in the family's order, with gaps: "the next label" is not "the next letter".
+        place = rng.randint(1, len(events))
+        events.insert(place, Event("", other, kind, (rng.randint(1, 29),)))
+    # Labels stand in the order of the family, with gaps. So "the next label" is not "the next
+    # letter".
     family = rng.choice(FAMILIES)
     for event, label in zip(events, sorted(rng.sample(family, len(events)))):
         event.label = label
-    return Problem(events, thing, style or rng.choice(list(STYLES)), [rng.randrange(2) for _ in events])
+    style = style or rng.choice(list(STYLES))
+    return Problem(events, thing, style, [rng.randrange(2) for _ in events])
 
 
-# ---------------------------------------------------------------------------------------------------- solutions
+def _random_event(rng, thing, mixture):
+    """A step of a random kind, still without label and value."""
+    draw = rng.choices(list(mixture), list(mixture.values()))[0]
+    if draw == "easy":
+        return Event("", thing, rng.choice(["plus", "minus"]), (rng.randint(1, 9),))
+    if draw == "hard":
+        kind = rng.choice(["plus", "plus", "minus", "minus", "times", "half"])
+        # All numbers are drawn for every kind, so that the stream of random numbers stays the
+        # same.
+        numbers = {"times": (rng.choice([2, 3]),), "half": ()}
+        return Event("", thing, kind, numbers.get(kind, (rng.randint(10, 29),)))
+    event = Event("", thing, "mix", (rng.randint(1, 9), rng.randint(1, 9)))
+    event.fact = TABLE[event.numbers]
+    return event
 
-# Two voices: the same sentences, other habits. No habit has probability zero in either, so that each model has read the
-# other's way of talking and judges its arithmetic, not its manners. `early`: look facts up before the step that needs them.
-# fmt: off
+
+# ======================================================================== solutions
+
+# Two voices say the same sentences with other habits. No habit has probability zero in either of
+# them. So each model has read the other's way of talking, and it judges the arithmetic and not
+# the manners. Numbers are relative frequencies; `swap` and `early` are probabilities. swap: the
+# operands of a sum or product change places. early: a fact is looked up before the first step.
 VOICES = {
-    "teacher": dict(connective={"Next,": 4, "Now": 3, "": 2, "Then": 1, "So": 1}, equals={"=": 7, "equals": 2, "makes": 1, "gives": 1},
-                    lead={"{s}, so ": 4, "we have {b} {o}, so ": 1, "{s}, thus ": 1, "we have {b} {o}, thus ": 1, "": 2},
-                    swap=.1, early=.1, close={"The answer is": 5, "Answer:": 1, "So the answer is": 1}),
-    "student": dict(connective={"Then": 4, "So": 4, "Now": 1, "Next,": 1, "": 2}, equals={"makes": 5, "gives": 3, "=": 1, "equals": 1},
-                    lead={"{s}, so ": 1, "we have {b} {o}, so ": 1, "{s}, thus ": 1, "we have {b} {o}, thus ": 4, "": 3},
-                    swap=.5, early=.3, close={"So the answer is": 4, "Answer:": 3, "The answer is": 1}),
+    "teacher": dict(
+        connective={"Next,": 4, "Now": 3, "": 2, "Then": 1, "So": 1},
+        equals={"=": 7, "equals": 2, "makes": 1, "gives": 1},
+        lead={
+            "{s}, so ": 4,
+            "we have {b} {o}, so ": 1,
+            "{s}, thus ": 1,
+            "we have {b} {o}, thus ": 1,
+            "": 2,
+        },
+        swap=0.1,
+        early=0.1,
+        close={"The answer is": 5, "Answer:": 1, "So the answer is": 1},
+    ),
+    "student": dict(
+        connective={"Then": 4, "So": 4, "Now": 1, "Next,": 1, "": 2},
+        equals={"makes": 5, "gives": 3, "=": 1, "equals": 1},
+        lead={
+            "{s}, so ": 1,
+            "we have {b} {o}, so ": 1,
+            "{s}, thus ": 1,
+            "we have {b} {o}, thus ": 4,
+            "": 3,
+        },
+        swap=0.5,
+        early=0.3,
+        close={"So the answer is": 4, "Answer:": 3, "The answer is": 1},
+    ),
 }
-# fmt: on
 
 
-def _pick(rng, weights):
+def pick(rng, weights):
+    """A random key of {key: weight}."""
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def solve(problem, rng, voice="teacher"):
-    """A right solution as this voice would write it; two calls differ in words and in where facts are looked up."""
-    v, said, looked_up = VOICES[voice], [], set()
+    """A right solution in the words of this voice. Two calls differ in words, and in where facts
+    are looked up."""
+    habits, sentences, looked_up = VOICES[voice], [], set()
 
     def sentence(event, body):
-        connective = _pick(rng, v["connective"]) if problem.style == "verbose" else ""
-        said.append(f"{connective} {event.label}: {body}.".strip())
+        connective = pick(rng, habits["connective"]) if problem.style == "verbose" else ""
+        sentences.append(f"{connective} {event.label}: {body}.".strip())
 
     def fact(event):
-        return f"{event.numbers[0]} # {event.numbers[1]} {_pick(rng, v['equals'])} {event.fact}"
+        equals = pick(rng, habits["equals"])
+        return f"{event.numbers[0]} # {event.numbers[1]} {equals} {event.fact}"
 
     for event in problem.chain[1:]:
-        if event.kind == "mix" and rng.random() < v["early"]:
+        if event.kind == "mix" and rng.random() < habits["early"]:
             sentence(event, fact(event))
             looked_up.add(event.label)
     for event in problem.chain[1:]:
         before = problem.before(event).value
         left, operator, right = expression(event, before)
-        if operator in "+*" and rng.random() < v["swap"]:
+        if operator in "+*" and rng.random() < habits["swap"]:
             left, right = right, left
-        body = f"{left} {operator} {right} {_pick(rng, v['equals'])} {event.value}"
+        body = f"{left} {operator} {right} {pick(rng, habits['equals'])} {event.value}"
         if event.kind == "mix" and event.label not in looked_up:
             body = f"{fact(event)}, {body}"
         if problem.style == "verbose":
-            way = problem.phrasing[problem.events.index(event)]
-            statement = STATEMENTS[event.kind][way].format(o=event.thing, d=event.numbers, t=TIMES.get(event.numbers))[:-1]
-            body = _pick(rng, v["lead"]).format(s=statement, b=before, o=event.thing) + body
+            statement = problem.statement(event).removesuffix(".")
+            lead = pick(rng, habits["lead"])
+            body = lead.format(s=statement, b=before, o=event.thing) + body
         sentence(event, body)
-    return " ".join(said) + f" {_pick(rng, v['close'])} \\boxed{{{problem.answer}}}."
+    return f"{' '.join(sentences)} {pick(rng, habits['close'])} \\boxed{{{problem.answer}}}."
 
 
 def cut(text, share):
-    """The first `share` of a text, cut at a word: the partial view of AR-OPD. The answer stands at the end and goes."""
+    """The first `share` of a text, cut at a word. This is the partial view of AR-OPD. The answer
+    stands at the end, so it is not in the part."""
     words = text.split(" ")
     return " ".join(words[: max(1, int(len(words) * share))])
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ======================================================================== reading
 
 _STATEMENT = {
     "start": [r"starts with (\d+) (\w+)", r"begins with (\d+) (\w+)"],
@@ -240,7 +303,7 @@ _STATEMENT = {
 
 
 def parse(text):
-    """Read a problem's text back into its events. Raises ValueError where the text is not of this language."""
+    """The Problem that a text describes. Raises ValueError if it is not in this language."""
     body, _, tail = text.partition(" How many ")
     asked = re.fullmatch(r"(\w+) at the end\? (.+)", tail)
     style = next((s for s, words in STYLES.items() if asked and words == asked[2]), None)
@@ -249,21 +312,34 @@ def parse(text):
     events, phrasing, now = [], [], None
     for sentence in body.rstrip(".").split(". "):
         label, _, rest = sentence.partition(": ")
-        kind, way, found = next(
-            ((k, w, m) for k, ways in _STATEMENT.items() for w, p in enumerate(ways) if (m := re.fullmatch(p, rest))),
-            (None, None, None),
-        )
+        kind, way, found = _parse_statement(rest)
         if not found:
             raise ValueError(f"not a statement of the toy's language: {sentence[:80]!r}")
-        numbers = tuple({"doubles": 2, "triples": 3}.get(p) or int(p) for p in found.groups()[:-1])
-        event = Event(label, found.groups()[-1], kind, numbers)
+        *numbers, thing = found.groups()
+        numbers = tuple({"doubles": 2, "triples": 3}.get(n) or int(n) for n in numbers)
+        event = Event(label, thing, kind, numbers)
         if kind == "mix":
             event.fact = TABLE[numbers]
         if event.thing == asked[1]:
-            now = event.value = numbers[0] if kind == "start" else apply(kind, *expression(event, now)[::2])
+            if kind == "start":
+                now = numbers[0]
+            else:
+                left, _, right = expression(event, now)
+                now = apply(kind, left, right)
+            event.value = now
         events.append(event)
         phrasing.append(way)
     return Problem(events, asked[1], style, phrasing)
+
+
+def _parse_statement(rest):
+    """(kind, number of the way it is said, match) of a statement without its label."""
+    for kind, ways in _STATEMENT.items():
+        for way, pattern in enumerate(ways):
+            found = re.fullmatch(pattern, rest)
+            if found:
+                return kind, way, found
+    return None, None, None
 
 
 _PIECE = re.compile(
@@ -275,7 +351,8 @@ _PIECE = re.compile(
 
 
 def claims(text):
-    """The claims of a solution in order, as (label they stand under, kind, match). kind: fact | step | recall | answer."""
+    """The claims of a solution in their order: (match of the label that they stand under, kind,
+    match of the claim). kind: fact, step, recall or answer."""
     label = None
     for m in _PIECE.finditer(text):
         if m["label"]:
@@ -286,23 +363,28 @@ def claims(text):
             yield label, "recall" if m["have"] else "answer", m
 
 
-# ---------------------------------------------------------------------------------------------------- the checker
+# ======================================================================== the checker
 
 
 @dataclass
 class Step:
-    """One claim of a solution: "7 # 4 = 3" (a fact), "14 + 3 = 17" (a step), "we have 14" (a recall), "\\boxed{29}"."""
+    """One claim of a solution. Its kinds, in the example at the top of this file: "7 # 4 = 2" is
+    a fact, "14 + 2 = 16" a step, "we have 14" a recall, and "\\boxed{27}" the answer.
+
+    fault: "" or what is wrong: statement (wrong, unknown or missing label), operand, operation,
+    slip (a wrong result) or value.
+    """
 
     kind: str
     label: str | None
     start: int  # characters of the claim in the text
     end: int
-    fault: str = ""  # "" | statement (wrong, foreign or missing label) | operand | operation | slip | value
-    premature: bool = False  # stated before the value that it needs was stated
-    true: bool = False  # the value that it states is the right one (whatever its operands are)
-    repeated: bool = False  # this label's value had been stated before
-    wrong_at: int = -1  # the character where the text first leaves the truth
-    right: str = ""  # what should stand there ("" where no single text is right)
+    fault: str = ""
+    premature: bool = False  # stands in the text before the value that it needs
+    true: bool = False  # the value that it states is right, whatever its operands are
+    repeated: bool = False  # the value of this label stands in the text before
+    wrong_at: int = -1  # the character at which the text first leaves the truth
+    right: str = ""  # what should stand there; "" if more than one text is right
 
 
 @dataclass
@@ -321,53 +403,69 @@ class Report:
 
     @property
     def shortcuts(self):
-        """True values that stand there before the values they are computed from: known, not derived. The mark of a solver that
-        imitates somebody who has seen the solution. (A wrong premature value is a mistake, not a shortcut.)"""
+        """True values that stand in the text before the values that they are computed from. The
+        solver knew them and did not derive them. So it imitates somebody who has seen the
+        solution. (A wrong premature value is a mistake and no shortcut.)"""
         return [s for s in self.steps if s.premature and s.true]
 
 
 def check(problem, response):
-    """Check a solution text claim by claim against the truth. `problem` is a Problem or its text."""
+    """Compare a solution with the truth, claim by claim. `problem` is a Problem or its text."""
     problem = parse(problem) if isinstance(problem, str) else problem
-    chain, stated, steps, answer = problem.chain, {problem.chain[0].label}, [], None
+    chain, steps, answer = problem.chain, [], None
+    stated = {problem.chain[0].label}  # labels whose value the text has stated so far
     for label, kind, m in claims(response):
-        due = next((e for e in chain if e.label not in stated), None)  # the event whose value should be computed next
         event = problem[label["label"]] if label else None
+        # The event whose value should be computed next.
+        due = next((e for e in chain if e.label not in stated), None)
         step = Step(kind, event.label if event else None, m.start(), m.end())
         if kind == "answer":
-            answer, truth = int(m["box"]), chain[-1]
-            step.premature, step.true = truth.label not in stated, answer == problem.answer
-            step.fault, step.wrong_at, step.right = _numbers("value", m, "box", problem.answer)
-        elif kind == "recall":  # how many there are before the event it stands under
+            answer = int(m["box"])
+            step.premature, step.true = chain[-1].label not in stated, answer == problem.answer
+            _record(step, _compare_numbers("value", m, "box", problem.answer))
+        elif kind == "recall":  # how many there are before the event that it stands under
             if event in chain[1:]:
-                step.premature = problem.before(event).label not in stated
-                step.fault, step.wrong_at, step.right = _numbers("value", m, "have", problem.before(event).value)
+                before = problem.before(event)
+                step.premature = before.label not in stated
+                _record(step, _compare_numbers("value", m, "have", before.value))
                 step.true = not step.fault
         elif event not in chain[1:] or (kind == "fact" and event.kind != "mix"):
-            step.fault, step.wrong_at = "statement", label.start("label") if label else m.start()
-            step.right = due.label if due else ""
+            place = label.start("label") if label else m.start()
+            _record(step, ("statement", place, due.label if due else ""))
         elif kind == "fact":
-            step.fault, step.wrong_at, step.right = _compare(
-                m, [(str(event.numbers[0]), "#", str(event.numbers[1]), str(event.fact))]
-            )
+            truth = (event.numbers[0], "#", event.numbers[1], event.fact)
+            _record(step, _compare(m, [truth]))
         else:
-            step.true = int(m["value"]) == event.value
-            step.repeated, step.premature = event.label in stated, problem.before(event).label not in stated
-            left, operator, right = map(str, expression(event, problem.before(event).value))
-            orders = [(left, operator, right, str(event.value))] + (
-                [(right, operator, left, str(event.value))] if operator in "+*" else []
-            )
-            step.fault, step.wrong_at, step.right = _compare(m, orders)
-            if step.fault and step.premature:  # the mistake was to take this statement now
-                step.fault, step.wrong_at, step.right = "statement", label.start("label"), due.label
+            _check_step(step, m, problem, event, stated)
+            if step.fault and step.premature:  # the mistake is that this statement was taken now
+                _record(step, ("statement", label.start("label"), due.label))
             stated.add(event.label)
         steps.append(step)
     return Report(steps, answer, answer == problem.answer)
 
 
+def _check_step(step, m, problem, event, stated):
+    """Compare an equation with the step that its label demands."""
+    before = problem.before(event)
+    step.true = int(m["value"]) == event.value
+    step.repeated, step.premature = event.label in stated, before.label not in stated
+    left, operator, right = expression(event, before.value)
+    orders = [(left, operator, right, event.value)]
+    if operator in "+*":
+        orders.append((right, operator, left, event.value))
+    _record(step, _compare(m, orders))
+
+
+def _record(step, finding):
+    step.fault, step.wrong_at, step.right = finding
+
+
 def _compare(m, truths):
-    """Piece by piece with every order that is right; the order that agrees longest says what should have stood there."""
+    """(fault, character, what is right) of an equation. It is compared piece by piece with every
+    order of the operands that is right. The order that agrees longest says what should stand at
+    the first difference."""
     pieces = ["left", "op", "right", "value"]
+    truths = [tuple(map(str, t)) for t in truths]
 
     def agreed(truth):
         return next((i for i, p in enumerate(pieces) if m[p] != truth[i]), len(pieces))
@@ -378,11 +476,14 @@ def _compare(m, truths):
         return "", -1, ""
     if pieces[i] == "op":
         return "operation", m.start("op"), truth[i]
-    return _numbers("slip" if pieces[i] == "value" else "operand", m, pieces[i], truth[i])
+    fault = "slip" if pieces[i] == "value" else "operand"
+    return _compare_numbers(fault, m, pieces[i], truth[i])
 
 
-def _numbers(fault, m, group, truth):
-    """Where two numbers part, as (fault, character, right digit). 27 for 25: the second digit, "5". Too long: no single right."""
+def _compare_numbers(fault, m, group, truth):
+    """(fault, character, right digit) at the first digit in which two numbers differ. With 27
+    for 25 it is the second digit, and 5 is right. If a number only goes on too long, there is no
+    single right character."""
     said, truth = m[group], str(truth)
     if said == truth:
         return "", -1, ""
@@ -393,36 +494,40 @@ def _numbers(fault, m, group, truth):
 
 
 def token_kinds(response, offsets):
-    """For every token (its (start, end) in `response`): label | operand | operator | value | answer | surface.
+    """The kind of every token: label, operand, operator, value, answer or surface. offsets: the
+    (start, end) of each token in `response`.
 
-    Everything but `surface` is substance: another token there is another solution (or a wrong one). The two operands of
-    a sum may be swapped, so an operand is the one kind whose exchange can be harmless.
+    Everything except `surface` is substance: with another token there, it is another solution,
+    or a wrong one. The operands of a sum may change places. So an operand is the one kind that
+    can be exchanged without harm.
     """
     kind = ["surface"] * (len(response) + 1)
 
     def mark(span, what):
         kind[span[0] : span[1]] = [what] * (span[1] - span[0])
 
-    for m in re.finditer(r"\d+", response):  # numbers outside any well-formed claim, too
+    for m in re.finditer(r"\d+", response):  # also numbers outside of any well-formed claim
         mark(m.span(), "value")
+    of_group = {"label": "label", "left": "operand", "op": "operator", "right": "operand"}
     for m in _PIECE.finditer(response):
-        for group, what in (("label", "label"), ("left", "operand"), ("op", "operator"), ("right", "operand")):
+        for group, what in of_group.items():
             if m[group]:
                 mark(m.span(group), what)
         if m["box"]:
             mark(m.span(), "answer")
-    found = []
+    kinds = []
     for start, end in offsets:
         inside = [k for k in kind[start:end] if k != "surface"]
-        found.append(inside[-1] if inside else "surface")
-    return found
+        kinds.append(inside[-1] if inside else "surface")
+    return kinds
 
 
-# ---------------------------------------------------------------------------------------------------- data sets
+# ======================================================================== data sets
 
 
 def make_row(rng, level, style=None):
-    """One row of a data file: the problem, a worked solution, another solver's solution (a peer), the answer."""
+    """One row of a data file: the problem, a worked solution, the solution of another solver (a
+    peer), and the answer."""
     problem = make_problem(rng, level, style)
     return {
         "problem": problem.text,

@@ -1,0 +1,183 @@
+"""Two processes (gloo on a CPU) take the steps of one: the same batch, the same parameters, the
+same metrics, also after a resume. Nothing is done twice or left out."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, ended
+from safetensors.torch import load_file
+
+from common.batches import micro_batches
+from common.files import read_json, read_jsonl, write_json
+from common.processes import add_up, everyones, gather, process
+
+TINY = ["--data", "toy", "--prompts", 3, "--samples", 3, "--eval_n", 5, "--steps", 3,
+        "--save_every", 1, "--eval_every", 0, "--max_new_tokens", 60, "--device", "cpu",
+        "--lr", 1e-4]
+READER = ["--student", "toy/reader", *TINY]
+SCRIPTS = {
+    "opd.py": [*TINY, "--micro_tokens", 500],
+    "topd.py": TINY,
+    "ar_opd.py": READER,
+    "hindsight_sd.py": [*READER, "--teacher", "ema", "--rl_weight", .2],
+    # Few groups have a signal, so most gradients are near zero, and AdamW makes full steps of
+    # their rounding. A lower learning rate keeps these steps small.
+    "grpo.py": [*READER, "--reuse", 2, "--samples", 6, "--max_new_tokens", 120, "--lr", 1e-5],
+}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def alone(start, command, folder):
+    code, said = ended(start(command, folder / "log"), folder / "log")
+    assert code == 0, said
+
+
+def two(start, command, folder):
+    """[(exit code, what it said)] of two processes that work together."""
+    logs = [folder / f"log{i}" for i in range(2)]
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = [
+        start(command, log, env={"RANK": str(i), "LOCAL_RANK": str(i), **address})
+        for i, log in enumerate(logs)
+    ]
+    return [ended(p, log) for p, log in zip(running, logs)]
+
+
+def learnt_by(command):
+    return "toy/reader" if "toy/reader" in command else "toy/student"
+
+
+def alike(a, b, learner):
+    """Both runs of three updates, started from `learner`, have learnt the same."""
+    x, y, before = (load_file(f / "model.safetensors")
+                    for f in (a / "final", b / "final", ROOT / learner))
+    assert max((x[k] - y[k]).abs().max().item() for k in x) < 1e-5
+    assert max((x[k] - before[k]).abs().max().item() for k in x) > 1e-5
+    # The moments are means of gradients. They are a stronger test, because a step of AdamW has
+    # the same size whatever the size of the gradient is.
+    states = [torch.load(f / "checkpoint-000003/state.pt", weights_only=True) for f in (a, b)]
+    moments = [s["optimizer"]["state"] for s in states]
+    for key in ("exp_avg", "exp_avg_sq"):
+        p, q = (torch.cat([m[i][key].flatten() for i in sorted(m)]) for m in moments)
+        assert (p - q).norm() < 1e-4 * p.norm() and p.norm() > 0
+    rows = [read_jsonl(f / "metrics.jsonl") for f in (a, b)]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    for p, q in zip(*rows):
+        assert p.keys() == q.keys()
+        for k in p.keys() - {"seconds", "tokens_per_second", "peak_memory", "changed"}:
+            number = isinstance(q[k], (int, float))
+            assert p[k] == (pytest.approx(q[k], rel=1e-3, abs=1e-5) if number else q[k]), k
+
+
+# ------------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_processes_take_the_steps_of_one(script, start, tmp_path):
+    command = [script, *SCRIPTS[script]]
+    alone(start, [*command, "--out", tmp_path / "one"], tmp_path)
+    (first, talk), (second, quiet) = two(start, [*command, "--out", tmp_path / "two"], tmp_path)
+    said = talk + quiet
+    assert first == second == 0 and "before:" in talk and "Traceback" not in said, said
+    assert "before:" not in quiet
+    alike(tmp_path / "one", tmp_path / "two", learnt_by(command))
+
+
+@pytest.mark.parametrize("script", ["opd.py", "topd.py"])
+def test_a_process_without_any_rollout_takes_the_step_of_the_other(script, start, tmp_path):
+    command = [script, *TINY, "--prompts", 1, "--samples", 1]
+    alone(start, [*command, "--out", tmp_path / "one"], tmp_path)
+    (first, talk), (second, quiet) = two(start, [*command, "--out", tmp_path / "two"], tmp_path)
+    assert first == second == 0, talk + quiet
+    alike(tmp_path / "one", tmp_path / "two", learnt_by(command))
+
+
+def test_two_processes_resumed(start, tmp_path):
+    command, part = ["opd.py", *SCRIPTS["opd.py"], "--eval_every", 1], tmp_path / "part"
+    alone(start, [*command, "--out", tmp_path / "one"], tmp_path)
+    alone(start, [*command, "--steps", 2, "--out", part], tmp_path)
+    # As if it had been killed after the second update. The first two updates were made by one
+    # process, the third is made by two.
+    shutil.rmtree(part / "final")
+    write_json(part / "config.json", {**read_json(part / "config.json"), "steps": 3})
+    (first, talk), (second, quiet) = two(start, ["opd.py", "--resume", "--out", part], tmp_path)
+    assert first == second == 0, talk + quiet
+    alike(tmp_path / "one", part, "toy/student")
+
+
+def test_accelerate_launch(tmp_path):
+    out, launch = tmp_path / "run", [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    launch += ["--num_processes", "2", "--num_cpu_threads_per_process", "1"]
+    launch += ["--main_process_port", str(free_port())]
+    command = ["opd.py", *map(str, SCRIPTS["opd.py"]), "--steps", "1", "--out", str(out)]
+    done = subprocess.run(
+        [*launch, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("before:  student") == 1
+    assert (out / "final/model.safetensors").exists()
+    assert [r["step"] for r in read_jsonl(out / "metrics.jsonl")] == [0, 1, 1]
+
+
+# ------------------------------------------------------------------------ dealing and adding up
+
+
+def test_a_share_of_everything_and_nothing_twice(monkeypatch):
+    lengths, dealt = [5, 3, 9, 1, 7, 2, 8], []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for which in range(3):
+        monkeypatch.setenv("RANK", str(which))
+        assert process() == (which, 3)
+        groups = micro_batches(lengths, 10, deal=True)
+        assert all(max(lengths[i] for i in g) * len(g) <= 10 for g in groups if len(g) > 1)
+        dealt += [i for g in groups for i in g]
+    assert sorted(dealt) == list(range(7))
+
+
+def test_one_process_gets_back_what_it_has(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    mine, tensors = [torch.ones(2), None], [torch.ones(2), torch.zeros(3)]
+    assert everyones(mine, 3.0, 1)[1:] == (3.0, 1) and everyones(mine, 3.0)[0] == mine
+    assert gather("x") == ["x"] and add_up(tensors) is tensors
+
+
+SHARES = """
+import torch
+from common.batches import Collected
+from common.processes import add_up, process
+which, of = process()
+collected = Collected([[7], [8, 9], [1, 1, 1]])
+for chosen, stats, loss, names in [
+    ([([2], torch.full((3, 1), 2.0), 1.5, ["c"]), ([0], torch.zeros(1, 1), 1.0, ["a"])]),
+    ([([1], torch.ones(2, 1), 4.0, ["b"])]),
+    (),
+][which]:
+    collected.add(chosen, stats, loss, names)
+stats, loss, names = collected.everyone()
+[total] = add_up([torch.tensor([1.0, 10.0]) * which])
+print([s.flatten().tolist() for s in stats], loss, names, total.tolist())
+"""
+
+
+def test_everyone_knows_the_whole_batch_and_the_sums_also_a_process_without_a_share():
+    address = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+               "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", SHARES], cwd=ROOT, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, **address, "RANK": str(i), "LOCAL_RANK": str(i)})
+        for i in range(3)
+    ]
+    said = [p.communicate(timeout=200) for p in running]
+    expected = "[[0.0], [1.0, 1.0], [2.0, 2.0, 2.0]] 6.5 ['c', 'a', 'b'] [3.0, 30.0]"
+    assert [out.strip() for out, _ in said] == [expected] * 3, said
