@@ -1,13 +1,13 @@
-"""AR-OPD, anchored residual on-policy distillation: learn from yourself when you have seen the
+"""AR-OPD, anchored residual on-policy distillation: learn from a copy of yourself that sees the
 solution, but only what can be justified without it.
 
 After Wenhao Zhang, "Beyond Absolute Imitation: Anchored Residual Guidance for Privileged
-On-Policy Distillation" (arXiv 2606.10385). The idea in five sentences. There is no larger model:
-the student itself, with the worked solution in its prompt, scores the student's rollouts. But
-that teacher knows the future. So it gives probability to tokens that nobody could justify at
-this point: it skips steps, and it appeals to a solution that the student cannot see. Therefore
-the privilege is split. A view of the FIRST HALF of the solution is the anchor, a target within
-reach; what the whole solution adds to it is a residual, and only a part of it is taken.
+On-Policy Distillation" (arXiv 2606.10385). The idea. There is no larger model: the student
+itself, with the worked solution in its prompt, scores the student's rollouts. But that teacher
+knows the future. So it gives probability to tokens that nobody could justify at this point: it
+skips steps, and it appeals to a solution that the student cannot see. Therefore the extra
+information is split. A view of the FIRST HALF of the solution is the anchor, a target that the
+student can reach. What the whole solution adds to it is a residual. Only a part of it is taken.
 
     y ~ p_S(. | x)                                   rollout from the plain prompt            (1)
     q_part = p_T(. | x, first half of z, y_<t)       two views of the same weights on the
@@ -17,31 +17,33 @@ reach; what the whole solution adds to it is a residual, and only a part of it i
     L = mean over rollouts of the mean over tokens of KL( q || p_S(. | x, y_<t) )             (5)
     theta_T <- (1 - rate) theta_T + rate theta_S     the teacher: a moving average            (6)
 
-What (4) is. For 0 < lambda < 1, and without the clip, it is the normalised geometric mixture
+(4) in words. For 0 < lambda < 1, and without the clip, it is the normalised geometric mixture
 q_part^(1 - lambda) q_full^lambda. So a token needs support in BOTH views. lambda = 0 is the
 partial view. lambda = 1 without the clip is the full view. Only lambda > 1 extrapolates beyond
 it, like classifier-free guidance.
 
 [paper] stated there, [code] done by the trainer that the author released, [ours] our choice:
   [paper]     1. (2) to (5); rho = 0.5, cut at a word; lambda = 0.6; the partial view does not
-              contain the final answer.  2. a moving average as the teacher.
+              contain the final answer (here: nothing from the sentence with \\boxed on).
+              2. a moving average as the teacher.
   [code]      3. a mean over the tokens of a rollout, then over rollouts. So a token of a short
               rollout weighs more.  4. rate 0.01.  5. clip at 5 nats.  6. one rollout per prompt,
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
-  [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
+  [ours]      9. no token is skipped, because the toy's answers are short. The toy's rate is .05.
+              10. a prompt is never
               cut. A row whose longest prompt does not fit is left out and counted. A limit that
               cuts the END of a prompt takes away the answer and the assistant's turn, and more
               often from the full view, which is longer.
 
 Run it:
-    python ar_opd.py                  without a GPU: the toy, a few minutes; else Qwen3-0.6B
+    python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B
     python ar_opd.py --target full    the baseline that imitates the full view (or partial, sft)
     python ar_opd.py --lam 1.2        beyond the full view
 Before the first update it prints what each view sees, and how often the student is right when it
-GENERATES under each view. If the full view does not help there, it has nothing to teach. What
-held on the toy and what did not: benchmarks/README.md.
+GENERATES under each view. If the full view does not help there, it has nothing to teach. Which
+claims were confirmed on the toy and which were not: benchmarks/README.md.
 """
 
 import math
@@ -79,7 +81,7 @@ class Args(Common):
     """anchored: (4); partial or full: imitate one view; sft: cross-entropy on the solution itself,
     without rollouts"""
     lam: float = 0.6
-    """lambda of (4), the share of the residual; 0: partial view; 1 without clip: full view"""
+    """lambda of (4), the share of the residual; 0: partial view; 1 with --clip 0: full view"""
     clip: float = 5.0
     """the residual is clipped to so many nats in both directions (0: no clip)"""
     rho: float = 0.5
@@ -97,7 +99,7 @@ class Args(Common):
 
 def check(args):
     """Refuse what cannot work before anything is loaded."""
-    in_range(args, "lam", "[0, 5]", "0: partial view, 1: full view")
+    in_range(args, "lam", "[0, 5]", "0: partial view, 1 with --clip 0: full view")
     in_range(args, "clip", "[0, inf)", "0: no clip")
     in_range(args, "rho", "(0, 1)", "for the whole solution: --target full")
     in_range(args, "ema", "(0, 1]", "for a teacher that stays as it is: --teacher frozen")
@@ -124,13 +126,13 @@ def first_part(solution, rho):
 
 
 def views(row, args):
-    """The user's turn in the three prompts. Both privileged views have the same wording. So they
-    differ in what they show, and in nothing else."""
-    told = row["answer"] if args.partial_answer == "keep" else None
+    """The user's turn in the three prompts. Both privileged views have the same wording around
+    the solution. So they differ in what they show, and in nothing else."""
+    shown_answer = row["answer"] if args.partial_answer == "keep" else None
     half = first_part(row["solution"], args.rho)
     return {
         "plain": row["prompt"],
-        "partial": privileged_prompt(row["prompt"], half, told),
+        "partial": privileged_prompt(row["prompt"], half, shown_answer),
         "full": privileged_prompt(row["prompt"], row["solution"]),
     }
 
@@ -182,13 +184,14 @@ def forward_kl(target_logp, student_logp):
 
 
 def token_weights(responses, skip_first):
-    """The weights of (5), [N] per rollout: 1 / (number of rollouts x tokens that count)."""
+    """The weights of (5), [N] per rollout: 1 / (rollouts with a token that counts x its tokens
+    that count), and 0 for the first tokens."""
     counted = [max(0, len(r) - skip_first) for r in responses]
-    sequences = max(1, sum(c > 0 for c in counted))
-    return [
-        torch.tensor([0.0] * (len(r) - c) + ([1 / (sequences * c)] * c if c else []))
-        for r, c in zip(responses, counted)
-    ]
+    sequences, weights = max(1, sum(c > 0 for c in counted)), []
+    for r, c in zip(responses, counted):
+        weight = 1 / (sequences * c) if c else 0.0
+        weights.append(torch.tensor([0.0] * (len(r) - c) + [weight] * c))
+    return weights
 
 
 VIEWS_OF = {"anchored": ("partial", "full"), "partial": ("partial",), "full": ("full",), "sft": ()}
@@ -207,7 +210,8 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
     weights, collected = token_weights(responses, args.skip_first), Collected(responses)
 
     def loss_of_positions(student_hidden, partial_hidden, full_hidden, targets, weight):
-        """For a few positions at a time: four distributions [N, V] would not fit into memory."""
+        """(sum of the loss, statistics [n, 7]) of a few positions at a time. Four distributions
+        over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
         zero, view_logp = torch.zeros_like(weight), {}
@@ -216,6 +220,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 view_logp["partial"] = log_probabilities(teacher, partial_hidden)  # [n, V], (2)
             if full_hidden is not None:
                 view_logp["full"] = log_probabilities(teacher, full_hidden)  # [n, V], (2)
+            # One view is its own target. (None for anchored, which follows, and for sft.)
             target_logp, clipped = view_logp.get(args.target), zero
             if args.target == "anchored":
                 pair = view_logp["partial"], view_logp["full"]
@@ -235,7 +240,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         return (loss * weight).sum(), torch.stack(stats, 1)
 
     student.train()
-    for chosen in compute.micro_batches(prompts["full"], responses):  # the longest of the prompts
+    for chosen in compute.micro_batches(prompts["full"], responses):  # mostly the longest prompt
         # The rollout's token ids stand behind each privileged prompt as they are. If the text was
         # tokenized again it could be cut differently, and the views would score other positions.
         with compute.phase("teacher"), torch.no_grad(), compute.autocast():
@@ -286,13 +291,13 @@ def main(argv=None):
     teacher = student if args.teacher == "current" else copy_of(student)
     optimizer = adamw(student, args.lr, args.adam_bits)
 
-    def longest(row):  # the full view is the longest prompt: where it fits, all fit
-        return prompt_ids(run.tokenizer, views(row, args)["full"])
-
-    own_copy = None if teacher is student else teacher
-    run.begin(student, optimizer, teacher=own_copy, longest=longest, average=own_copy)
-    for row in run.rows:
+    def longest(row):
+        """Keeps the ids of the three prompts in the row. If the longest fits, all fit."""
         row.update({k: prompt_ids(run.tokenizer, v) for k, v in views(row, args).items()})
+        return max((row[k] for k in ("plain", "partial", "full")), key=len)
+
+    copied = None if teacher is student else teacher  # stored in checkpoints, frozen or not
+    run.begin(student, optimizer, teacher=copied, longest=longest, average=copied)
     for name in ("plain", "partial", "full"):
         print(f"{name:<8} {harmless(run.tokenizer.decode(run.rows[0][name]))!r}")
 
@@ -301,9 +306,10 @@ def main(argv=None):
         return run.kept(summary) | {"shortcuts": shortcut_share(records, run.tests, run.check)}
 
     if run.fresh:
-        rows = run.rows[: min(args.eval_n, 200)]
+        rows = run.rows[: min(args.eval_n, 200)]  # training problems: their solutions are known
         shown = {k: [views(r, args)[k] for r in rows] for k in ("plain", "partial", "full")}
-        wrong = [rows[o]["solution"] for o in other_rows(rows)]  # is the solution really read?
+        # A control: with another problem's solution it must not be better. Else it reads nothing.
+        wrong = [rows[o]["solution"] for o in other_rows(rows)]
         shown["wrong"] = [privileged_prompt(r["prompt"], z) for r, z in zip(rows, wrong)]
         answered = gate(run, student, rows, shown)
         intervals = {k: [v["accuracy"], *v["interval"]] for k, v in answered.items()}

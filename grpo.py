@@ -2,24 +2,24 @@
 without a teacher.
 
 After Shao et al., "DeepSeekMath" (GRPO, arXiv 2402.03300), Liu et al., "Understanding R1-Zero-like
-training" (Dr. GRPO, 2503.20783) and Yu et al., "DAPO" (2503.14476). The idea in five sentences.
-The student writes a group of responses to one question, and a verifier says which are right. A
-response that is better than the mean of its group becomes likelier, a worse one less likely: the
-group replaces a critic. Every token of a response gets the same credit, because a verifier knows
-only one number per response. A group in which all are right, or all are wrong, says nothing.
-Distillation (opd.py, hindsight_sd.py) gives each token its own credit and has to beat this.
+training" (Dr. GRPO, 2503.20783) and Yu et al., "DAPO" (2503.14476). The idea. The student writes
+a group of responses to one question, and a verifier says which are right. A response that is
+better than the mean of its group becomes likelier, a worse one less likely. The mean of the group
+is the baseline, so no value model is needed. Every token of a response gets the same credit,
+because a verifier gives one number per response. A group in which all are right, or all are
+wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its own credit.
 
     o_1 .. o_G ~ pi_old(. | q),   R_i in {0, 1}             a group of rollouts, verified     (1)
-    A_i = (R_i - mean R) / std R      GRPO and DAPO;
-    A_i =  R_i - mean R               Dr. GRPO                                                (2)
+    GRPO and DAPO:  A_i = (R_i - mean R) / std R
+    Dr. GRPO:       A_i =  R_i - mean R                                                       (2)
     rho_it = pi(o_it) / pi_old(o_it)
     l_it = - min( rho_it A_i, clip(rho_it, 1 - low, 1 + high) A_i )                           (3)
-    L = mean over rollouts of (1/|o_i|) sum_t l_it          GRPO: long rollouts weigh less
-        per token
-      = sum of all l_it / number of all tokens              DAPO: every token weighs the same
-      = sum of all l_it / (rollouts x max_new_tokens)       Dr. GRPO: the divisor does not
-        depend on the lengths
-        + beta KL(pi || pi_0)                               GRPO only                         (4)
+    GRPO:      L = mean over rollouts of (1/|o_i|) sum_t l_it  +  beta KL(pi || pi_0)
+               (a token of a long rollout weighs less)
+    DAPO:      L = sum of all l_it / number of all tokens
+               (every token weighs the same)
+    Dr. GRPO:  L = sum of all l_it / (rollouts x max_new_tokens)
+               (the divisor does not depend on the lengths)                                   (4)
 
 --variant sets six flags at once. A flag that is given by itself wins:
 
@@ -35,11 +35,12 @@ What we chose, and why:
   2. The deviation is that of the group itself (divisor G). Some code bases divide by G - 1. Then
      all advantages are smaller by the same factor.
   3. With --reuse 1 there is one optimizer step per batch. Then rho is exactly 1, nothing is
-     clipped, and (3) is the plain policy gradient. From the second step on, pi_old is what the
-     student said in the FIRST forward pass of training. The sampler computes the same numbers in
-     another order of summation, and its rounding would look like a ratio.
-  4. The beta term is the exact KL at the rollout's states. The papers' k3 estimator has, when it
-     is differentiated, the gradient of the OTHER direction in expectation.
+     clipped, and (3) is the plain policy gradient. From the second step on, log pi_old comes from
+     the FIRST forward pass of training. The sampler computes the same numbers in another order of
+     summation, and its rounding would look like a ratio.
+  4. The beta term is the exact KL at the rollout's states. The papers use an estimate from the
+     sampled token (k3). The expectation of its gradient is that of KL(pi_0 || pi), the other
+     direction.
   5. DAPO's penalty for long rollouts is half of the paper's. Its rewards are +1 and -1, ours are
      1 and 0, and only the proportion matters.
   6. DAPO draws further questions until enough groups have a signal, at most --max_rounds times.
@@ -47,7 +48,7 @@ What we chose, and why:
      rollouts or equal time, too.
 
 Run it:
-    python grpo.py                    without a GPU: the toy, a few minutes; else Qwen3-0.6B
+    python grpo.py                    the toy, a few minutes; with a GPU: Qwen3-0.6B
     python grpo.py --variant dapo
     python grpo.py --reuse 4 --clip_high 0.28
 """
@@ -96,14 +97,15 @@ class Args(Common):
     norm: str | None = choice(None, "sequence", "token", "constant")
     """(4): what the loss is a mean over (default: by --variant)"""
     clip_low: float = 0.2
-    """the ratio is clipped below 1 - this"""
+    """the lower limit of the ratio is 1 - this"""
     clip_high: float | None = None
-    """and above 1 + this; a higher value lets unlikely tokens grow (default: by --variant)"""
+    """the upper limit of the ratio is 1 + this; a high value lets unlikely tokens grow (default:
+    by --variant)"""
     no_signal: str | None = choice(None, "keep", "resample")
-    """groups that are all right or all wrong: keep them (they have no gradient), or draw other
-    questions (default: by --variant)"""
+    """groups that are all right or all wrong: keep them, or draw other questions in their place
+    (default: by --variant)"""
     max_rounds: int = 4
-    """of resample: draw at most so many times --prompts questions per update"""
+    """of resample: draw at most so many batches of --prompts questions per update"""
     overlong: str | None = choice(None, "none", "mask", "soft")
     """rollouts near --max_new_tokens: as they are; no loss if they are cut; or a penalty that grows
     with their length (default: by --variant)"""
@@ -160,7 +162,8 @@ def collect(student, tokenizer, rows, args, step):
     """A batch: questions, rollouts, verdicts, and the number of rollouts that were drawn.
 
     With --no_signal resample, groups that are all right or all wrong are replaced by groups of
-    further questions, until --prompts groups have a signal or --max_rounds are over.
+    other questions, until --prompts groups have a signal or --max_rounds are over. So the batch
+    can be smaller than --prompts groups, or empty.
     """
     kept, drawn, right, total, G = [], [], [], 0, args.samples
     for turn in range(args.max_rounds if args.no_signal == "resample" else 1):
@@ -217,7 +220,8 @@ def clipped_loss(logp, old_logp, advantage, low, high):
 
 def token_weights(drawn, counted, args):
     """(4): one number per rollout, the weight of each of its tokens. counted: False for a rollout
-    without loss (--overlong mask)."""
+    without loss (--overlong mask). The divisors of GRPO and Dr. GRPO are numbers of rollouts, so
+    they count it all the same. DAPO's is a number of tokens, and counts only those with a loss."""
     lengths, n = [len(c.ids) for c in drawn], len(drawn)
     if args.norm == "sequence":  # GRPO
         return [ok / (n * length) for ok, length in zip(counted, lengths)]
@@ -244,7 +248,8 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
     weights = torch.tensor(list(zip(weights, kl_weights)))  # [n, 2]
 
     def loss_of_positions(student_hidden, start_hidden, targets, old_logp, advantage, weight):
-        """For a few positions at a time: [N, V] would be the largest tensor of the run."""
+        """(sum of the loss, statistics [n, 4]) of a few positions at a time. The logits of all
+        positions, [N, V], would be the largest tensor of the run."""
         all_logp = log_probabilities(student, student_hidden)  # [n, V]
         logp = all_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log pi(o_t)
         # In the first pass over a batch the policy is the old one: rho = 1, with a gradient (3).
@@ -260,7 +265,7 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
             stats = torch.stack([logp, stopped.float(), drift, entropy], 1)  # [n, 4]
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)
 
-    old_logp, first_loss = None, None
+    old_logp, first_loss = None, None  # of the first step: log pi_old, and (4)
     student.train()
     for _ in range(args.reuse):
         collected = Collected(responses)
@@ -285,7 +290,8 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
             if math.isfinite(norm):  # a step along NaN would destroy the weights for good
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    _, stopped, drift, entropy = torch.cat(stats).mean(0).tolist()  # of the last step
+    # Of the last step, in which the ratio is the furthest from 1. Only "loss" is of the first.
+    _, stopped, drift, entropy = torch.cat(stats).mean(0).tolist()
     metrics = {
         "loss": first_loss,
         "kl_start": drift,

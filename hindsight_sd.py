@@ -1,14 +1,14 @@
-"""Hindsight self-distillation (HSD): a failed rollout learns from the same model after that model
-has seen a successful rollout.
+"""Hindsight self-distillation (HSD): a rollout, above all a failed one, learns from the same model
+after that model has seen a successful rollout.
 
 After Yu Li, Shu Hong and Tian Lan, "Localizing Credit at the Divergence: Path-Conditioned
-Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea in five sentences. A verifier
-says of a whole response that it is right or wrong, and no token knows its part in that. But the
-same model, with more than the problem in its prompt, can be a teacher for every token. With only
-the final answer in its prompt, that teacher has little to say in the middle of a long solution.
-With the text of a PEER in its prompt, a successful rollout of the same group that costs no
-further sampling, it disagrees where the failed rollout leaves the peer's path. So this
-disagreement is the loss; the rewards do nothing except choose the peers.
+Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea. A verifier says only that a
+whole response is right or wrong. It does not say which token was at fault. But the same model,
+with more than the problem in its prompt, can be a teacher for every token. With only the final
+answer in its prompt, that teacher has little to say in the middle of a long solution. A PEER is
+another rollout of the same group that is right, so it costs no further sampling. With the peer's
+text in its prompt the teacher disagrees where the failed rollout leaves the peer's path. This
+disagreement is the loss. By default the rewards only choose the peers.
 
     o_1 .. o_G ~ pi(. | q),   R_i in {0, 1}              a group of rollouts, verified        (1)
     c_i = (a*, o_j), j uniform among the OTHER successful rollouts of the group;
@@ -33,18 +33,16 @@ paper calls it "reverse". Here it is --divergence forward.
               its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry no loss
               (--train failures, --fallback mask).  9. a prompt is never cut. A question whose
               longest possible prompt does not fit is left out at the start and counted.
-  The paper prints a table of the best coverage f* = max_p f(p, G) that falls with G. Its own
-  formula (`coverage` below) rises with G. Tests show that the formula is right.
 
 Run it:
-    python hindsight_sd.py                       without a GPU: the toy, minutes; else Qwen3-0.6B
-    python hindsight_sd.py --context answer      the baseline without peers (the paper's OPSD)
-    python hindsight_sd.py --context answer --rl_weight 0.5          half of it, half of GRPO
+    python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B
+    python hindsight_sd.py --context answer      the baseline without peers (OPSD, 2601.18734)
+    python hindsight_sd.py --context answer --rl_weight 0.5      the mean of it and of GRPO
     python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    as SDPO (2601.20802)
     python grpo.py                               the baseline without any teacher
 Before the first update it prints how often the student is right when it GENERATES with each
 context. If a right peer does not help there, or another question's peer helps as much, the
-teacher has nothing to teach. What held on the toy and what did not: benchmarks/README.md.
+teacher has nothing to teach. Which claims were confirmed on the toy: benchmarks/README.md.
 """
 
 import math
@@ -76,8 +74,9 @@ class Args(Common):
     """G: rollouts per question, the group in which peers are found"""
     max_new_tokens: int = either(160, 512)
     """a rollout is cut after so many tokens"""
-    # The toy's rate is a tenth of ar_opd.py's. A teacher that moves with every step amplifies
-    # its own drift: at 1e-4 it ends at 0 % (benchmarks/README.md).
+    # The toy's rate is a tenth of ar_opd.py's. A teacher with the current weights repeats what
+    # the student has just learnt, errors included: at 1e-4 the accuracy falls towards 0 %
+    # (benchmarks/README.md).
     lr: float = either(3e-5, 1e-6)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     context: str = choice("peer", "peer", "answer", "reference")
@@ -98,7 +97,7 @@ class Args(Common):
     ema: float = 0.05
     """rate of the moving average after every update (SDPO: 0.05)"""
     beta: float = 1e-3
-    """weight of KL(student || frozen start); 0: off, and no copy of the start is in memory"""
+    """weight of KL(student || frozen start); 0: off, and no copy of the start is kept for it"""
     rl_weight: float = 0.0
     """w in (1 - w) x distillation + w x GRPO's policy gradient; 0.5 is half and half"""
 
@@ -139,8 +138,10 @@ def verdicts(tokenizer, rows, drawn, G):
 
 
 def coverage(p, G):
-    """Expected share of rollouts that fail AND have a successful peer, if a rollout is right with
-    probability p. These rollouts learn from a path. Largest at p = 1 - G^(-1/(G-1)).
+    """f(p, G): expected share of rollouts that fail AND have a successful peer, if a rollout is
+    right with probability p. These rollouts learn from a peer. It is a formula to compare the
+    metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). That maximum rises with G; the
+    paper's table of it falls with G, against its own formula.
 
     >>> round(coverage(.257, 8), 3), round(coverage(1 - 16 ** (-1 / 15), 16), 3)
     (0.65, 0.779)
@@ -223,8 +224,8 @@ def build_contexts(rows, drawn, tokenizer, args, step):
 
 
 def longest_context(row, tokenizer, args):
-    """Token ids of the longest prompt that the teacher could see for this question: with a peer
-    of --max_new_tokens tokens."""
+    """As many token ids as the longest prompt that the teacher can see for this question: with a
+    peer of --max_new_tokens tokens. Only their number matters."""
     if args.context != "peer":
         return prompt_ids(tokenizer, context(row, None, args))
     filler = tokenizer(" 1", add_special_tokens=False)["input_ids"][-1:]
@@ -250,7 +251,8 @@ def users_by_context(rows, peers):
 
 
 def divergence(teacher_logp, student_logp, kind):
-    """(4): [n], from log-probabilities [n, V]; a sum over the vocabulary."""
+    """(4): [n], from log-probabilities [n, V]; a sum over the vocabulary. The TEACHER comes first,
+    as in (4)."""
     if kind == "forward":  # the paper's: the student pays for mass of the teacher that it lacks
         return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)
     if kind == "reverse":
@@ -262,8 +264,8 @@ def divergence(teacher_logp, student_logp, kind):
 
 
 def advantages(right, G):
-    """GRPO's for --rl_weight: (R - mean) / standard deviation within the group, [n]. If all
-    rollouts of a group agree there is nothing to compare, so they get 0."""
+    """The advantages of GRPO, used with --rl_weight: (R - mean) / standard deviation within the
+    group, [n]. If all rollouts of a group agree there is nothing to compare, so they get 0."""
     R = torch.tensor(right, dtype=torch.float32).view(-1, G)  # [questions, G]
     spread = R.std(1, correction=0, keepdim=True)
     scaled = (R - R.mean(1, keepdim=True)) / spread.clamp(min=1e-6)
@@ -303,7 +305,8 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
     weights, collected = token_weights(drawn, contexts, args), Collected(responses)
 
     def loss_of_positions(student_hidden, teacher_hidden, start_hidden, targets, weight):
-        """For a few positions at a time: three distributions [N, V] would not fit into memory."""
+        """(sum of the loss, statistics [n, 6]) of a few positions at a time. Three distributions
+        over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V], log s_t
         written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log s_t(o_t)
         with torch.no_grad():  # the stopgrad of (3), needed above all if teacher is student
@@ -316,11 +319,12 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
             # The KL(pi || pi_0) of (5), exact over the vocabulary.
             drift = (student_logp.exp() * (student_logp - start_logp)).sum(-1)  # [n]
-        # Exactly on-policy GRPO's ratio is 1 and never clipped. Its gradient is that of A log s.
-        loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written  # (5)
+        # (5), and GRPO's policy gradient: exactly on-policy its ratio is 1 and never clipped, so
+        # its gradient is that of advantage x log s. The weights are 0 where a term is off.
+        loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written
         with torch.no_grad():  # only to be looked at
             kl = divergence(teacher_logp, student_logp, "forward")
-            credit = (teacher_written - written).abs()  # |A_t|, in no loss
+            credit = (teacher_written - written).abs()  # |log p_t(o_t) - log s_t(o_t)|
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]
             stats = torch.stack([distance, kl, drift, credit, *entropies], 1)  # [n, 6]
         return loss.sum(), stats
@@ -351,10 +355,12 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
             if args.teacher == "ema":
                 follow(teacher, student, args.ema)
         optimizer.zero_grad(set_to_none=True)
+    # Means over all tokens, masked rollouts included. The first column, (4), is inside "loss".
     names = ("kl", "kl_start", "credit", "student_entropy", "teacher_entropy")
+    means = torch.cat(stats).mean(0)[1:].tolist()
     metrics = {
         "loss": loss,
-        **dict(zip(names, torch.cat(stats).mean(0)[1:].tolist())),
+        **dict(zip(names, means)),
         **group_statistics(rows, contexts.right, contexts.peers, G),
         "grad_norm": norm,
         **rollout_statistics(responses, student.ends),
@@ -373,10 +379,11 @@ def open_gate(run, student, args):
     with run.autocast():
         drawn = rollouts(student, rows, args, 0)
     texts, right = verdicts(run.tokenizer, rows, drawn, G)
+    # Reversed, so that the first right rollout of a question is the one that stays.
     first_right = {i // G: texts[i] for i in reversed(range(len(drawn))) if right[i]}
     solved = sorted(first_right)  # questions with a peer
     if len(solved) < 2:
-        say_gate({}, "", "", "", "")
+        say_gate({}, "", "", "", "")  # warns that there is hardly a peer
         return {}
     users = users_by_context([rows[q] for q in solved], [first_right[q] for q in solved])
     answered = gate(run, student, [rows[q] for q in solved], users)

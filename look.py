@@ -1,10 +1,10 @@
 """See what a method sees: rollouts of the student, token by token. Nothing is trained.
 
-    python look.py opd                              # three rollouts of the toy, in the terminal
-    python look.py opd --n 5 --html look.html       # the same as a page: one file, no scripts
-    python look.py topd --html look.html            # candidates, divergent points, both futures
-    python look.py ar_opd --html look.html          # the student with a half or all of a solution
-    python look.py hindsight_sd --html look.html    # failed rollouts beside a successful peer
+    python look.py opd                            # three rollouts in the terminal
+    python look.py opd --n 5 --html look.html     # the same as a page: one file, no scripts
+    python look.py topd --html look.html          # candidates and both futures
+    python look.py ar_opd --html look.html        # the student shown half or all of a solution
+    python look.py hindsight_sd --html look.html  # failed rollouts beside a successful peer
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
 On a page the mouse over a token shows its numbers. On the toy a checker adds what no real
@@ -168,9 +168,8 @@ def rollouts_as_page(rollouts, args, tokenizer):
 
 
 def add_futures(rollouts, student, teacher, rows, completions, args):
-    """Sets rollout.points: what topd.py finds in the rollouts. Points with weights are
-    divergent points, and the weights are their soft targets. The others are candidates
-    only."""
+    """Sets rollout.points: what topd.py finds in the rollouts. All points are candidates.
+    Those with weights are divergent points, and the weights are their soft targets."""
     run_args = topd.Args(window_size=args.window_size, seed=args.seed)
     compute = Compute(run_args, student.device, student.dtype, student.vocabulary)
     # As in topd.py, a window ends at an end token of either model.
@@ -190,8 +189,7 @@ def numbered(points):
 
 
 def links(point, least=0.15):
-    """The strong links of a plan: (position in the student's window, in the teacher's,
-    weight).
+    """The strong links of a plan: (student position, teacher position, weight).
 
     A row is the target of one student position. If the target is spread over the whole
     window, no weight of the row is as high as `least`.
@@ -228,8 +226,7 @@ number is a false alarm by this measure."""
 
 
 def windows_as_svg(number, point, tokenizer):
-    """Both windows as two rows of tokens, with the strong links of the plan between
-    them."""
+    """Both windows as two rows of tokens, and the strong links of the plan between them."""
     teacher, student = (
         [tokenizer.decode([y]) for y in window] for window in (point.teacher, point.student)
     )
@@ -250,7 +247,7 @@ class Viewed:
     row: dict  # the problem and its solution
     tokens: list  # one dictionary per token, see `residuals`
     verdict: str
-    shortcuts: set  # numbers of the tokens that belong to a shortcut; only the toy knows them
+    shortcuts: set  # numbers of the tokens in a shortcut; only the toy knows them
 
 
 def residuals(student, tokenizer, rows, completions, rho):
@@ -263,7 +260,7 @@ def residuals(student, tokenizer, rows, completions, rho):
     scores = diagnostics.score_views(student, student, rows, [c.ids for c in completions])
     viewed = []
     for row, completion, score in zip(rows, completions, scores):
-        logp = score["own"]  # log p of the written tokens: {"student" or name of a view: [N]}
+        logp = score["own"]  # of the written tokens: {"student" or view: [N]}
         tokens = []
         for i, y in enumerate(completion.ids):
             token = {name: values[i].exp().item() for name, values in logp.items()}
@@ -276,8 +273,8 @@ def residuals(student, tokenizer, rows, completions, rho):
 
 
 def find_shortcuts(row, tokens):
-    """(numbers of the tokens that belong to shortcuts, what to say about it). If the
-    problem is not in the toy's language only words can tell, and no token is marked."""
+    """(numbers of the tokens that belong to shortcuts, what to say about it). Outside of
+    the toy's language only words can tell, and no token is marked."""
     text = joined(tokens)
     try:
         steps = world.check(row["problem"], text).shortcuts
@@ -293,8 +290,7 @@ def find_shortcuts(row, tokens):
 
 
 def views_as_text(viewed):
-    """The rollouts for a terminal, and below each the five tokens with the strongest
-    residuals."""
+    """The rollouts for a terminal. Below each stand its five strongest residuals."""
     colours = colours_wanted()
     if colours:
         legend = (
@@ -333,8 +329,7 @@ values it is computed from (toy only)."""
 
 
 def views_as_page(viewed, args):
-    """The rollouts as a page, each below its problem and the solution that the views
-    show."""
+    """The rollouts as a page, each below its problem and its solution."""
     body = []
     for v in viewed:
         spans = []
@@ -367,7 +362,8 @@ class Failure:
     note: str  # what was measured at tau
 
 
-ROUNDS = 8  # if so many rounds bring too few failures, the model fails nearly always, or never
+# If so many rounds bring too few failures, the model fails nearly always, or never.
+ROUNDS = 8
 CONTINUATIONS = 16  # samples that go on from each of the two tokens at tau
 
 
@@ -394,8 +390,7 @@ def find_failures(student, tokenizer, rows, count, args):
 
 
 def credited(student, tokenizer, rows, count, args):
-    """Up to `count` Failures, with the credit of every token and what was measured at
-    tau."""
+    """Up to `count` Failures, with the credit of their tokens and the numbers at tau."""
     chosen = find_failures(student, tokenizer, rows, count, args)
     if not chosen:
         return []

@@ -1,11 +1,11 @@
 """On-policy distillation (OPD): a student learns from a teacher on text that the student wrote.
 
-The idea in five sentences. Ordinary distillation trains the student on the teacher's text. So
-the student never sees the states that its own mistakes lead to. Here the student writes the
-responses and the teacher reads them: at every position both models say how likely each next
-token is. The loss is how much they disagree there, so the student learns at exactly the states
-that it will meet again. The teacher grades every token, where a verifier would give one bit for
-a whole response. There is no reward, no advantage and no critic.
+The idea. Ordinary distillation trains the student on the teacher's text. So the student never
+sees the states that its own mistakes lead to. Here the student writes the responses and the
+teacher reads them: at every position both models say how likely each next token is. The loss is
+how much they disagree there, so the student learns at the states that it reaches itself. The
+teacher grades every token. A verifier would say only right or wrong for the whole response. There
+is no reward, no advantage and no critic.
 
     y ~ p_S(. | x)                                     the student's rollout, temperature 1   (1)
     l_t = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   reverse KL, whole vocabulary           (2)
@@ -16,25 +16,26 @@ Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505
 
 What we chose, and why:
   1. The gradient of (2) goes through p_S at each state. It does not go through the choice of
-     the states, so it ignores what today's token does to tomorrow's prefix. The full gradient
-     of the sequence KL adds a return-to-go term, which has a high variance.
-  2. Reverse KL (mode seeking) is the default. --divergence has forward KL and the generalised
-     Jensen-Shannon divergence of GKD.
+     the states, so it ignores that a token changes the later prefixes. The full gradient of the
+     sequence KL has one more term, the later losses times a score function. Its variance is high.
+  2. Reverse KL is the default. It is mode seeking: the student may leave out what the teacher
+     also does, but avoids what the teacher does not do. --divergence has forward KL and the
+     generalised Jensen-Shannon divergence of GKD.
   3. The sum over the vocabulary in (2) is exact. --estimator sampled uses only the sampled
      token, as RL code bases do. --estimator topk uses the k largest tokens and one bucket.
   4. --off_policy 1 is supervised fine-tuning (SFT) on the data's worked solutions, the
      baseline. A share between 0 and 1 mixes both.
-  5. One optimizer step per batch of rollouts. So the rollouts are exactly on-policy, and no
-     importance ratio and no clipping of it is needed.
+  5. One optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
+     --off_policy), and no importance ratio and no clipping of it is needed.
 
 Run it:
-    python opd.py             without a GPU: the toy, two minutes; else Qwen3-0.6B <- Qwen3-4B
+    python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
     python opd.py --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-4B --data gsm8k --out runs/mine
     python opd.py --resume --out runs/mine             continue it, bit for bit on a CPU
 
-Read the file from top to bottom. The functions stand in the order in which the data meets them.
-What no paper talks about is in common/: sampler.py draws the rollouts, batches.py packs them
-into tensors, run.py loads models, keeps metrics and writes checkpoints.
+Read the file from top to bottom. The functions stand in the order in which the data goes through
+them. What no paper talks about is in common/: sampler.py draws the rollouts, batches.py packs
+them into tensors, run.py loads models, keeps metrics and writes checkpoints.
 """
 
 import math
@@ -73,21 +74,22 @@ class Args(Common):
     divergence: str = choice("reverse", "reverse", "forward", "jsd")
     """reverse: KL(student || teacher); forward: KL(teacher || student); jsd: see --beta"""
     beta: float = 0.5
-    """of jsd: beta KL(T || M) + (1 - beta) KL(S || M) with M = beta T + (1 - beta) S; a small beta
-    is like forward KL"""
+    """of jsd: beta KL(T || M) + (1 - beta) KL(S || M) with M = beta T + (1 - beta) S; for a small
+    beta it is about beta times the forward KL"""
     estimator: str = choice("full", "full", "topk", "sampled")
     """full: exact sum over the vocabulary; topk: --top_k tokens and one bucket for the rest;
     sampled: the sampled token only"""
     top_k: int = 16
     """of --estimator topk: tokens with a bucket of their own"""
     off_policy: float = 0.0
-    """share of rollouts replaced by the data's solution, learnt by cross-entropy (1: SFT)"""
+    """probability that a rollout is replaced by the data's solution, which is learnt by
+    cross-entropy (1: SFT)"""
 
 
 def check(args):
     """Refuse what cannot work before anything is loaded."""
     in_range(args, "temperature", "(0, 100)", "rollouts are sampled, so it is above 0")
-    in_range(args, "beta", "(0, 1)", "the ends are --divergence forward and reverse")
+    in_range(args, "beta", "(0, 1)", "there is also --divergence forward or reverse")
     in_range(args, "off_policy", "[0, 1]", "it is a share")
     at_least(args, 1, "top_k")
     require(
@@ -144,16 +146,16 @@ def rollouts(student, tokenizer, rows, args, step):
 
 def divergence(student_logp, teacher_logp, kind="reverse", beta=0.5):
     """(2): the divergence at every state, [n], from log-probabilities [n, V]. It is a sum over the
-    vocabulary, never a mean.
+    vocabulary. A mean would be smaller by a factor of V, and no divergence.
 
-    F.kl_div is not used: F.kl_div(a, b) is KL(b || a), its FIRST argument is the second
-    distribution.
+    F.kl_div is not used, because it is easy to swap its arguments: F.kl_div(log_p, q) is
+    KL(q || p).
     """
     if kind == "reverse":
-        # Expectation under the student: it pays for its own mass where the teacher has little.
+        # Expectation under the student: high where the student has mass and the teacher has not.
         return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
     if kind == "forward":
-        # Expectation under the teacher: the student pays for mass of the teacher that it lacks.
+        # Expectation under the teacher: high where the teacher has mass and the student has not.
         return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)
     mixture_logp = torch.logaddexp(  # [n, V], M = beta T + (1 - beta) S
         teacher_logp + math.log(beta), student_logp + math.log(1 - beta)
@@ -173,7 +175,8 @@ def buckets(student_logp, teacher_logp, k, kind):
     """
     if k >= student_logp.shape[-1]:
         return student_logp, teacher_logp
-    # The k tokens that matter most: those of the distribution under which the expectation is.
+    # The k tokens that matter most: those of the distribution of the expectation (for jsd there
+    # are two expectations, and the teacher's tokens are taken).
     weights = student_logp if kind == "reverse" else teacher_logp
     chosen = weights.detach().topk(k).indices  # [n, k]
     is_chosen = torch.zeros_like(student_logp, dtype=torch.bool).scatter(1, chosen, True)  # [n, V]
@@ -195,8 +198,9 @@ def token_loss(student_logp, teacher_logp, targets, off_policy, args):
     else:
         # log p_S(y) - log p_T(y) is an unbiased estimate of (2). But its own gradient is zero in
         # expectation. The right gradient is that of a score function: the difference is a
-        # detached advantage in front of log p_S. It is not normalised over the batch, because
-        # its zero has a meaning: both models find the token equally likely.
+        # detached advantage in front of log p_S. (The value of this loss is not (2), only its
+        # gradient is.) It is not normalised over the batch: 0 means that both models find the
+        # token equally likely, and subtracting a mean would destroy this.
         teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_T(y_t)
         advantage = (teacher_written - written).detach()  # [n]
         loss = -advantage * written
@@ -216,7 +220,8 @@ def update(student, teacher, optimizer, batch, args, compute):
     off_policy, collected = torch.tensor(off_policy), Collected(responses)
 
     def loss_of_positions(student_hidden, teacher_hidden, targets, off):
-        """For a few positions at a time: [N, V] would be the largest tensor of the run."""
+        """(sum of the loss, statistics [n, 3]) of a few positions at a time. The logits of all
+        positions, [N, V], would be the largest tensor of the run."""
         with torch.no_grad():
             teacher_logp = log_probabilities(teacher, teacher_hidden, args.temperature)  # [n, V]
         student_logp = log_probabilities(student, student_hidden, args.temperature)  # [n, V]
@@ -230,7 +235,7 @@ def update(student, teacher, optimizer, batch, args, compute):
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, targets = compute.pack(prompts, responses, chosen)
         off = compute.per_token(off_policy, responses, chosen)  # [N]
-        # The teacher reads the student's text, not its own. It never gets a gradient.
+        # The teacher reads the responses. It writes nothing, and it never gets a gradient.
         with compute.phase("teacher"), torch.no_grad():
             teacher_hidden = states(teacher, ids, predicts)  # [N, teacher's width]
         with compute.phase("student"):

@@ -1,13 +1,13 @@
-"""TOPD, trajectory-aware on-policy distillation: where the futures part, learn the teacher's
-next sentence, not only its next token.
+"""TOPD, trajectory-aware on-policy distillation: where student and teacher would continue
+differently, learn the teacher's next sentence, not only its next token.
 
 After Jiang and Ferraro, "Bridging Reasoning Trajectories in On-Policy Distillation via
-Near-Future Guidance" (arXiv 2606.00305). The idea in five sentences. On-policy distillation
-(opd.py, read it first) repairs one token at a time, where its loss is high. But many high-loss
-tokens are false alarms: another wording that leads to the same place. And where the future
-really differs, repairing the one token does not repair the tokens after it. So TOPD looks ahead
-from the high-loss positions: it compares the next K tokens of the student with the K tokens that
-the teacher would write there. If they differ, the student also learns these tokens of the teacher.
+Near-Future Guidance" (arXiv 2606.00305). The idea. On-policy distillation (opd.py, read it
+first) repairs one token at a time, where its loss is high. But many high-loss tokens are false
+alarms: the loss is high, but both texts continue with the same step. And where the future really
+differs, repairing the one token does not repair the tokens after it. So TOPD looks ahead from the
+high-loss positions: it compares the next K tokens of the student with the K tokens that the
+teacher would write there. Where they differ most, the student also learns the teacher's tokens.
 
     l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )  at every token of the rollout y;
              L_OPD = mean over all tokens of the batch                                        (1)
@@ -15,13 +15,15 @@ the teacher would write there. If they differ, the student also learns these tok
     W_T, W_S = K tokens of the teacher, K of the student, both after (x, y_<t)                (3)
     C_ji   = 1 - cos( E(W_T[j]), E(W_S[i]) )                       ground cost, teacher first (4)
     D_t    = min over plans gamma of <gamma, C>                    distance of the futures    (5)
-    d      = the candidates without those of the lowest D_t        the divergent points       (6)
-    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised           target of position t + i   (7)
+    d      = the candidates that are left without the lowest D_t   the divergent points       (6)
+    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised; this
+             gamma has some entropy (note 13)                      target of position t + i   (7)
     L_traj(t) = mean over i of KL( q_i || p_S(. | x, y_<t+i) )     in the student's context   (8)
     L      = L_OPD + lambda * mean over d of L_traj(t)                                        (9)
 
 A plan gamma [n, m] says how much of the teacher's token j moves to the student's position i. Its
-rows sum to a = 1/n each and its columns to b = 1/m each.
+rows sum to a = 1/n each and its columns to b = 1/m each. Here n = m always (note 17). The code
+keeps both letters to show the order: [n, m] is teacher x student, [m, n] is student x teacher.
 
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
   [paper]     1. four rollouts per prompt, temperature 1, no filter.  2. a divergent point has
@@ -29,23 +31,27 @@ rows sum to a = 1/n each and its columns to b = 1/m each.
               optimal transport.  5. (7), (8), (9) with a stop-gradient on the target; AdamW.
   [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch.  7. the
               candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
-              8. W_S is the rollout itself, so nothing is generated and its logits are there.
-              9. normalising the columns of gamma and averaging over i has the gradient of the
-              paper's unnormalised sum.  10. overlapping windows add up.
+              8. W_S is the next K tokens of the rollout, so nothing is generated and its logits
+              are there.  9. a column of gamma sums to 1/m. We divide it by 1/m and take the mean
+              over i. The paper takes the sum over i without dividing: the same gradient.
+              10. where windows overlap, their losses add up.
   [ours]      11. E: the teacher's input embeddings. They are nearly orthogonal, so D is about
-              1 - share of common tokens.  12. a and b are uniform.  13. D by the exact plan, q
-              by Sinkhorn's algorithm with epsilon 0.05.  14. "the lowest" in (6): 30 % of the
-              batch's candidates.  15. the teacher decodes greedily.  16. lambda = 0.1 (the paper
-              gives no value).  17. an end of text shortens a window. Then both windows are cut
-              to the shorter one, so n = m always. A candidate with fewer than K/2 tokens left is
-              skipped.  18. short rollouts: at least 2 candidates, at most 10 % of the tokens.
+              1 - share of common tokens, in any order. So D is low for the same tokens and high
+              for synonyms: a limit of this E.  12. a and b are uniform.  13. D by the exact plan,
+              because it is a minimum. q by Sinkhorn's algorithm with epsilon 0.05, because the
+              exact plan is a permutation and its targets would be hard.  14. "the lowest" in
+              (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.
+              16. lambda = 0.1 (the paper gives no value).  17. the end of the rollout, or an end
+              token of the teacher, shortens a window. Then both windows are cut to the shorter
+              one. A candidate with fewer than K/2 tokens of the rollout left is skipped.
+              18. short rollouts: 2 candidates, but at most 10 % of the tokens.
 
 Run it:
-    python topd.py            without a GPU: the toy, three minutes; else Qwen3-0.6B <- Qwen3-4B
+    python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
     python topd.py --guidance off --suppress low    the paper's ablation: damp false alarms only
     python look.py topd       see the candidates, the windows and the plans before you train
-What held on the toy and what did not: benchmarks/README.md. The differences are small, so read
-them with their intervals.
+Which claims were confirmed on the toy and which were not: benchmarks/README.md. The differences
+are small, so read them with their confidence intervals.
 """
 
 import math
@@ -71,7 +77,7 @@ class Args(Common):
     student: str = either("toy/student", "Qwen/Qwen3-0.6B")
     """model that learns: a folder or a hub name"""
     teacher: str = either("toy/teacher", "Qwen/Qwen3-4B")
-    """model that scores and looks ahead; its tokenizer must be the student's"""
+    """model that scores the rollouts and writes the windows; its tokenizer must be the student's"""
     prompts: int = 16
     """prompts per update"""
     samples: int = 4
@@ -87,17 +93,17 @@ class Args(Common):
     window_size: int = either(12, 50)
     """K, tokens of a window"""
     candidate_share: float = 0.0225
-    """share of a rollout's tokens that are candidates; at least 2 tokens, at most 10 %"""
+    """share of a rollout's tokens that are candidates; 2 in a short rollout, but at most 10 %"""
     drop_share: float = 0.3
-    """share of the candidates that is dropped for the lowest D; 0 keeps every candidate"""
+    """share of the candidates, those with the lowest D, that is not used; 0 uses all"""
     epsilon: float = 0.05
-    """entropy of the plan in (7): towards 0 the targets become hard, large values spread each
-    target over the window"""
+    """weight of the plan's entropy in (7): towards 0 the targets become hard, large values spread
+    each target over the window"""
     embedding: str = choice("static", "static", "contextual")
     """E of (4): the teacher's input embeddings, or its last hidden states after each token"""
     suppress: str = choice("none", "none", "low", "high")
     """the paper's ablation: scale down the loss of the candidates with the lowest D (low), or of
-    as many others at random (high)"""
+    as many random ones of the other candidates (high)"""
 
 
 def check(args):
@@ -146,14 +152,15 @@ def reverse_kl(student_logp, teacher_logp):
 def candidates(losses, args):
     """(2): the positions of the highest losses in one rollout, from its token losses [N].
 
-    A share of the tokens, not "mean + 2 standard deviations": among n values no z-score is above
-    sqrt(n - 1). So on few values such a threshold never fires, and on long rollouts the number of
-    candidates depends on the tail of the losses.
+    It is a share of the tokens, not a threshold like "mean + 2 standard deviations". With a
+    threshold the number of candidates would depend on the tail of the losses, and in a rollout of
+    four tokens no loss can be so far above the mean.
     """
     N = len(losses)
     count = min(max(2, round(args.candidate_share * N)), max(1, N // 10))  # notes 7 and 18
     highest = losses.topk(min(count, N)).indices.tolist()
-    # Near the end too little future is left to be compared (note 17).
+    # Near the end too little future is left to be compared (note 17). Such a position is not
+    # replaced by another one.
     return sorted(t for t in highest if N - t >= args.window_size / 2)
 
 
@@ -171,14 +178,14 @@ class Point:
     student: list  # token ids of W_S; as many
     cost: torch.Tensor  # C [n, m] = teacher x student
     distance: float  # D_t
-    weights: torch.Tensor = None  # q [m, n] = student x teacher; None if the point was dropped
+    weights: torch.Tensor = None  # q [m, n] = student x teacher; None: this point has no target
 
 
 def read(model, ids, room):
-    """Last hidden states [B, L, width] of whole texts, and a cache that continues from ANY
-    position of them. room: tokens that may be added.
+    """Last hidden states [B, L, width] of whole texts, and the cache of their keys and values.
+    room: tokens that may be added to it.
 
-    Scoring reads the rollouts anyway. Their keys and values are kept, so the windows are cheap.
+    Scoring reads the rollouts anyway. The cache is kept, so the windows are cheap.
     """
     out = model.base_model(input_ids=ids, use_cache=True)
     cache = RowCache(ids.shape[1] + room, model.config.num_hidden_layers - 1)
@@ -202,38 +209,39 @@ def continuations(model, hidden, cache, places, K, contextual=False):
         branch B               '- b1 b2        x1 x2 y1 y2 y3 and b1 b2
 
     Step k adds token k of every branch to the cache: a1 b1, then a2 b2, and so on. So there are K
-    small steps for ALL windows, instead of K steps and a prompt for each of them.
+    small steps for ALL windows, instead of K steps and a prompt for each of them. Texts are
+    padded on the right. So no prefix contains padding, and reading needs no mask.
     """
     device = hidden.device
     rows, prefix = torch.tensor(places, device=device).T  # [P] each
-    branch, branches = [], {}  # the number of each window among the windows of its row
+    branch, windows_in_row = [], {}  # branch: the number of each window in its row
     for row, _ in places:
-        branch.append(branches.get(row, 0))
-        branches[row] = branch[-1] + 1
-    B, L, C = hidden.shape[0], hidden.shape[1], max(branch) + 1
+        branch.append(windows_in_row.get(row, 0))
+        windows_in_row[row] = branch[-1] + 1
+    B, L, most = hidden.shape[0], hidden.shape[1], max(windows_in_row.values())
     branch = torch.tensor(branch, device=device)  # [P]
 
-    # Rows with fewer than C windows get unused branches. They see one token of the stem, because
+    # Rows with fewer windows get unused branches. These see one token of the stem, because
     # attention over nothing would be NaN. Their tokens are never read.
-    length = torch.ones(B, C, dtype=torch.long, device=device)
+    length = torch.ones(B, most, dtype=torch.long, device=device)
     length[rows, branch] = prefix
-    sees_stem = torch.arange(L, device=device) < length[:, :, None]  # [B, C, L]: y_<t only
-    sees_branch = torch.eye(C, dtype=torch.bool, device=device).expand(B, C, C)  # itself only
+    sees_stem = torch.arange(L, device=device) < length[:, :, None]  # [B, most, L]: y_<t only
+    itself = torch.eye(most, dtype=torch.bool, device=device).expand(B, most, most)
 
     # The state that predicts the first token of a window is known from reading.
     last = hidden[rows, prefix - 1]  # [P, width]
     written, after = [], []
-    size = max(1, 2**24 // model.vocabulary)  # windows whose logits exist at the same time
+    size = max(1, 2**24 // model.vocabulary)  # 2^24 logits at once take 64 MiB
     for k in range(K):
         best = [log_probabilities(model, h).argmax(-1) for h in last.split(size)]
         written.append(torch.cat(best))  # [P]
-        if k == K - 1 and not contextual:
+        if k == K - 1 and not contextual:  # nobody needs the state after the last token
             break
-        tokens = torch.zeros(B, C, dtype=torch.long, device=device)
+        tokens = torch.zeros(B, most, dtype=torch.long, device=device)
         tokens[rows, branch] = written[-1]
         out = model.base_model(
-            input_ids=tokens,  # [B, C]: one token of every branch
-            attention_mask=torch.cat([sees_stem, *[sees_branch] * (k + 1)], 2)[:, None],
+            input_ids=tokens,  # [B, most]: one token of every branch
+            attention_mask=torch.cat([sees_stem, *[itself] * (k + 1)], 2)[:, None],
             position_ids=length + k,  # as if the branch stood directly behind its prefix
             past_key_values=cache,
             use_cache=True,
@@ -241,6 +249,7 @@ def continuations(model, hidden, cache, places, K, contextual=False):
         last = out.last_hidden_state[rows, branch]  # [P, width]
         after.append(last)
     windows = torch.stack(written, 1).tolist()  # P lists of K ids
+    # The length of each window up to its first end token, which is included.
     ends = [next((i + 1 for i, y in enumerate(w) if y in model.ends), K) for w in windows]
     vectors = [v[:end] for v, end in zip(torch.stack(after, 1), ends)] if contextual else None
     return [w[:end] for w, end in zip(windows, ends)], vectors
@@ -284,18 +293,18 @@ def sinkhorn(costs, epsilon, iterations=500, tolerance=1e-6):
     <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved together.
 
     It works with logarithms, because exp(-C / epsilon) underflows for a small epsilon. Padding
-    has no mass. The last half-step is the student's side, so the columns sum to exactly 1/n and
-    every student position gets its full target.
+    has no mass. The last half-step is the student's side. So the columns sum to 1/n up to
+    rounding, even where the iterations end early, and every position gets its full target.
     """
     if not costs:
         return []
     N = max(len(c) for c in costs)
-    kernel = torch.zeros(len(costs), N, N)  # [P, N, N]
-    log_mass = torch.full((len(costs), N), -math.inf)  # [P, N]: log a, which equals log b
+    kernel = costs[0].new_zeros(len(costs), N, N)  # [P, N, N]
+    log_mass = costs[0].new_full((len(costs), N), -math.inf)  # [P, N]: log a, and log b
     for p, c in enumerate(costs):
         n = len(c)
         kernel[p, :n, :n], log_mass[p, :n] = -c / epsilon, -math.log(n)
-    g = torch.zeros(len(costs), N).masked_fill(log_mass.isinf(), -math.inf)
+    g = torch.zeros_like(log_mass).masked_fill(log_mass.isinf(), -math.inf)
     for k in range(iterations):
         f = log_mass - (kernel + g[:, None, :]).logsumexp(2)  # [P, N], now the rows are right
         g = log_mass - (kernel + f[:, :, None]).logsumexp(1)  # [P, N], now the columns are
@@ -308,9 +317,9 @@ def sinkhorn(costs, epsilon, iterations=500, tolerance=1e-6):
 def divergent(points, args):
     """(6): (kept, dropped) of the candidates. The lowest D are dropped.
 
-    It is a share, not a threshold, because the scale of D depends on K and on the embedding. It
-    is a share of the whole batch. A share of the two candidates of a short rollout would drop one
-    of them even where both futures differ.
+    It is a share, not a threshold, because the scale of D depends on the embedding. It is a share
+    of the whole batch. A share of the two candidates of a short rollout would drop one of them
+    even where both futures differ.
     """
     order = sorted(points, key=lambda p: p.distance)
     count = int(args.drop_share * len(order) + 0.5)
@@ -325,8 +334,8 @@ def soft_targets(points, args):
     the n token ids of the teacher's window.
 
     The cost is written teacher first. A target belongs to a student position. So the plan is
-    TRANSPOSED here. With n = m nothing else would show the mistake: the marginals and the size
-    of the loss stay as they were, only the targets are wrong.
+    TRANSPOSED here. Without it there is no error, no strange shape and no strange sum, since
+    n = m. Only the targets are wrong.
 
         teacher writes b c a     gamma   to A  B  C      gamma.T  from b  c  a      so the target
         student wrote  A B C     from b   0  1/3  0      A:         0   0  1/3      of A is a,
@@ -359,7 +368,7 @@ def target_tensors(points, lengths):
 
 
 def negative_entropy(point):
-    """sum_i sum_v q_i(v) log q_i(v): what makes a cross-entropy to q the KL of (8)."""
+    """sum_i sum_v q_i(v) log q_i(v). KL = cross-entropy + this; for the metric `traj` only."""
     ids = torch.tensor(point.teacher)
     same = (ids[:, None] == ids[None, :]).float()  # [n, n]
     # A token that stands twice in the teacher's window collects both weights.
@@ -371,9 +380,9 @@ def scales(losses, kept, dropped, args, step):
     """The paper's ablation: factors of the token losses, [N] per rollout, nearly all of them 1.
     The loss of a chosen candidate is scaled down to the median of its rollout.
 
-    low: the candidates with the lowest D, which are false alarms if D is right. high: as many of
-    the others, at random. The factor is a constant. If a gradient went through it, the student
-    could lower the scaled loss by raising l_t.
+    low: the candidates with the lowest D, the false alarms if D measures what we hope. high: as
+    many of the others, at random. The factor, median / l_t, is a constant. If a gradient went
+    through it, the student could lower the factor by raising l_t.
     """
     factors = [torch.ones(len(x)) for x in losses]
     order = uniforms(("suppress", args.seed, step), len(kept)).argsort().tolist()
@@ -418,14 +427,14 @@ def look_ahead(student, teacher, batch, args, compute):
     def token_losses(student_hidden, teacher_hidden):
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V]
-        return 0.0, reverse_kl(student_logp, teacher_logp)  # [n]; their sum is not needed
+        return 0.0, reverse_kl(student_logp, teacher_logp)  # no sum; [n], (1)
 
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
 
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
-            most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2  # of a rollout
+            most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2  # in one rollout
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]
 
@@ -438,14 +447,13 @@ def look_ahead(student, teacher, batch, args, compute):
         for i, x in zip(chosen, losses.split([len(responses[i]) for i in chosen])):
             found += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
 
-        # (3): the teacher continues the prompt and y_<t of every candidate. The student's window
-        # is the rollout itself.
+        # (3): the teacher continues the prompt and y_<t of every candidate.
         with compute.phase("windows"):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in found]
             theirs, after = [], None
             if places:
                 theirs, after = continuations(teacher, hidden, cache, places, K, contextual)
-        own = [responses[i][t : t + K] for i, t, _ in found]
+        own = [responses[i][t : t + K] for i, t, _ in found]  # (3): W_S is in the rollout
         # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
         # text at once would make its end token the target of all K positions.
         sizes = [min(len(w), len(o)) for w, o in zip(theirs, own)]
@@ -479,7 +487,7 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         soft_targets(guiding, args)  # (7)
         target_ids, target_weights = target_tensors(guiding, lengths)
     factors = scales(losses, kept, dropped, args, step)
-    tokens, count = sum(lengths), max(1, len(guiding))
+    tokens, count = sum(lengths), max(1, len(guiding))  # without guidance: 0 / 1, not 0 / 0
     collected = Collected(responses)
 
     def loss_of_positions(student_hidden, teacher_hidden, factor, target_ids, target_weights):
@@ -488,8 +496,9 @@ def update(student, teacher, optimizer, batch, args, step, compute):
             teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V]
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         kl = reverse_kl(student_logp, teacher_logp)  # [n], (1)
-        # (8) needs log p_S only at the target tokens, so guidance costs no second head. This is
-        # the cross-entropy. The entropy of q is missing: it is constant and has no gradient.
+        # (8) needs log p_S only at the target tokens, so guidance needs no second product with
+        # the vocabulary matrix. This sum is the cross-entropy to q, which has the gradient of
+        # the KL. The entropy of q is a constant. It is added below, for the metric only.
         at_targets = student_logp.gather(1, target_ids)  # [n, S]
         traj = -(target_weights * at_targets).sum()  # (8)
         with torch.no_grad():  # only to be looked at
@@ -497,6 +506,7 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         return torch.stack([(kl * factor).sum(), traj]), torch.stack([kl.detach(), *entropies], 1)
 
     student.train()
+    # The same micro-batches as in look_ahead: they depend on the lengths only.
     micro_batches = compute.micro_batches(prompts, responses)
     for chosen, teacher_hidden in zip(micro_batches, teacher_states):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
@@ -507,7 +517,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
                 tensors = student_hidden, teacher_hidden, *per_token
                 (opd, traj), stats = compute.in_chunks(loss_of_positions, *tensors)
-            (opd / tokens + args.lam / count * traj).backward()  # (9)
+            # (9), with the means of (1) and over d; gradients of micro-batches add up.
+            (opd / tokens + args.lam / count * traj).backward()
         collected.add(chosen, stats, opd.item(), traj.item())
     stats, opd, traj = collected.everyone()
 
@@ -551,6 +562,7 @@ def main(argv=None):
     student, teacher = run.load_student(), run.load(args.teacher)
     teacher.ends = sorted({*teacher.ends, *student.ends})  # a window ends at an end of either
     optimizer = adamw(student, args.lr, args.adam_bits)
+    # margin: a window of the teacher may begin at the last tokens of a rollout.
     run.begin(student, optimizer, teacher=teacher, margin=args.window_size, teacher_cache=True)
     if run.fresh:
         teacher_accuracy = run.accuracy(teacher)["accuracy"]  # the ceiling

@@ -44,8 +44,7 @@ def background(colour):
 
 def kl_as_text(text, kl, colours, marked):
     """A token on a background from yellow to red. Without colours it stands in brackets if
-    its KL is above half of RED_FROM. A marked token is underlined, or stands between _
-    _."""
+    its KL is above half of RED_FROM. A marked token is underlined, or stands in _ _."""
     if colours:
         return ("\x1b[4m" if marked else "") + paint([text], [kl], RED_FROM) + "\x1b[0m"
     text = harmless(f"[{text}]" if kl > RED_FROM / 2 else text)
@@ -57,7 +56,7 @@ def signed_as_text(text, nats, colours, marked=False):
     RED_FROM, it is written as [+token+] or [-token-]. A marked token: see `kl_as_text`."""
     text, colour = harmless(text), signed(nats)
     if colours:
-        # Black letters (16), because a terminal's own could be too pale for these backgrounds.
+        # Black letters (16): a terminal's own could be too pale for these backgrounds.
         start = "\x1b[38;5;16m\x1b[48;2;{};{};{}m".format(*colour) if colour else ""
         return ("\x1b[4m" if marked else "") + start + text + "\x1b[0m"
     sign = "-" if nats < -RED_FROM / 2 else "+" if nats > RED_FROM / 2 else ""
@@ -120,8 +119,7 @@ def paragraph(kind, content):
 
 
 def span(text, style, mark, tip):
-    """A token. mark: one more attribute, or "". tip: what is shown while the mouse is over
-    it."""
+    """A token. mark: one more attribute, or "". tip: what the mouse shows over it."""
     return f'<span style="{style}"{mark} title="{escaped(tip)}">{escaped(text)}</span>'
 
 
@@ -152,9 +150,8 @@ LEFT = 80  # pixels for the names of the rows
 def linked_rows(upper, lower, links):
     """An SVG picture: two rows of tokens and lines between them.
 
-    upper, lower: (name, texts). links: (number in lower, number in upper, weight). The
-    weight is the width and the darkness of a line. A token that the other row does not have
-    is red.
+    upper, lower: (name, texts). links: (number in lower, number in upper, weight). A line
+    is wider and darker for a higher weight. A token that the other row lacks is red.
     """
     (upper_name, upper_texts), (lower_name, lower_texts) = upper, lower
     upper_texts, lower_texts = ([harmless(t) for t in x] for x in (upper_texts, lower_texts))

@@ -87,7 +87,7 @@ def key_seed(key):
 
 
 def uniforms(key, count):
-    """`count` numbers in [0, 1) from `key` alone, whatever else is or was drawn."""
+    """`count` numbers in [0, 1) from `key` alone, not from the batch or earlier draws."""
     generator = torch.Generator().manual_seed(key_seed(key))
     return torch.rand(count, dtype=torch.float64, generator=generator)
 

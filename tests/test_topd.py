@@ -1,24 +1,52 @@
-"""topd.py: transport against POT, windows against token-by-token decoding, guidance against a dense soft target, the update as a whole."""
+"""topd.py: transport against POT and brute force, windows against token-by-token decoding, guidance
+against a dense soft target, and the update as a whole."""
 import copy
+import itertools
+import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen3
-from test_opd import CPU, PROMPTS, RESPONSES, STUDENT, TEACHER, close
-from test_opd import gradient as opd_gradient
+from helpers import (
+    CPU,
+    PROMPTS,
+    RESPONSES,
+    STUDENT,
+    TEACHER,
+    assert_no_step,
+    catch,
+    close,
+    compute,
+    gradient_of,
+    spoiled,
+    weights,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import plumbing
+import opd
 import topd
-from evaluate import eos_ids, prompt_ids, uniforms
+from common import batches
+from common.batches import pack
+from common.data import prompt_ids
+from common.sampler import sample
 from toy import world
 
-ARGS = SimpleNamespace(guidance="on", lam=0.1, window_size=4, candidate_share=0.1, drop_share=0.3, plan="sinkhorn", epsilon=0.05, window="rollout",
-                       embedding="static", teacher_decoding="greedy", suppress="none", probe_every=0, seed=3, micro_tokens=10**6, chunk_logits=2**26)
-LONG = [[3, 4, 20, 21, 22, 7, 9, 33, 12, 41, 5, 6, 1], [20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 30, 31, 32, 33, 34, 1], [9, 1],
-        [30, 31, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]]          # of different lengths; the last one truncated
+ARGS = SimpleNamespace(
+    guidance="on", lam=0.1, window_size=4, candidate_share=0.1, drop_share=0.3, epsilon=0.05,
+    embedding="static", suppress="none", seed=3, micro_tokens=10**6, chunk_logits=2**26,
+)
+# Responses of different lengths. The last one is truncated.
+LONG = [
+    [3, 4, 20, 21, 22, 7, 9, 33, 12, 41, 5, 6, 1],
+    [20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 30, 31, 32, 33, 34, 1],
+    [9, 1],
+    [30, 31, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
+]
+# Three candidates per rollout, some of them near the end.
+LONGER = [[random.Random(i).randrange(2, 50) for _ in range(30)] for i in range(4)]
 
 
 def settings(**changed):
@@ -26,250 +54,458 @@ def settings(**changed):
 
 
 def update(student, teacher, responses=LONG, step=1, **changed):
-    """One update; returns the unclipped gradient, metrics, points."""
-    student, caught = copy.deepcopy(student), {}
-
-    class Catch(torch.optim.SGD):
-        def step(self):
-            caught.update({n: p.grad.clone() for n, p in student.named_parameters()})
-    old, clock = plumbing.torch.nn.utils.clip_grad_norm_, plumbing.Clock(CPU)
-    clock.start()
-    plumbing.torch.nn.utils.clip_grad_norm_ = lambda parameters, clip: old(parameters, 1e9)
-    try:
-        metrics, losses, points = topd.update(student, teacher, Catch(student.parameters(), lr=1.0), (PROMPTS, responses, [False] * 4), settings(**changed),
-                                              step, clock, plumbing.autocaster(CPU, torch.float32), 50, {1})
-    finally:
-        plumbing.torch.nn.utils.clip_grad_norm_ = old
+    """One update. Returns the unclipped gradient, metrics, points."""
+    args = settings(**changed)
+    caught, (metrics, _, points) = gradient_of(
+        topd.update, student, teacher, catch, (PROMPTS, responses), args, step, compute(args)
+    )
     return caught, metrics, points
 
 
-# ------------------------------------------------------------------------------------------------ transport
+def opd_gradient(student, teacher, responses):
+    args = settings(temperature=1.0, divergence="reverse", beta=0.5, estimator="full")
+    batch = PROMPTS, responses, [False] * len(PROMPTS)
+    caught, (metrics, _) = gradient_of(
+        opd.update, student, teacher, catch, batch, args, compute(args)
+    )
+    return caught, metrics
 
 
-def problems(seed, shapes):
+def with_ends(model, *ends):
+    """A copy of the model that ends its text at these tokens."""
+    model = copy.deepcopy(model)
+    model.ends = list(ends)
+    return model
+
+
+# ------------------------------------------------------------------------ transport
+
+
+def problems(seed, sizes):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(n, m, generator=generator) for n, m in shapes]
+    return [torch.rand(n, n, generator=generator) for n in sizes]
 
 
-SHAPES = [(8, 8), (12, 12), (12, 11), (7, 12), (3, 8), (1, 5), (17, 16), (50, 49), (50, 50)]
+def uniform(n):
+    return np.full(n, 1 / n)
+
+
+SIZES = [8, 12, 7, 3, 1, 17, 16, 49, 50]
 
 
 def test_the_exact_plan_is_pots():
     import ot
-    for cost in problems(0, SHAPES):
-        n, m = cost.shape
+    for cost in problems(0, SIZES):
+        n = len(cost)
         plan = topd.exact_plan(cost)
-        theirs = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), cost.double().numpy())
-        assert abs((plan * cost).sum().item() - theirs) < 1e-5, (n, m)
-        assert (plan.sum(1) - 1 / n).abs().max() < 1e-5 and (plan.sum(0) - 1 / m).abs().max() < 1e-5 and plan.min() > -1e-9
-    square = topd.exact_plan(problems(1, [(9, 9)])[0])
-    assert ((square * 9).round() - square * 9).abs().max() < 1e-5       # equal lengths: a permutation
+        distance = ot.emd2(uniform(n), uniform(n), cost.double().numpy())
+        assert abs((plan * cost).sum().item() - distance) < 1e-5, n
+        assert (plan.sum(1) - 1 / n).abs().max() < 1e-5
+        assert (plan.sum(0) - 1 / n).abs().max() < 1e-5 and plan.min() >= 0
+        assert ((plan * n).round() - plan * n).abs().max() < 1e-5           # a permutation
+
+
+def test_the_exact_plan_is_the_best_of_all_permutations():
+    for seed in range(5):
+        for cost in problems(seed, [1, 2, 4, 5]):
+            n, plan = len(cost), topd.exact_plan(cost)
+            best = min(
+                sum(cost[j, i].item() for j, i in enumerate(p)) / n
+                for p in itertools.permutations(range(n))
+            )
+            assert (plan * cost).sum().item() == pytest.approx(best, abs=1e-6)
 
 
 def test_sinkhorn_becomes_pots_exact_distance_as_epsilon_goes_to_zero():
     import ot
-    costs = problems(2, SHAPES[:7])
-    N, M = 17, 16
-    cost, a, b = torch.zeros(len(costs), N, M).double(), torch.zeros(len(costs), N).double(), torch.zeros(len(costs), M).double()
-    for p, c in enumerate(costs):                                       # padded together, as in training
-        cost[p, :c.shape[0], :c.shape[1]], a[p, :c.shape[0]], b[p, :c.shape[1]] = c.double(), 1 / c.shape[0], 1 / c.shape[1]
-    exact = [ot.emd2(np.full(len(c), 1 / len(c)), np.full(c.shape[1], 1 / c.shape[1]), c.double().numpy()) for c in costs]
+    costs = [c.double() for c in problems(2, SIZES[:7])]    # padded together, as in training
+    exact = [ot.emd2(uniform(len(c)), uniform(len(c)), c.numpy()) for c in costs]
     errors = []
     for epsilon in (0.1, 0.02, 0.0004):
-        plan = topd.sinkhorn(cost, a, b, epsilon, iterations=50000, tolerance=1e-8)
-        assert (plan.sum(2) - a).abs().max() < 1e-5 and (plan.sum(1) - b).abs().max() < 1e-5
-        assert all(plan[p, c.shape[0]:].abs().max() == 0 for p, c in enumerate(costs) if c.shape[0] < N)     # padding carries no mass
-        errors.append(max(abs((plan[p] * cost[p]).sum().item() - e) for p, e in enumerate(exact)))
+        plans = topd.sinkhorn(costs, epsilon, iterations=50000, tolerance=1e-8)
+        for plan, cost in zip(plans, costs):
+            assert plan.shape == cost.shape
+            assert (plan.sum(1) - 1 / len(cost)).abs().max() < 1e-5
+            assert (plan.sum(0) - 1 / len(cost)).abs().max() < 1e-5
+        distances = [(plan * cost).sum().item() for plan, cost in zip(plans, costs)]
+        errors.append(max(abs(d - e) for d, e in zip(distances, exact)))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-4, errors
 
 
 def test_sinkhorn_is_pots_sinkhorn():
     import ot
-    cost = problems(3, [(9, 9)])[0]
-    theirs = ot.sinkhorn(np.full(9, 1 / 9), np.full(9, 1 / 9), cost.double().numpy(), 0.05, numItermax=20000, stopThr=1e-12)
-    ours = topd.plans([cost], settings())[0]
-    assert np.abs(ours.numpy() - theirs).max() < 1e-5
-    assert (ours.sum(1) - 1 / 9).abs().max() < 1e-5 and (ours.sum(0) - 1 / 9).abs().max() < 1e-5      # at the default number of iterations
+    cost = problems(3, [9])[0]
+    pots = ot.sinkhorn(
+        uniform(9), uniform(9), cost.double().numpy(), 0.05, numItermax=20000, stopThr=1e-12
+    )
+    plan = topd.sinkhorn([cost], 0.05)[0]                   # the default number of iterations
+    assert np.abs(plan.numpy() - pots).max() < 1e-5
+    assert (plan.sum(1) - 1 / 9).abs().max() < 1e-5 and (plan.sum(0) - 1 / 9).abs().max() < 1e-5
 
 
-def test_plans_of_different_lengths_do_not_disturb_each_other():
-    costs = problems(4, [(12, 12), (5, 12), (12, 3)])
-    for kind in ("sinkhorn", "exact"):
-        together, alone = topd.plans(costs, settings(plan=kind)), [topd.plans([c], settings(plan=kind))[0] for c in costs]
-        assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(together, alone))
-    assert topd.plans([], settings()) == []
+def test_plans_of_different_sizes_do_not_disturb_each_other():
+    costs = problems(4, [12, 5, 3, 1])
+    together = topd.sinkhorn(costs, 0.05)
+    alone = [topd.sinkhorn([c], 0.05)[0] for c in costs]
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(together, alone))
+    assert topd.sinkhorn([], 0.05) == []
 
 
-def points_of(pairs):
-    return [topd.Point(i, 0, 1.0, teacher=list(w), student=list(s)) for i, (w, s) in enumerate(pairs)]
+class Orthogonal(torch.nn.Module):
+    """A teacher of which only the embeddings are asked. Two different tokens are orthogonal."""
 
-
-class Orthogonal(torch.nn.Module):      # a teacher of which only the embeddings are asked
     device = CPU
 
     def get_input_embeddings(self):
         return torch.nn.Embedding.from_pretrained(torch.eye(50))
 
 
+def points_of(pairs):
+    """Points from pairs (teacher's window, student's window)."""
+    found = [(i, 0, 1.0) for i in range(len(pairs))]
+    return topd.compare(found, [(list(w), list(s)) for w, s in pairs], Orthogonal())
+
+
 def test_distance_of_identical_disjoint_and_half_shared_windows():
-    points = points_of([((5, 6, 7, 8), (5, 6, 7, 8)), ((5, 6, 7, 8), (8, 5, 7, 6)), ((5, 6, 7, 8), (15, 16, 17, 18)), ((5, 6, 7, 8), (5, 16, 7, 18)),
-                        ((5, 6, 1), (5, 6, 7, 8, 9, 10)), ((1,), (1, 5, 6))])
-    topd.measure(points, Orthogonal())
-    distances = [round(p.distance, 5) for p in points]
-    assert distances[:4] == [0, 0, 1, .5]                               # the order inside a window does not matter to transport
-    assert distances[4] == pytest.approx(2 / 3, abs=1e-4)               # 5 and 6 of the student's six take 1/6 each, from 1/3 each
-    assert distances[5] == pytest.approx(2 / 3, abs=1e-4)               # an end of text inside a window
+    points = points_of([
+        ((5, 6, 7, 8), (5, 6, 7, 8)),
+        ((5, 6, 7, 8), (8, 5, 7, 6)),       # transport does not care about the order in a window
+        ((5, 6, 7, 8), (15, 16, 17, 18)),
+        ((5, 6, 7, 8), (5, 16, 7, 18)),
+        ((5, 6, 1), (5, 6, 7)),             # an end of text, beside longer windows
+        ((1,), (5,)),
+    ])
+    distances = [p.distance for p in points]
+    assert distances == pytest.approx([0, 0, 1, 0.5, 1 / 3, 1], abs=1e-5)
+    assert [tuple(p.cost.shape) for p in points] == [(4, 4)] * 4 + [(3, 3), (1, 1)]
 
 
 def test_the_plan_is_transposed():
-    # teacher's window a cyclic shift of the student's: the plan is not symmetric, so a forgotten transpose gives other targets
+    # The teacher's window is a cyclic shift of the student's. So the plan is not symmetric, and a
+    # forgotten transpose gives other targets.
     student, shifted = [5, 6, 7, 8, 9], [7, 8, 9, 5, 6]
-    for kind in ("exact", "sinkhorn"):
-        point = points_of([(shifted, student)])[0]
-        topd.measure([point], Orthogonal())
-        topd.soft_targets([point], settings(plan=kind))
-        assert [shifted[j] for j in point.weights.argmax(1).tolist()] == student      # position i is drawn to ITS token
-        assert torch.allclose(point.weights.sum(1), torch.ones(5), atol=1e-5)
-        wrong = topd.plans([point.cost], settings(plan=kind))[0].argmax(1).tolist()
-        assert [shifted[j] for j in wrong] != student
+    point, = points_of([(shifted, student)])
+    topd.soft_targets([point], settings())
+    # Position i is drawn to its own token.
+    assert [shifted[j] for j in point.weights.argmax(1).tolist()] == student
+    assert torch.allclose(point.weights.sum(1), torch.ones(5), atol=1e-5)
+    wrong = topd.sinkhorn([point.cost], 0.05)[0].argmax(1).tolist()
+    assert [shifted[j] for j in wrong] != student
 
 
-def test_shapes_of_targets_with_unequal_windows():
-    points = points_of([((5, 6, 1), (5, 6, 7, 8, 9, 10))])
-    topd.measure(points, Orthogonal())
-    topd.soft_targets(points, settings())
-    assert points[0].cost.shape == (3, 6) and points[0].weights.shape == (6, 3)
-    assert torch.allclose(points[0].weights.sum(1), torch.ones(6), atol=1e-5)
+def test_the_picture_of_soft_targets():
+    # teacher b c a, student A B C: the target of A is a, of B is b, of C is c
+    point, = points_of([((6, 7, 5), (5, 6, 7))])
+    topd.soft_targets([point], settings(epsilon=0.01))
+    expected = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert torch.allclose(point.weights, expected, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ windows
+# ------------------------------------------------------------------------ windows
 
 
-def slowly(model, prefix, K, ends, draw=None):
-    """K tokens after a prefix, one full forward a token."""
-    ids, found, hidden = list(prefix), [], []
-    for k in range(K):
-        logits = model(torch.tensor([ids])).logits[0, -1, :50]
-        if draw is None:
-            token = logits.argmax().item()
-        else:
-            cumulative = logits.double().softmax(-1).cumsum(-1)
-            token = min(int(torch.searchsorted(cumulative, draw[k] * cumulative[-1], right=True)), 49)
+def slowly(model, prefix, K, ends):
+    """(K tokens after a prefix, last hidden states after them), with one full forward pass per
+    token."""
+    ids, tokens, hidden = list(prefix), [], []
+    for _ in range(K):
+        token = model(torch.tensor([ids])).logits[0, -1, :50].argmax().item()
         ids.append(token)
-        found.append(token)
+        tokens.append(token)
         hidden.append(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1])
         if token in ends:
             break
-    return found, torch.stack(hidden)
+    return tokens, torch.stack(hidden)
 
 
-@pytest.mark.parametrize("sampled", [False, True])
 @torch.no_grad()
-def test_windows_of_all_prefixes_at_once_equal_decoding_one_by_one(sampled):
+def test_windows_of_all_prefixes_at_once_equal_decoding_one_by_one():
     model, K = tiny_qwen3(seed=2, width=48, layers=3), 6
-    ids, _, _ = plumbing.pack(PROMPTS, LONG, CPU)
-    places = [(0, 3), (0, 9), (1, 2), (1, 20), (1, 11), (3, 5), (3, 17), (2, 5), (1, 21)]       # different rows, several a row, unordered
-    draws = torch.stack([uniforms(("w", i), K) for i in range(len(places))]) if sampled else None
-    ends = {1, 30}
-    slow = [slowly(model, (PROMPTS[r] + LONG[r])[:n], K, ends, draws[i] if sampled else None) for i, (r, n) in enumerate(places)]
-    hidden, cache = topd.read(model, ids, 3 * K)
-    for size in (100, 2):
+    model.ends = [1, 30]
+    ids, _, _ = pack(PROMPTS, LONG, CPU)
+    # different rows, several windows per row, without any order
+    places = [(0, 3), (0, 9), (1, 2), (1, 20), (1, 11), (3, 5), (3, 17), (2, 5), (1, 21)]
+    slow = [slowly(model, (PROMPTS[r] + LONG[r])[:n], K, model.ends) for r, n in places]
+    # The logits of so many windows exist at once that they have 2**24 numbers: all, or two.
+    for vocabulary in (50, 2**23):
+        model.vocabulary = vocabulary
         hidden, cache = topd.read(model, ids, 3 * K)
-        windows, states = topd.continuations(model, hidden, cache, places, K, ends, 50, size, draws, deep=True)
+        windows, states = topd.continuations(model, hidden, cache, places, K, contextual=True)
         assert windows == [w for w, _ in slow]
         assert all(torch.allclose(a, b, atol=1e-4) for a, (_, b) in zip(states, slow))
-    assert len({tuple(w) for w in windows}) > 4 and any(len(w) < K for w in windows) == any(w[-1] in ends and len(w) < K for w in windows)
+        hidden, cache = topd.read(model, ids, 3 * K)
+        assert topd.continuations(model, hidden, cache, places, K) == (windows, None)
+    assert len({tuple(w) for w in windows}) > 4
+    assert all(len(w) == K or w[-1] in model.ends for w in windows)
 
 
 @torch.no_grad()
 def test_an_end_of_text_ends_a_window():
-    model = tiny_qwen3(seed=2, width=48)
-    ids, _, _ = plumbing.pack(PROMPTS, LONG, CPU)
+    model = with_ends(tiny_qwen3(seed=2, width=48))
+    ids, _, _ = pack(PROMPTS, LONG, CPU)
+    places = [(0, 6), (1, 9)]
     hidden, cache = topd.read(model, ids, 40)
-    long, _ = topd.continuations(model, hidden, cache, [(0, 6), (1, 9)], 8, set(), 50, 10)
-    end = long[0][3]
+    free, _ = topd.continuations(model, hidden, cache, places, 8)
+    assert [len(w) for w in free] == [8, 8]
+    model.ends = [free[0][3]]
     hidden, cache = topd.read(model, ids, 40)
-    cut, _ = topd.continuations(model, hidden, cache, [(0, 6), (1, 9)], 8, {end}, 50, 10)
-    assert cut[0] == long[0][:long[0].index(end) + 1]                   # the end itself belongs to the window
-    assert topd.continuations(model, hidden, cache, [], 8, {end}, 50, 10) == ([], [])
+    cut, vectors = topd.continuations(model, hidden, cache, places, 8, contextual=True)
+    end = free[0].index(model.ends[0])
+    assert cut[0] == free[0][:end + 1]                      # the end itself belongs to the window
+    assert [len(v) for v in vectors] == [len(w) for w in cut]
 
 
 def test_a_prefix_is_never_read_twice():
-    # the work of the windows does not grow with the length of the prefixes: every pass after reading has one token a branch
-    model, seen = tiny_qwen3(seed=2), []
-    ids, _, _ = plumbing.pack(PROMPTS, LONG, CPU)
+    # The work of the windows does not grow with the length of the prefixes: after reading, every
+    # pass has one token per branch.
+    model, shapes = with_ends(tiny_qwen3(seed=2)), []
+    ids, _, _ = pack(PROMPTS, LONG, CPU)
     with torch.no_grad():
         hidden, cache = topd.read(model, ids, 40)
-        handle = model.base_model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
-        topd.continuations(model, hidden, cache, [(0, 6), (1, 9), (1, 12)], 5, set(), 50, 10)
+        handle = model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+            with_kwargs=True,
+        )
+        topd.continuations(model, hidden, cache, [(0, 6), (1, 9), (1, 12)], 5)
         handle.remove()
-    assert seen == [(4, 2)] * 4                                         # 4 rows, at most 2 branches, K - 1 steps: the first token was known
+    # 4 rows, at most 2 branches, K - 1 steps: the first token was known.
+    assert shapes == [(4, 2)] * 4
 
 
-# ------------------------------------------------------------------------------------------------ candidates, selection, scales
+# ------------------------------------------------------------------------ windows of equal length
+
+
+def points_with(teacher, responses=LONGER, **changed):
+    """{(row, t): point} of all candidates, with their targets."""
+    args = settings(**{"window_size": 6, "drop_share": 0.0, **changed})
+    points, _, _ = topd.look_ahead(STUDENT, teacher, (PROMPTS, responses), args, compute(args))
+    topd.soft_targets(points, args)
+    return {(p.row, p.t): p for p in points}
+
+
+@torch.no_grad()
+def test_windows_of_equal_length_are_not_cut():
+    teacher = with_ends(TEACHER)                            # it never ends
+    points = points_with(teacher)
+    whole = {place: p for place, p in points.items() if p.t + 6 <= 30}
+    assert len(whole) > 5
+    for (row, t), p in whole.items():
+        assert p.teacher == slowly(teacher, PROMPTS[row] + LONGER[row][:t], 6, [])[0]
+        assert p.student == LONGER[row][t:t + 6]
+        assert p.cost.shape == p.weights.shape == (6, 6)
+    # An end token that no window has changes nothing either.
+    absent = next(i for i in range(50) if all(i not in p.teacher for p in points.values()))
+    for place, p in points_with(with_ends(TEACHER, absent)).items():
+        assert (p.teacher, p.student) == (points[place].teacher, points[place].student)
+        assert torch.equal(p.cost, points[place].cost) and p.distance == points[place].distance
+        assert torch.equal(p.weights, points[place].weights)
+
+
+@torch.no_grad()
+def test_both_windows_are_cut_to_the_shorter_one():
+    free = points_with(with_ends(TEACHER))
+    seen = set()
+    for end in sorted({token for p in free.values() for token in p.teacher}):
+        cut = points_with(with_ends(TEACHER, end))
+        assert cut.keys() == free.keys()                    # the candidates do not depend on it
+        for place, p in cut.items():
+            before = free[place]
+            left = 30 - p.t
+            assert len(before.teacher) == len(before.student) == min(6, left)
+            n = min(6, left)
+            if end in before.teacher:
+                n = before.teacher.index(end) + 1
+            assert p.teacher == before.teacher[:n] and p.student == LONGER[p.row][p.t:p.t + n]
+            assert torch.allclose(p.cost, before.cost[:n, :n], atol=1e-6)
+            best = topd.exact_plan(before.cost[:n, :n]) * before.cost[:n, :n]
+            assert p.distance == pytest.approx(best.sum().item(), abs=1e-5)
+            assert p.weights.shape == (n, n)
+            seen.add("at once" if n == 1 else "whole" if n == 6 else "later")
+            if n == left < 6:
+                seen.add("the rollout ends first")
+    assert seen == {"at once", "later", "whole", "the rollout ends first"}
+
+
+def test_a_teacher_that_ends_at_once_is_the_target_of_one_position_only():
+    free = points_with(with_ends(TEACHER))
+    # The end token is the first token of some window.
+    place, first = next((at, p.teacher[0]) for at, p in free.items() if at[1] + 6 <= 30)
+    teacher = with_ends(TEACHER, first)
+    changed = dict(window_size=6, drop_share=0.0, lam=0.7)
+    caught, metrics, points = update(STUDENT, teacher, LONGER, **changed)
+    point = next(p for p in points if (p.row, p.t) == place)
+    assert (point.teacher, point.student) == ([first], LONGER[point.row][point.t:point.t + 1])
+    assert point.weights.tolist() == [[1.0]]
+
+    # Of its K positions only the first one has a target. The others were targets of the same
+    # end token before the windows were cut.
+    _, target_weights = topd.target_tensors([point], [30] * 4)
+    assert [w.sum().item() for w in target_weights] == [float(row == place[0]) for row in range(4)]
+    assert target_weights[place[0]][place[1]].sum() == 1
+
+    # The loss, too: the mean over ONE position of -log p_S(end).
+    row, t = place
+    ids = torch.tensor([PROMPTS[row] + LONGER[row][:t]])
+    alone = -STUDENT(ids).logits[0, -1].log_softmax(-1)[first].item()
+    assert dense(STUDENT, [point], LONGER).item() == pytest.approx(alone, abs=1e-5)
+    plain, opd_metrics, _ = update(STUDENT, teacher, LONGER, guidance="off", **changed)
+    student = copy.deepcopy(STUDENT)
+    expected = dense(student, points, LONGER)
+    expected.backward()
+    assert metrics["loss"] == pytest.approx(opd_metrics["loss"] + 0.7 * expected.item(), abs=1e-4)
+    whole = {n: plain[n] + 0.7 * p.grad for n, p in student.named_parameters()}
+    assert close(caught, whole, 2e-5)
+
+
+@torch.no_grad()
+def test_contextual_vectors_are_the_teacher_s_states_after_each_token():
+    free = points_with(with_ends(TEACHER))
+    end = next(p.teacher[2] for at, p in free.items() if at[1] + 6 <= 30)
+    teacher = with_ends(TEACHER, end)
+    points = points_with(teacher, embedding="contextual", micro_tokens=70)
+    assert len({len(p.teacher) for p in points.values()}) > 1
+    for (row, t), p in points.items():
+        prefix, n = PROMPTS[row] + LONGER[row][:t], len(p.teacher)
+        tokens, after = slowly(teacher, prefix, n, [end])
+        assert tokens == p.teacher
+        read = teacher.base_model(torch.tensor([prefix + p.student])).last_hidden_state[0, -n:]
+        cost = topd.ground_cost(after[None], read[None])[0]
+        assert torch.allclose(p.cost, cost, atol=1e-5)
+
+
+# ------------------------------------------------------------------------ candidates, selection
 
 
 def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
-    generator = torch.Generator().manual_seed(0)
-    losses = torch.rand(400, generator=generator)
+    losses = torch.rand(400, generator=torch.Generator().manual_seed(0))
     args = settings(candidate_share=0.0225, window_size=12)
-    assert topd.candidates(losses, args) == sorted(t for t in losses.argsort(descending=True)[:9].tolist() if 400 - t >= 6)
+    highest = losses.argsort(descending=True)[:9].tolist()
+    assert topd.candidates(losses, args) == sorted(t for t in highest if 400 - t >= 6)
     late = torch.zeros(400)
-    late[[100, 394, 395]] = torch.tensor([1., 2., 3.])
+    late[[100, 394, 395]] = torch.tensor([1.0, 2.0, 3.0])
     found = topd.candidates(late, args)
-    assert 100 in found and 394 in found and 395 not in found           # 6 tokens left are half of 12, 5 are not
+    # 6 tokens left are half of 12, and 5 are not.
+    assert 100 in found and 394 in found and 395 not in found
+    short = settings(candidate_share=0.0225, window_size=2)
     for n, most in ((68, 2), (19, 1), (30, 2), (5, 1), (1, 1), (1000, 22)):
-        assert len(topd.candidates(torch.arange(n, 0, -1).float(), settings(candidate_share=0.0225, window_size=2))) <= most
+        assert len(topd.candidates(torch.arange(n, 0, -1).float(), short)) <= most
     assert len(topd.candidates(torch.arange(68, 0, -1).float(), args)) == 2
-    assert topd.candidates(torch.ones(3), args) == []                   # a rollout shorter than half a window has none
+    assert topd.candidates(torch.ones(3), args) == []       # shorter than half a window: none
 
 
 def test_a_planted_high_loss_is_always_a_candidate():
-    # whatever the other losses are: a threshold of mean + 2 standard deviations would miss it on short rollouts
+    # Whatever the other losses are. A threshold of mean + 2 standard deviations would miss it on
+    # short rollouts.
     for seed in range(50):
         losses = torch.rand(20 + seed, generator=torch.Generator().manual_seed(seed))
         losses[7] = 1.01
         assert 7 in topd.candidates(losses, settings(window_size=4, candidate_share=0.0225))
 
 
+def point(row, t, loss, distance):
+    """A candidate whose windows do not matter."""
+    return topd.Point(row, t, loss, [5], [6], torch.ones(1, 1), distance)
+
+
 def test_divergent_points_keep_the_highest_distances():
-    points = points_of([((5,), (6,))] * 10)
-    for i, p in enumerate(points):
-        p.distance = (7 * i % 10) / 10
+    points = [point(i, 0, 1.0, (7 * i % 10) / 10) for i in range(10)]
     kept, dropped = topd.divergent(points, settings(drop_share=0.3))
-    assert sorted(p.distance for p in dropped) == [0, .1, .2] and len(kept) == 7
-    assert topd.divergent(points, settings(drop_share=0))[1] == [] and topd.divergent([], settings()) == ([], [])
+    assert sorted(p.distance for p in dropped) == [0, 0.1, 0.2] and len(kept) == 7
+    assert topd.divergent(points, settings(drop_share=0))[1] == []
+    assert topd.divergent([], settings()) == ([], [])
 
 
 def test_suppression_scales_to_the_median_and_matches_in_number():
-    losses = [torch.tensor([.1, .2, .3, 4., 5.]), torch.tensor([1., 1., 8., 1., .5])]
-    points = [topd.Point(0, 3, 4., distance=.1), topd.Point(0, 4, 5., distance=.9), topd.Point(1, 2, 8., distance=.8), topd.Point(1, 4, .5, distance=.05)]
-    kept, dropped = topd.divergent(points, settings(drop_share=.5))
-    low = topd.scales(losses, kept, dropped, settings(suppress="low"), "key")
-    assert low[0][3] == pytest.approx(.3 / 4) and low[0].sum() == pytest.approx(4 + .3 / 4)
-    assert low[1][4] == 1                                               # below the median: never scaled UP
-    high = topd.scales(losses, kept, dropped, settings(suppress="high"), "key")
-    assert high[0][4] == pytest.approx(.3 / 5) and high[1][2] == pytest.approx(1 / 8) and high[0][3] == 1
-    one = topd.scales(losses, kept, dropped[:1], settings(suppress="high"), "key")
-    assert sum((x < 1).sum().item() for x in one) == 1
+    losses = [torch.tensor([0.1, 0.2, 0.3, 4.0, 5.0]), torch.tensor([1.0, 1.0, 8.0, 1.0, 0.5])]
+    points = [
+        point(0, 3, 4.0, 0.1), point(0, 4, 5.0, 0.9), point(1, 2, 8.0, 0.8), point(1, 4, 0.5, 0.05)
+    ]
+    kept, dropped = topd.divergent(points, settings(drop_share=0.5))
+    low = topd.scales(losses, kept, dropped, settings(suppress="low"), step=1)
+    assert low[0][3] == pytest.approx(0.3 / 4) and low[0].sum() == pytest.approx(4 + 0.3 / 4)
+    assert low[1][4] == 1                                   # below the median: never scaled UP
+    high = topd.scales(losses, kept, dropped, settings(suppress="high"), step=1)
+    assert high[0][4] == pytest.approx(0.3 / 5) and high[1][2] == pytest.approx(1 / 8)
+    assert high[0][3] == 1
+    chosen = set()
+    for step in range(1, 9):
+        one = topd.scales(losses, kept, dropped[:1], settings(suppress="high"), step)
+        assert sum((x < 1).sum().item() for x in one) == 1  # as many as were dropped
+        chosen.add(int(one[1][2] < 1))
+    assert chosen == {0, 1}                                 # at random, a new one in every step
+    none = topd.scales(losses, kept, dropped, settings(), step=1)
+    assert all(torch.equal(x, torch.ones(5)) for x in none)
     assert not any(x.requires_grad for x in low + high)
 
 
-# ------------------------------------------------------------------------------------------------ the update
+# ------------------------------------------------------------------------ targets
+
+
+def test_targets_stand_side_by_side_where_windows_overlap():
+    first, second, third = points_of([((5, 6), (7, 8)), ((9, 10), (11, 12)), ((13,), (14,))])
+    first.row, first.t, first.weights = 0, 1, torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    second.row, second.t, second.weights = 0, 2, torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    third.row, third.t, third.weights = 1, 0, torch.tensor([[1.0]])
+    ids, given = topd.target_tensors([first, second, third], [5, 2])
+    assert [tuple(x.shape) for x in ids] == [(5, 4), (2, 4)]        # four targets at one position
+
+    def targets(row, t):
+        pairs = zip(ids[row][t].tolist(), given[row][t].tolist())
+        return {token: weight for token, weight in pairs if weight}
+
+    # Each weight is divided by m, the length of its window.
+    assert targets(0, 0) == {} and targets(0, 4) == {}
+    assert targets(0, 1) == {5: 0.125, 6: 0.375}
+    assert targets(0, 2) == {5: 0.5, 9: 0.25, 10: 0.25}
+    assert targets(0, 3) == {10: 0.5}
+    assert targets(1, 0) == {13: 1.0} and targets(1, 1) == {}
+
+
+def test_targets_without_any_point():
+    ids, given = topd.target_tensors([], [3, 1])
+    assert [tuple(x.shape) for x in ids] == [tuple(x.shape) for x in given] == [(3, 1), (1, 1)]
+    assert all((x == 0).all() for x in given)
+
+
+def test_the_papers_unnormalised_sum_has_the_same_gradient():
+    # A sum over i of cross-entropies, with the columns of gamma as they are (mass 1/m each), is
+    # the mean over i with normalised columns.
+    one, = points_of([((5, 6, 1, 7), (5, 7, 8, 9))])
+    gamma = topd.sinkhorn([one.cost], 0.05)[0].T
+    topd.soft_targets([one], settings())
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 50, generator=generator, requires_grad=True)
+    logp = logits.log_softmax(-1)[:, one.teacher]
+    paper, = torch.autograd.grad(-(gamma * logp).sum(), logits, retain_graph=True)
+    here, = torch.autograd.grad(-(one.weights * logp).sum(1).mean(), logits)
+    assert torch.allclose(paper, here, atol=1e-6) and here.abs().max() > 0.01
+
+
+def test_negative_entropy_merges_equal_tokens():
+    one, = points_of([((5, 6, 5), (7, 8, 9))])
+    one.weights = torch.tensor([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+    # q is {5: .5, 6: .5}, {6: 1} and {5: 1}
+    assert topd.negative_entropy(one) == pytest.approx(2 * 0.5 * np.log(0.5), abs=1e-6)
+
+
+# ------------------------------------------------------------------------ the update
 
 
 def test_without_guidance_and_suppression_it_is_opd():
     for responses in (RESPONSES, LONG):
-        ours, metrics, _ = update(STUDENT, TEACHER, responses, guidance="off", window_size=4)
-        theirs, expected, _ = opd_gradient(STUDENT, TEACHER, responses=responses)
-        assert all((ours[n] - theirs[n]).abs().max() <= 1e-6 for n in theirs)
-        assert metrics["loss"] == metrics["opd"] == pytest.approx(expected["loss"], abs=1e-6)
+        plain, metrics, _ = update(STUDENT, TEACHER, responses, guidance="off", window_size=4)
+        expected, of_opd = opd_gradient(STUDENT, TEACHER, responses)
+        assert all((plain[n] - expected[n]).abs().max() <= 1e-6 for n in expected)
+        assert metrics["loss"] == metrics["opd"] == pytest.approx(of_opd["loss"], abs=1e-6)
+        same = "kl", "student_entropy", "teacher_entropy", "tokens", "length", "truncated"
+        assert all(metrics[k] == pytest.approx(of_opd[k], abs=1e-6) for k in same)
     guided, _, _ = update(STUDENT, TEACHER)
-    assert max((guided[n] - ours[n]).abs().max() for n in ours) > 1e-3
+    assert max((guided[n] - plain[n]).abs().max() for n in plain) > 1e-3
 
 
-def dense(student, points, prompts=PROMPTS, responses=LONG):
-    """Mean over the points of (8), with dense soft targets [m, V] and one full forward a point."""
+def dense(student, points, responses=LONG):
+    """The mean over the points of (8), with dense soft targets [m, V] and one full forward pass
+    per point."""
     total = 0.0
     for p in points:
         m = len(p.student)
@@ -277,89 +513,100 @@ def dense(student, points, prompts=PROMPTS, responses=LONG):
         for i in range(m):
             for j, token in enumerate(p.teacher):
                 target[i, token] += p.weights[i, j]
-        before = prompts[p.row] + responses[p.row][:p.t]
-        after = responses[p.row][p.t:p.t + m] if p.context is None else p.context
-        ours = student(torch.tensor([before + after])).logits[0, len(before) - 1:-1].log_softmax(-1)
-        assert len(ours) == m
-        total = total + (torch.xlogy(target, target) - target * ours).sum() / m
+        before = PROMPTS[p.row] + responses[p.row][:p.t]
+        after = responses[p.row][p.t:p.t + m]
+        assert after == p.student and len(p.teacher) == m
+        logits = student(torch.tensor([before + after])).logits[0, len(before) - 1:-1]
+        logp = logits.log_softmax(-1)
+        assert len(logp) == m
+        total = total + (torch.xlogy(target, target) - target * logp).sum() / m
     return total / len(points)
 
 
-@pytest.mark.parametrize("changed", [{}, dict(plan="exact"), dict(window="regenerate"), dict(embedding="contextual"), dict(teacher_decoding="sample"),
-                                     dict(window="regenerate", embedding="contextual"), dict(window_size=9, candidate_share=.1, drop_share=0.)])
+@pytest.mark.parametrize("changed", [
+    {},
+    dict(embedding="contextual"),
+    dict(epsilon=0.5),
+    dict(window_size=9, candidate_share=0.1, drop_share=0.0),
+    dict(suppress="low", drop_share=0.5),
+])
 def test_loss_and_gradient_against_dense_soft_targets(changed):
-    caught, metrics, points = update(STUDENT, TEACHER, lam=.7, **changed)
-    plain, opd, _ = update(STUDENT, TEACHER, guidance="off")
+    caught, metrics, points = update(STUDENT, TEACHER, lam=0.7, **changed)
+    plain, opd_metrics, _ = update(STUDENT, TEACHER, guidance="off", **changed)
     guiding = [p for p in points if p.weights is not None]
     assert len(guiding) >= 2 and metrics["divergent"] * 4 == len(guiding)
+    assert metrics["candidates"] * 4 == len(points)
+    quartiles = np.quantile([p.distance for p in points], [0.25, 0.5, 0.75])
+    assert metrics["distance"] == pytest.approx(quartiles.tolist(), abs=1e-5)
     student = copy.deepcopy(STUDENT)
     expected = dense(student, guiding)
     expected.backward()
     assert metrics["traj"] == pytest.approx(expected.item(), abs=1e-4) and metrics["traj"] > 0
-    assert metrics["loss"] == pytest.approx(opd["loss"] + .7 * expected.item(), abs=1e-4)
-    assert close(caught, {n: plain[n] + .7 * p.grad for n, p in student.named_parameters()}, 2e-5)
-    if changed.get("window_size") == 9:                                 # this case has windows that overlap: they add up
+    assert metrics["loss"] == pytest.approx(opd_metrics["loss"] + 0.7 * expected.item(), abs=1e-4)
+    whole = {n: plain[n] + 0.7 * p.grad for n, p in student.named_parameters()}
+    assert close(caught, whole, 2e-5)
+    if changed.get("window_size") == 9:     # here are windows that overlap: they add up
         covered = [(p.row, p.t + i) for p in guiding for i in range(len(p.student))]
         assert len(covered) > len(set(covered))
 
 
-def test_the_papers_unnormalised_sum_has_the_same_gradient():
-    # sum_i of cross-entropies with rows of gamma as they are (mass 1/m each) = mean over i with rows normalised
-    point = points_of([((5, 6, 1), (5, 7, 8, 9))])[0]
-    topd.measure([point], Orthogonal())
-    gamma = topd.plans([point.cost], settings())[0].T
-    topd.soft_targets([point], settings())
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    ours = logits.log_softmax(-1)[:, point.teacher]
-    paper, = torch.autograd.grad(-(gamma * ours).sum(), logits, retain_graph=True)
-    here, = torch.autograd.grad(-(point.weights * ours).sum(1).mean(), logits)
-    assert torch.allclose(paper, here, atol=1e-6) and here.abs().max() > .01
+@pytest.mark.parametrize("changed", [
+    {},
+    dict(suppress="low"),
+    dict(suppress="high", guidance="off"),
+    dict(embedding="contextual"),
+])
+def test_micro_batches_and_chunks_change_nothing(changed, monkeypatch):
+    def same_points(points, others):
+        a, b = ([(p.row, p.t, p.teacher, p.student) for p in x] for x in (points, others))
+        return a == b
 
-
-def test_negative_entropy_merges_equal_tokens():
-    point = topd.Point(0, 0, 1., teacher=[5, 6, 5], weights=torch.tensor([[.2, .5, .3], [0., 1., 0.]]))
-    assert topd.negative_entropy(point) == pytest.approx(2 * .5 * np.log(.5), abs=1e-6)     # {5: .5, 6: .5} and {6: 1}
-
-
-@pytest.mark.parametrize("changed", [{}, dict(suppress="low"), dict(suppress="high", guidance="off"), dict(window="regenerate"), dict(embedding="contextual")])
-def test_micro_batches_chunks_and_checkpointing_change_nothing(changed, monkeypatch):
     whole, metrics, points = update(STUDENT, TEACHER, **changed)
-    for cut in (dict(micro_tokens=30), dict(micro_tokens=8, chunk_logits=150), dict(chunk_logits=50)):
+    for cut in (
+        dict(micro_tokens=30), dict(micro_tokens=8, chunk_logits=150), dict(chunk_logits=50)
+    ):
         again, other, others = update(STUDENT, TEACHER, **changed, **cut)
         assert close(whole, again, 2e-6), cut
-        assert [(p.row, p.t, p.teacher, p.student) for p in points] == [(p.row, p.t, p.teacher, p.student) for p in others]
-        assert all(other[k] == pytest.approx(metrics[k], abs=1e-5) for k in ("loss", "opd", "traj", "kl", "divergent"))
-    monkeypatch.setattr(plumbing, "FULL", 8)                           # several micro-batches whose graphs are all kept
-    again, other, _ = update(STUDENT, TEACHER, **changed)
-    assert close(whole, again, 2e-6) and other["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
+        assert same_points(points, others)
+        for k in ("loss", "opd", "traj", "kl", "divergent"):
+            assert other[k] == pytest.approx(metrics[k], abs=1e-5)
+    monkeypatch.setattr(batches, "FULL", 8)                 # cut because of padding
+    args = settings(**changed)
+    assert len(compute(args).micro_batches(PROMPTS, LONG)) > 1
+    again, other, others = update(STUDENT, TEACHER, **changed)
+    assert close(whole, again, 2e-6) and same_points(points, others)
+    assert other["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
     if "suppress" in changed:
         plain, _, _ = update(STUDENT, TEACHER, **{**changed, "suppress": "none"})
         assert not close(whole, plain)
 
 
 def test_no_gradient_through_targets_plans_or_selection():
-    teacher = copy.deepcopy(TEACHER).requires_grad_(True)               # even a teacher that could learn gets nothing
-    _, _, points = update(STUDENT, teacher, probe_every=1)
-    assert all(p.grad is None for p in teacher.parameters())
+    # Even a teacher that could learn gets nothing.
+    teacher = copy.deepcopy(TEACHER).requires_grad_(True)
+    before = weights(teacher)
+    _, _, points = update(STUDENT, teacher)
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in teacher.named_parameters())
     guiding = [p for p in points if p.weights is not None]
     assert guiding and not any(p.weights.requires_grad or p.cost.requires_grad for p in guiding)
 
 
-def test_both_gradient_norms():
-    # they are those of the two losses apart, and together they make the whole
-    caught, metrics, points = update(STUDENT, TEACHER, probe_every=1)
-    plain, _, _ = update(STUDENT, TEACHER, guidance="off")
-    assert metrics["grad_norm_opd"] == pytest.approx(topd.norm(plain.values()), rel=1e-4)
-    assert metrics["grad_norm_traj"] == pytest.approx(topd.norm([caught[n] - plain[n] for n in plain]), rel=1e-3)
-    unprobed, _, _ = update(STUDENT, TEACHER)
-    assert close(caught, unprobed)                                      # looking changes nothing
-    assert {p.kind for p in points} == {"high", "random", "low"} and all(p.weights is None for p in points if p.kind != "high")
-    assert {"distance_high", "distance_random", "distance_low", "pearson_high", "spearman_pooled", "high_below_low"} <= metrics.keys()
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_no_weight(value):
+    student = spoiled(STUDENT, value)
+    optimizer, before = torch.optim.AdamW(student.parameters(), lr=0.1), weights(student)
+    metrics, _, points = topd.update(
+        student, TEACHER, optimizer, (PROMPTS, LONG), ARGS, 1, compute(ARGS)
+    )
+    assert_no_step(student, optimizer, before, metrics["grad_norm"])
+    assert math.isfinite(metrics["loss"]) and points
 
 
 def test_no_tensor_of_positions_times_vocabulary_longer_than_a_chunk():
-    # a head of 4,000 columns, chunks of 5 positions: neither the losses nor the soft targets may ever be larger
-    student, teacher, V, size = tiny_qwen3(seed=1, vocabulary=4000), tiny_qwen3(seed=2, vocabulary=4000), 4000, 5
+    # A head of 4,000 columns and chunks of 5 positions: neither the losses nor the soft targets
+    # may ever be larger.
+    V, size = 4000, 5
+    student, teacher = tiny_qwen3(seed=1, vocabulary=V), tiny_qwen3(seed=2, vocabulary=V)
 
     class Largest(TorchDispatchMode):
         rows = 0
@@ -367,98 +614,101 @@ def test_no_tensor_of_positions_times_vocabulary_longer_than_a_chunk():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             for x in out if isinstance(out, (tuple, list)) else [out]:
-                if torch.is_tensor(x) and x.ndim and x.shape[-1] == V and not (x.ndim == 2 and x.shape[0] == 32):
+                wide = torch.is_tensor(x) and x.ndim and x.shape[-1] == V
+                if wide and not (x.ndim == 2 and x.shape[0] == 32):         # not the head itself
                     self.rows = max(self.rows, x.numel() // V)
             return out
-    optimiser, clock = torch.optim.SGD(student.parameters(), lr=.1), plumbing.Clock(CPU)
-    clock.start()
-    for window in ("rollout", "regenerate"):
-        with Largest() as largest:
-            topd.update(student, teacher, optimiser, (PROMPTS, LONG, [False] * 4), settings(chunk_logits=size * V, probe_every=1, window=window), 1, clock,
-                        plumbing.autocaster(CPU, torch.float32), V, {1})
-        assert 1 <= largest.rows <= size
+
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    args = settings(chunk_logits=size * V)
+    with Largest() as largest:
+        metrics, _, points = topd.update(
+            student, teacher, optimizer, (PROMPTS, LONG), args, 1, compute(args, V)
+        )
+    assert 1 <= largest.rows <= size
+    assert metrics["traj"] > 0 and points
 
 
 def test_rollouts_without_candidates_are_an_opd_update():
     short = [[3, 1], [1], [9, 1], [30]]
-    ours, metrics, points = update(STUDENT, TEACHER, short, window_size=8, suppress="low", probe_every=1)
-    theirs, _, _ = opd_gradient(STUDENT, TEACHER, responses=short)
-    assert points == [] and metrics["traj"] == 0 and metrics["distance"] is None and metrics["grad_norm_traj"] == 0
-    assert all((ours[n] - theirs[n]).abs().max() <= 1e-6 for n in theirs)
+    plain, metrics, points = update(STUDENT, TEACHER, short, window_size=8, suppress="low")
+    expected, _ = opd_gradient(STUDENT, TEACHER, short)
+    assert points == [] and metrics["traj"] == 0 and metrics["distance"] is None
+    assert metrics["candidates"] == metrics["divergent"] == 0
+    assert all((plain[n] - expected[n]).abs().max() <= 1e-6 for n in expected)
+    # with contextual vectors, too
+    again, _, _ = update(STUDENT, TEACHER, short, window_size=8, embedding="contextual")
+    assert close(plain, again)
 
 
-def test_statistics():
-    points = [topd.Point(0, i, float(i), distance=d) for i, d in enumerate([.1, .2, .4, .8])]
-    points += [topd.Point(0, i, 0., "random", distance=.3) for i in range(4)] + [topd.Point(0, i, -1., "low", distance=d) for i, d in enumerate([0, .1, .2, .3])]
-    found = topd.statistics(points)
-    assert found["distance_high"] == pytest.approx([.175, .3, .5], abs=1e-6) and found["spearman_high"] == pytest.approx(1)
-    assert found["pearson_high"] == pytest.approx(np.corrcoef([0, 1, 2, 3], [.1, .2, .4, .8])[0, 1])
-    assert found["high_below_low"] == .5                                # upper quartile of the low class: .225
-    assert topd.statistics([]) ["pearson_high"] is None and topd.statistics(points[4:8])["distance_high"] is None
+# ------------------------------------------------------------------------ does it find forks?
 
 
-# ------------------------------------------------------------------------------------------------ does it fire where it should?
+def written(model, prompt):
+    return sample(model, [prompt], max_new_tokens=120, temperature=0)[0].ids
 
 
 def planted(toy, kind, count):
-    """Right solutions in the teacher's own words with one planted change, written on by the teacher itself, so that nothing else differs.
+    """Right solutions in the teacher's own words with one planted change. The teacher itself
+    writes on from there, so that nothing else differs.
 
-    fork: a wrong value is planted, and everything after it follows from it. paraphrase: another way to say the same.
+    fork: a wrong value is planted, and everything after it follows from it.
+    paraphrase: another way to say the same.
     Returns (prompt, response, position of the planted token).
     """
     _, teacher, tokenizer = toy
-    rng, found = __import__("random").Random(5), []
-    ends = eos_ids(teacher, tokenizer)
-    with torch.no_grad():
-        while len(found) < count:
-            problem = world.make_problem(rng, 4, "terse")
-            prompt = prompt_ids(tokenizer, problem.text)
-            own, _ = write(teacher, prompt, ends)
-            text = tokenizer.decode(own[:-1])
-            if not world.check(problem.text, text).correct:
-                continue
-            words = [tokenizer.decode([i]).strip() for i in own]
-            equal = [i for i, w in enumerate(words) if w in ("=", "makes", "gives", "equals") and i + 1 < len(words)]
-            at = equal[len(equal) // 2]
-            if kind == "fork":
-                at += 1
-                new = tokenizer.encode(f" {(int(words[at]) + 4) % 10}", add_special_tokens=False)[-1]
-            else:
-                new = tokenizer.encode(" equals" if words[at] == "=" else " =", add_special_tokens=False)[-1]
-            if new == own[at]:
-                continue
-            rest, _ = write(teacher, prompt + own[:at] + [new], ends)
-            found.append((prompt, own[:at] + [new] + rest, at))
-    return found
-
-
-def write(model, prompt, ends):
-    from evaluate import sample
-    c = sample(model, [prompt], max_new_tokens=120, eos=ends, vocabulary=model.config.vocab_size, temperature=0)[0]
-    return c.ids, c.truncated
+    generator, cases = random.Random(5), []
+    while len(cases) < count:
+        problem = world.make_problem(generator, 4, "terse")
+        prompt = prompt_ids(tokenizer, problem.text)
+        solution = written(teacher, prompt)
+        if not world.check(problem.text, tokenizer.decode(solution[:-1])).correct:
+            continue
+        words = [tokenizer.decode([i]).strip() for i in solution]
+        says_equal = ("=", "makes", "gives", "equals")
+        equal = [i for i, w in enumerate(words) if w in says_equal and i + 1 < len(words)]
+        at = equal[len(equal) // 2]
+        if kind == "fork":
+            at += 1
+            word = f" {(int(words[at]) + 4) % 10}"
+        else:
+            word = " equals" if words[at] == "=" else " ="
+        new = tokenizer.encode(word, add_special_tokens=False)[-1]
+        if new == solution[at]:
+            continue
+        begin = solution[:at] + [new]
+        cases.append((prompt, begin + written(teacher, prompt + begin), at))
+    return cases
 
 
 @torch.no_grad()
 def test_it_finds_planted_forks_and_not_planted_paraphrases(toy):
-    # both kinds have the same high loss in the same kind of text: only the distance can tell them apart
-    _, teacher, tokenizer = toy
-    forks, paraphrases = planted(toy, "fork", 20), planted(toy, "paraphrase", 20)
-    texts = forks + paraphrases
-    ids, _, _ = plumbing.pack([p for p, _, _ in texts], [r for _, r, _ in texts], CPU)
-    args = settings(window_size=12, candidate_share=.0225, drop_share=.5)
-    points = []
+    # Both kinds have the same high loss in the same kind of text. Only the distance can tell them
+    # apart.
+    teacher = toy[1]
+    texts = planted(toy, "fork", 20) + planted(toy, "paraphrase", 20)
+    ids, _, _ = pack([p for p, _, _ in texts], [r for _, r, _ in texts], CPU)
+    args = settings(window_size=12, candidate_share=0.0225, drop_share=0.5)
+    found = []
     for row, (_, r, at) in enumerate(texts):
-        losses = torch.full((len(r),), .01)
+        losses = torch.full((len(r),), 0.01)
         losses[at] = 3.0
         assert at in topd.candidates(losses, args)
-        points.append(topd.Point(row, at, 3.0, student=r[at:at + 12]))
+        found.append((row, at, 3.0))
     hidden, cache = topd.read(teacher, ids, 12)
-    windows, _ = topd.continuations(teacher, hidden, cache, [(p.row, len(texts[p.row][0]) + p.t) for p in points], 12, {tokenizer.eos_token_id},
-                                    len(tokenizer), 1000)
-    for p, w in zip(points, windows):
-        p.teacher = w
-    topd.measure(points, teacher)
+    places = [(row, len(texts[row][0]) + t) for row, t, _ in found]
+    windows, _ = topd.continuations(teacher, hidden, cache, places, 12)
+    pairs = []
+    for w, (row, t, _) in zip(windows, found):
+        rollout = texts[row][1][t:t + 12]
+        n = min(len(w), len(rollout))
+        pairs.append((w[:n], rollout[:n]))
+    points = topd.compare(found, pairs, teacher)
     kept, dropped = topd.divergent(points, args)
     right = sum(p.row < 20 for p in kept)
-    auc = np.mean([(a.distance > b.distance) + .5 * (a.distance == b.distance) for a in points[:20] for b in points[20:]])
-    assert right >= 18 and auc > .95, (right, auc)
+    forks, paraphrases = points[:20], points[20:]
+    auc = np.mean([
+        (a.distance > b.distance) + 0.5 * (a.distance == b.distance)
+        for a in forks for b in paraphrases
+    ])
+    assert right >= 18 and auc > 0.95, (right, auc)
