@@ -3,7 +3,7 @@
     python look.py opd                            # three rollouts in the terminal
     python look.py opd --n 5 --html look.html     # the same as a page: one file, no scripts
     python look.py topd --html look.html          # candidates and both futures
-    python look.py ar_opd --html look.html        # the student shown half or all of a solution
+    python look.py ar_opd --html look.html        # the student that sees a solution
     python look.py hindsight_sd --html look.html  # failed rollouts beside a successful peer
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 

@@ -66,7 +66,7 @@ from common.diagnostics import quartiles
 from common.flags import Common, in_range, parse
 from common.memory import within_memory
 from common.run import Run
-from common.sampler import RowCache, sample, uniforms
+from common.sampler import RowCache, advance, sample, uniforms
 from common.weights import adamw, clip_gradient
 
 # ======================================================================== flags
@@ -189,8 +189,8 @@ def read(model, ids, room):
     """
     out = model.base_model(input_ids=ids, use_cache=True)
     cache = RowCache(ids.shape[1] + room, model.config.num_hidden_layers - 1)
-    layers = enumerate(out.past_key_values.layers)
-    cache.layers = {i: [layer.keys, layer.values] for i, layer in layers}
+    for i, layer in enumerate(out.past_key_values.layers):
+        cache.layers[i] = [layer.keys, layer.values]
     cache.length = ids.shape[1]
     return out.last_hidden_state, cache
 
@@ -239,14 +239,10 @@ def continuations(model, hidden, cache, places, K, contextual=False):
             break
         tokens = torch.zeros(B, most, dtype=torch.long, device=device)
         tokens[rows, branch] = written[-1]
-        out = model.base_model(
-            input_ids=tokens,  # [B, most]: one token of every branch
-            attention_mask=torch.cat([sees_stem, *[itself] * (k + 1)], 2)[:, None],
-            position_ids=length + k,  # as if the branch stood directly behind its prefix
-            past_key_values=cache,
-            use_cache=True,
-        )
-        last = out.last_hidden_state[rows, branch]  # [P, width]
+        mask = torch.cat([sees_stem, *[itself] * (k + 1)], 2)  # [B, most, L + most * (k + 1)]
+        position = length + k  # as if the branch stood directly behind its prefix
+        hidden = advance(model, cache, tokens, position, mask)  # [B, most, width]
+        last = hidden[rows, branch]  # [P, width]
         after.append(last)
     windows = torch.stack(written, 1).tolist()  # P lists of K ids
     # The length of each window up to its first end token, which is included.

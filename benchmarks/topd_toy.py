@@ -1,35 +1,49 @@
-"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the paper lacks.
+"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the
+paper lacks. T1, T2 and so on are the claims, see benchmarks/README.md.
 
-    python benchmarks/topd_toy.py claims                      T1, T2, T3, the detector against the true forks, and T8; minutes
-    python benchmarks/topd_toy.py overhead                    T8 alone, on a machine that does nothing else
-    python benchmarks/topd_toy.py local                       T6: does D fall after a few updates on one point? minutes
-    python benchmarks/topd_toy.py arms --jobs 2               OPD, suppress low, suppress high, TOPD: table and picture; an hour
-    python benchmarks/topd_toy.py controls --jobs 2           what in TOPD does it? hours
-    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x       one run of one control
+    python benchmarks/topd_toy.py claims            T1, T2, T3, D as a detector of the true forks,
+                                                    and T8; minutes
+    python benchmarks/topd_toy.py overhead          T8 alone, on a machine that does nothing else
+    python benchmarks/topd_toy.py local             T6: does D fall after a few updates at one
+                                                    point? minutes
+    python benchmarks/topd_toy.py arms --jobs 2     OPD, suppress low, suppress high, TOPD: table
+                                                    and picture; an hour
+    python benchmarks/topd_toy.py controls --jobs 2     which part of TOPD has the effect? hours
+    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x    one run of a control
 
-A control replaces one function of topd.py, nothing else: it is also an example of how to fork the method.
+A control replaces one function of topd.py and nothing else. So it also shows how to change the
+method without copying it.
 """
 
-import argparse
+import contextlib
 import copy
 import statistics as st
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from arms import ROOT, picture, run_all, table
+from scipy.stats import pearsonr, spearmanr
 
 import opd
-import plumbing
 import topd
-from diagnostics import auc
-from evaluate import eos_ids, load_benchmark, mean_interval, prompt_ids, uniforms
+from common.arguments import Parser, require, run_script
+from common.batches import Collected, Compute, log_probabilities, prompts_of_step, states
+from common.data import load_benchmark, prompt_ids
+from common.diagnostics import auc, quartiles, token_at
+from common.evaluation import mean_interval
+from common.files import make_folder, read_json, write_json
+from common.flags import parse
+from common.models import load_model, load_tokenizer
+from common.sampler import sample, uniforms
+from common.weights import adamw
 from toy import world
 
 CPU = torch.device("cpu")
 
-# ============================================================================================ arms and controls
+# ======================================================================== arms and controls
 
 ARMS = {
     "OPD": ["opd.py"],
@@ -50,295 +64,461 @@ CONTROLS = {
 }
 
 
+def comparison(losses, count, args, key):
+    """Positions to compare the candidates with: as many at random, and as many of the lowest
+    loss."""
+    room = max(0, int(len(losses) - args.window_size / 2) + 1)  # half a window must be left
+    random = uniforms(key, room).argsort()[:count].tolist()
+    lowest = losses[:room].topk(min(count, room), largest=False).indices.tolist()
+    return sorted(random), sorted(lowest)
+
+
 def random_positions(losses, args):
-    """As many positions as there would be candidates, anywhere."""
-    count = len(original["candidates"](losses, args))
+    """As many positions as there would be candidates, anywhere in the rollout."""
+    count = len(ORIGINAL["candidates"](losses, args))
     key = ("random positions", args.seed, round(losses.sum().item(), 4))
-    return topd.comparison(losses, count, args, key)[0]
+    return comparison(losses, count, args, key)[0]
 
 
-def positional_plan(costs, args):
-    """I/K: position i follows the teacher's position i, whatever stands there; unequal lengths by overlap of the intervals."""
-    found = []
-    for c in costs:
-        n, m = c.shape
-        low = torch.maximum(torch.arange(n)[:, None] / n, torch.arange(m)[None] / m)
-        high = torch.minimum((torch.arange(n)[:, None] + 1) / n, (torch.arange(m)[None] + 1) / m)
-        found.append((high - low).clamp(min=0))
-    return found
+def positional_plan(costs, epsilon):
+    """The identity: position i learns the teacher's token i, whatever stands there."""
+    return [torch.eye(len(c)) / len(c) for c in costs]
 
 
-def shuffled_plan(costs, args):
-    """The true plan with the teacher's positions in random order: the same weights on the same tokens, at wrong places."""
+def shuffled_plan(costs, epsilon):
+    """The true plan with the teacher's positions in random order: the same weights, on the wrong
+    tokens."""
     generator = torch.Generator().manual_seed(round(sum(c.sum().item() for c in costs) * 1e4))
-    return [g[torch.randperm(len(g), generator=generator)] for g in original["plans"](costs, args)]
+    plans = ORIGINAL["sinkhorn"](costs, epsilon)
+    return [plan[torch.randperm(len(plan), generator=generator)] for plan in plans]
 
 
 def self_targets(points, args):
-    """The student's own tokens as its target: sharpening, no teacher."""
+    """The student's own tokens as its target. This sharpens the student, without a teacher."""
     for p in points:
-        p.teacher, p.weights, p.context = p.student, torch.eye(len(p.student)), None
+        p.teacher, p.weights = p.student, torch.eye(len(p.student))
 
 
-def forced_targets(points, args):
-    """Plain cross-entropy on the teacher's window, in the TEACHER's context: ordinary distillation on a few windows."""
-    for p in points:
-        p.weights, p.context = torch.eye(len(p.teacher)), p.teacher
+def forcing_update(student, teacher, optimizer, batch, args, step, compute):
+    """Cross-entropy on the teacher's window in the TEACHER's context: ordinary distillation on a
+    few windows. topd.py has (8) only in the student's context, so this is an update of its own.
+
+    It computes the gradient of its own L_traj. Then `topd.update` without guidance adds the
+    gradient of L_OPD to it, clips the sum and makes the step.
+    """
+    prompts, responses = batch
+    points, losses, _ = topd.look_ahead(student, teacher, batch, args, compute)
+    kept, _ = topd.divergent(points, args)
+    before = [prompts[p.row] + responses[p.row][: p.t] for p in kept]  # x, y_<t
+    windows = [p.teacher for p in kept]
+    lengths, collected = torch.tensor([len(w) for w in windows]), Collected(windows)
+
+    def loss_of_positions(hidden, targets, length):
+        logp = log_probabilities(student, hidden)  # [n, V]
+        loss = -logp.gather(1, targets[:, None]).squeeze(1)  # [n]
+        return (loss / length).sum(), loss.detach()  # the mean over the tokens of a window
+
+    student.train()
+    for chosen in compute.micro_batches(before, windows):
+        ids, predicts, targets = compute.pack(before, windows, chosen)
+        length = compute.per_token(lengths, windows, chosen)  # [N]
+        with compute.phase("student"):
+            with compute.autocast():
+                hidden = states(student, ids, predicts)  # [N, width]
+                traj, stats = compute.in_chunks(loss_of_positions, hidden, targets, length)
+            (args.lam / len(kept) * traj).backward()  # (9): lambda and the mean over d
+        collected.add(chosen, stats, traj.item())
+    _, *traj = collected.everyone()
+    traj = sum(traj) / max(1, len(kept))
+    unguided = changed(args, guidance="off")
+    metrics, *_ = ORIGINAL["update"](student, teacher, optimizer, batch, unguided, step, compute)
+    for p in kept:
+        p.weights = torch.eye(len(p.teacher))  # a point with weights is shown as a divergent one
+    metrics |= {"traj": traj, "loss": metrics["opd"] + args.lam * traj}
+    return metrics, losses, points
 
 
 SWAPS = {
     "random": {"candidates": random_positions},
-    "positional": {"plans": positional_plan},
-    "shuffled": {"plans": shuffled_plan},
+    "positional": {"sinkhorn": positional_plan},
+    "shuffled": {"sinkhorn": shuffled_plan},
     "self": {"soft_targets": self_targets},
-    "forcing": {"soft_targets": forced_targets},
+    "forcing": {"update": forcing_update},
 }
-original = {name: getattr(topd, name) for swap in SWAPS.values() for name in swap}
+ORIGINAL = {name: getattr(topd, name) for swap in SWAPS.values() for name in swap}
 
 
-# ============================================================================================ claims
-
-
-def load():
-    return (
-        plumbing.load_model("toy/student", CPU, torch.float32),
-        plumbing.load_model("toy/teacher", CPU, torch.float32).requires_grad_(False),
-        plumbing.load_tokenizer("toy/student"),
-    )
-
-
-def forks(row, ids, tokenizer):
-    """Index of the token at which a rollout leaves the truth, or None if it never does: the checker knows."""
-    pieces = [tokenizer.decode([i]) for i in ids]  # exact on the toy: lengths add up
-    wrong = world.check(row["problem"], "".join(pieces)).first_wrong
-    if wrong is None:
-        return None
-    at = 0
-    for i, piece in enumerate(pieces):
-        at += len(piece)
-        if at > wrong.wrong_at:
-            return i
-    return None
-
-
-def looked(student, teacher, tokenizer, rows, args, seed, everywhere=False):
-    """Rollouts on `rows` and their points; with `everywhere` a point at every position that has half a window left."""
-    args = copy.copy(args)
-    args.seed = seed
-    batch = topd.rollouts(student, tokenizer, rows, args, 1)
-    clock = plumbing.Clock(CPU)
-    clock.start()
-    if everywhere:
-        topd.candidates = lambda losses, a: list(range(max(0, int(len(losses) - a.window_size / 2) + 1)))
+@contextlib.contextmanager
+def swapped(**functions):
+    """Inside of the block, functions of topd.py are replaced."""
+    before = {name: getattr(topd, name) for name in functions}
+    for name, function in functions.items():
+        setattr(topd, name, function)
     try:
-        points, losses, _ = topd.look_ahead(
-            student,
-            teacher,
-            batch,
-            args,
-            1,
-            clock,
-            plumbing.no_autocast,
-            len(tokenizer),
-            set(eos_ids(teacher, tokenizer)),
-            probe=not everywhere,
-        )
+        yield
     finally:
-        topd.candidates = original["candidates"]
-    return batch, points, losses
+        for name, function in before.items():
+            setattr(topd, name, function)
 
 
-def claims(seeds, count, student_path):
-    student, teacher, tokenizer = load()
-    if student_path:
-        student = plumbing.load_model(student_path, CPU, torch.float32)
-    args = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy", "--micro_tokens", "8000"]))
-    rows = load_benchmark("toy", "test")
-    for r in rows:
-        r["ids"] = prompt_ids(tokenizer, r["prompt"])
-    per = []
-    for seed in seeds:
-        chosen = [rows[i] for i in plumbing.prompts_of_step(1, count // args.samples, len(rows), seed)]
-        batch, points, losses = looked(student, teacher, tokenizer, chosen, args, seed)
-        found = topd.statistics(points)
-        row = {f"median D, {k}": found[f"distance_{k}"][1] for k in ("high", "random", "low")}
-        row |= {f"quartiles D, {k}": found[f"distance_{k}"] for k in ("high", "random", "low")}
-        for k in ("pearson_high", "spearman_high", "pearson_pooled", "spearman_pooled", "high_below_low"):
-            row[k] = found[k]
-        # The detector against the truth. A fork is the one token at which a rollout leaves the truth.
-        truth = [forks(chosen[i // args.samples], r, tokenizer) for i, r in enumerate(batch[1])]
-        high = [p for p in points if p.kind == "high"]
-        kept, _ = topd.divergent(high, args)
-        by_loss = sorted(high, key=lambda p: -p.loss)[: len(kept)]
-        total = sum(t is not None for t in truth)
-        row["forks"] = total
-        for name, of in (("candidates", high), ("divergent points", kept), ("as many by loss", by_loss)):
-            hits = sum(truth[p.row] == p.t for p in of)
-            row[f"precision, {name}"], row[f"recall, {name}"] = hits / len(of), hits / total
-        row["AUC in candidates, D"] = auc([p.distance for p in high], [truth[p.row] == p.t for p in high])
-        row["AUC in candidates, loss"] = auc([p.loss for p in high], [truth[p.row] == p.t for p in high])
-        for K in (4, 8, 12, 16):
-            wide = copy.copy(args)
-            wide.window_size = K
-            wide.micro_tokens = 4000
-            part = chosen[: len(chosen) // 2]
-            _, everywhere, _ = looked(student, teacher, tokenizer, part, wide, seed, everywhere=True)
-            labels = [truth[p.row] == p.t for p in everywhere]
-            row[f"AUC over all tokens, D, K = {K}"] = auc([p.distance for p in everywhere], labels)
-            if K == 12:
-                row["AUC over all tokens, loss"] = auc([p.loss for p in everywhere], labels)
-                row["AUC over all tokens, loss x D"] = auc([p.loss * p.distance for p in everywhere], labels)
-        per.append(row)
-        print(f"seed {seed} done", file=sys.stderr)
-    show(per, f"{count} rollouts a seed, {len(seeds)} seeds, K = {args.window_size}, student {student_path or 'toy/student'}")
+# ======================================================================== what all share
 
 
-def show(per, title):
+def load(student="toy/student"):
+    tokenizer = load_tokenizer("toy/student")
+    student = load_model(student, CPU, torch.float32, tokenizer)
+    teacher = load_model("toy/teacher", CPU, torch.float32, tokenizer).requires_grad_(False)
+    return student, teacher, tokenizer
+
+
+def rows_with_ids(split, tokenizer):
+    rows = load_benchmark("toy", split)
+    for row in rows:
+        row["ids"] = prompt_ids(tokenizer, row["prompt"])
+    return rows
+
+
+def settings(module, *flags):
+    """The flags of a method, as its command line would give them."""
+    return module.check(parse(module.Args, "", ["--data", "toy", *flags], module.__name__))
+
+
+def changed(args, **values):
+    """A copy of the flags with other values."""
+    args = copy.copy(args)
+    for name, value in values.items():
+        setattr(args, name, value)
+    return args
+
+
+def show(per_seed, title):
     print(f"{title}; mean over seeds [95 % interval]")
-    for key in per[0]:
-        if isinstance(per[0][key], list):
-            means = [sum(r[key][i] for r in per) / len(per) for i in range(3)]
-            print(f"  {key:<38} {means[0]:.3f} / {means[1]:.3f} / {means[2]:.3f}")
+    for key in per_seed[0]:
+        values = [numbers[key] for numbers in per_seed]
+        if isinstance(values[0], list):  # three quartiles
+            means = [sum(v[i] for v in values) / len(values) for i in range(3)]
+            print(f"  {key:<38} {' / '.join(f'{m:.3f}' for m in means)}")
         else:
-            m, low, high = mean_interval([r[key] for r in per])
+            m, low, high = mean_interval(values)
             print(f"  {key:<38} {m:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def overhead(seeds, runs, updates=20):
-    """T8: whole updates of opd.py and of every way to run topd.py, in turn and in changing order, each on its own copy of the student,
-    the default probes included. Ratios within one run: seconds alone would measure what else the machine did. Writes them
-    into the folder of the runs, where they become the time axis of the arms."""
-    _, teacher, tokenizer = load()
-    rows = load_benchmark("toy", "train")
-    for r in rows:
-        r["ids"] = prompt_ids(tokenizer, r["prompt"])
-    ends, vocabulary, per = set(eos_ids(teacher, tokenizer)), len(tokenizer), []
-    for seed in seeds:
-        models = {a: plumbing.load_model("toy/student", CPU, torch.float32) for a in ARMS}
-        optimisers = {a: torch.optim.AdamW(m.parameters(), lr=1e-3, weight_decay=0.0) for a, m in models.items()}
-        clock, took, phases = plumbing.Clock(CPU), {a: [] for a in ARMS}, {}
-        for step in range(1, updates + 4):
-            order = list(ARMS)[step % len(ARMS) :] + list(ARMS)[: step % len(ARMS)]
-            for arm in order:
-                module = opd if ARMS[arm][0] == "opd.py" else topd
-                flags = ["--data", "toy", "--seed", str(seed), *ARMS[arm][1:]]
-                args = module.settle(plumbing.parse_arguments(module.Args, "", flags))
-                model, optimiser, begun = models[arm], optimisers[arm], time.perf_counter()
-                chosen = [rows[i] for i in plumbing.prompts_of_step(step, args.prompts, len(rows), seed)]
-                clock.start()
-                if module is opd:
-                    with clock.phase("sample"):
-                        batch = opd.rollouts(model, teacher, tokenizer, chosen, args, step)
-                    opd.update(model, teacher, optimiser, batch, args, clock, plumbing.no_autocast, vocabulary)
-                else:
-                    with clock.phase("sample"):
-                        batch = topd.rollouts(model, tokenizer, chosen, args, step)
-                    topd.update(model, teacher, optimiser, batch, args, step, clock, plumbing.no_autocast, vocabulary, ends)
-                if step > 3:  # the first ones warm caches
-                    took[arm].append(time.perf_counter() - begun)
-                    for k, v in clock.seconds.items():
-                        phases.setdefault((arm, k), []).append(v)
-        row = {f"{a}, seconds an update (median)": st.median(took[a]) for a in ARMS}
-        row |= {f"{a} / OPD, medians": st.median(took[a]) / st.median(took["OPD"]) for a in ARMS if a != "OPD"}
-        row["TOPD / OPD, sums, probes included"] = sum(took["TOPD"]) / sum(took["OPD"])
-        row |= {f"{a}, {k} (median)": st.median(v) for (a, k), v in sorted(phases.items()) if a in ("OPD", "TOPD")}
-        per.append(row)
-        print(f"seed {seed} done", file=sys.stderr)
-    show(per, f"T8, {updates} updates a seed in turn, {torch.get_num_threads()} thread(s)")
-    costs = {a: sum(r.get(f"{a} / OPD, medians", 1.0) for r in per) / len(per) for a in ARMS}
-    plumbing.write_json(plumbing.make_folder(runs) / "costs.json", costs)
+# ======================================================================== claims
 
 
-def regenerate(model, teacher, prefix, theirs, K, ends, vocabulary, key, count):
-    """`count` windows that the model samples after a prefix, as points beside the teacher's window, distances filled in."""
-    hidden, cache = topd.read(model, torch.tensor([prefix]), count * K)
-    draws = torch.stack([uniforms((*key, i), K) for i in range(count)])
-    ours, _ = topd.continuations(model, hidden, cache, [(0, len(prefix))] * count, K, ends, vocabulary, vocabulary, draws)
-    points = [topd.Point(0, 0, 0.0, teacher=theirs, student=w) for w in ours]
-    topd.measure(points, teacher)
+def look_at(student, teacher, batch, args, positions):
+    """The points of a batch at other positions than topd.py's candidates. positions(i, losses):
+    those of rollout i."""
+    compute = Compute(args, CPU, torch.float32, student.vocabulary)
+    # look_ahead asks for the candidates of one rollout after the other, in this order.
+    numbers = iter([i for chosen in compute.micro_batches(*batch) for i in chosen])
+    with swapped(candidates=lambda losses, _: positions(next(numbers), losses)):
+        points, _, _ = topd.look_ahead(student, teacher, batch, args, compute)
     return points
 
 
-def local(seeds, count, updates=5, regenerations=8):
-    """T6, the paper's second experiment: at one divergent point the student is updated a few times on that very prefix, each time on a
-    window sampled anew; D of its windows to the teacher's before and after. "no update" only samples anew: a point was
-    chosen for its high D, so D falls by itself."""
-    student, teacher, tokenizer = load()
-    vocabulary, ends = len(tokenizer), set(eos_ids(teacher, tokenizer))
-    args = topd.settle(plumbing.parse_arguments(topd.Args, "", ["--data", "toy"]))
-    rows = load_benchmark("toy", "test")
-    for r in rows:
-        r["ids"] = prompt_ids(tokenizer, r["prompt"])
-    weights, per = {"OPD": 0.0, "OPD + 0.1 L_traj": 0.1, "OPD + 1.0 L_traj": 1.0}, []
+def look_at_classes(student, teacher, batch, args):
+    """{class: points} for three classes of positions: high (the candidates), random and low
+    loss. A position of two classes has one point in both."""
+    positions = {}
+
+    def of_all_classes(i, losses):
+        high = ORIGINAL["candidates"](losses, args)
+        key = ("probe", args.seed, 1, i, args.window_size)
+        positions[i] = high, *comparison(losses, len(high), args, key)
+        return sorted(set().union(*positions[i]))
+
+    points = look_at(student, teacher, batch, args, of_all_classes)
+    at = {(p.row, p.t): p for p in points}
+    return {
+        name: [at[i, t] for i in sorted(positions) for t in positions[i][k]]
+        for k, name in enumerate(("high", "random", "low"))
+    }
+
+
+def look_everywhere(student, teacher, batch, args):
+    """Points at all positions that have half a window left."""
+
+    def all_positions(i, losses):
+        return list(range(max(0, int(len(losses) - args.window_size / 2) + 1)))
+
+    return look_at(student, teacher, batch, args, all_positions)
+
+
+def statistics_of_distances(classes):
+    """T1, T2 and T3: D in each class of positions, D against the loss, and the share of high-loss
+    positions that D calls false alarms."""
+    found = {name: quartiles([p.distance for p in points]) for name, points in classes.items()}
+    numbers = {f"median D, {name}": three[1] for name, three in found.items()}
+    numbers |= {f"quartiles D, {name}": three for name, three in found.items()}
+    pooled = sum(classes.values(), [])
+    for name, points in (("high", classes["high"]), ("pooled", pooled)):
+        pairs = [p.loss for p in points], [p.distance for p in points]
+        numbers[f"pearson_{name}"] = float(pearsonr(*pairs).statistic)
+        numbers[f"spearman_{name}"] = float(spearmanr(*pairs).statistic)
+    upper = found["low"][2]
+    below = [p.distance < upper for p in classes["high"]]
+    return numbers | {"high_below_low": sum(below) / len(below)}
+
+
+def fork(row, ids, tokenizer):
+    """The number of the token at which a rollout leaves the truth, or None if it never does. The
+    toy's checker knows it."""
+    wrong = world.check(row["problem"], tokenizer.decode(ids)).first_wrong
+    return None if wrong is None else token_at(tokenizer, ids, wrong.wrong_at)
+
+
+def statistics_of_forks(candidates, forks, args):
+    """D as a detector: how many candidates and divergent points are forks, and how many forks are
+    among them. forks: the position in each rollout, or None."""
+    kept, _ = topd.divergent(candidates, args)
+    by_loss = sorted(candidates, key=lambda p: -p.loss)[: len(kept)]
+    total = sum(t is not None for t in forks)
+    numbers = {"forks": total}
+    groups = {"candidates": candidates, "divergent points": kept, "as many by loss": by_loss}
+    for name, points in groups.items():
+        hits = sum(forks[p.row] == p.t for p in points)
+        numbers[f"precision, {name}"] = hits / len(points)
+        numbers[f"recall, {name}"] = hits / total
+    labels = [forks[p.row] == p.t for p in candidates]
+    numbers["AUC in candidates, D"] = auc([p.distance for p in candidates], labels)
+    numbers["AUC in candidates, loss"] = auc([p.loss for p in candidates], labels)
+    return numbers
+
+
+def claims(seeds, count, student_path):
+    student, teacher, tokenizer = load(student_path or "toy/student")
+    args = settings(topd, "--micro_tokens", "8000")
+    rows, per_seed = rows_with_ids("test", tokenizer), []
     for seed in seeds:
-        chosen = [rows[i] for i in plumbing.prompts_of_step(1, 32, len(rows), seed)]
-        (prompts, responses, _), points, _ = looked(student, teacher, tokenizer, chosen, args, seed)
-        kept, _ = topd.divergent([p for p in points if p.kind == "high"], args)
-        order = uniforms(("local", seed), len(kept)).argsort()[:count].tolist()
-        found = {"at selection": [kept[i].distance for i in order]}
-        for n, p in enumerate(kept[i] for i in order):
-            prefix, theirs = prompts[p.row] + responses[p.row][: p.t], p.teacher
-
-            def mean_distance(model, name, prefix=prefix, theirs=theirs, n=n, seed=seed):
-                with torch.no_grad():
-                    after = regenerate(
-                        model, teacher, prefix, theirs, args.window_size, ends, vocabulary, (name, seed, n), regenerations
-                    )
-                return sum(x.distance for x in after) / len(after)
-
-            found.setdefault("no update", []).append(mean_distance(student, "before"))
-            for arm, weight in weights.items():
-                model = copy.deepcopy(student)
-                optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
-                for m in range(updates):
-                    with torch.no_grad():
-                        windows = regenerate(
-                            model, teacher, prefix, theirs, args.window_size, ends, vocabulary, ("train", seed, n, m), 1
-                        )
-                        topd.soft_targets(windows, args)
-                    ids, predicts, _ = plumbing.pack([prefix], [windows[0].student], CPU)
-                    entries = topd.sparse_targets(windows, [0], CPU)
-                    with torch.no_grad():
-                        teacher_hidden = plumbing.states(teacher, ids, predicts)
-                    hidden = plumbing.states(model, ids, predicts)
-                    ones = torch.ones(len(hidden))
-                    opd_sum, guided, _ = topd.chunked_loss(
-                        model, teacher, hidden, teacher_hidden, ones, entries, vocabulary, len(hidden)
-                    )
-                    (opd_sum / len(hidden) + weight * guided).backward()
-                    plumbing.clip_and_step(model, optimiser, clip=1.0)
-                found.setdefault(arm, []).append(mean_distance(model, "after"))
-        means = {f"mean D, {k}": sum(v) / len(v) for k, v in found.items()}
-        for arm in weights:
-            means[f"{arm} - OPD"] = (sum(found[arm]) - sum(found["OPD"])) / len(found["OPD"])
-        means.pop("OPD - OPD")
-        per.append(means)
+        args.seed, questions = seed, count // args.samples
+        chosen = [rows[i] for i in prompts_of_step(1, questions, len(rows), seed)]
+        batch = topd.rollouts(student, chosen, args, 1)
+        classes = look_at_classes(student, teacher, batch, args)
+        forks = [fork(chosen[i // args.samples], r, tokenizer) for i, r in enumerate(batch[1])]
+        numbers = statistics_of_distances(classes)
+        numbers |= statistics_of_forks(classes["high"], forks, args)
+        # D at all tokens takes long, so half of the rollouts are enough.
+        part = [x[: len(chosen) // 2 * args.samples] for x in batch]
+        for K in (4, 8, 12, 16):
+            wide = changed(args, window_size=K, micro_tokens=4000)
+            points = look_everywhere(student, teacher, part, wide)
+            labels = [forks[p.row] == p.t for p in points]
+            distances, name = [p.distance for p in points], "AUC over all tokens"
+            numbers[f"{name}, D, K = {K}"] = auc(distances, labels)
+            if K == 12:
+                numbers[f"{name}, loss"] = auc([p.loss for p in points], labels)
+                numbers[f"{name}, loss x D"] = auc([p.loss * p.distance for p in points], labels)
+        per_seed.append(numbers)
         print(f"seed {seed} done", file=sys.stderr)
     show(
-        per,
-        f"T6, {count} divergent points a seed, {updates} updates each, {regenerations} windows before and after, {len(seeds)} seeds",
+        per_seed,
+        f"{count} rollouts per seed, {len(seeds)} seeds, K = {args.window_size}, "
+        f"student {student_path or 'toy/student'}",
     )
 
 
-# ============================================================================================ main
+# ======================================================================== T8: time of an update
+
+
+def updater(arm, seed, teacher, tokenizer, rows):
+    """A function of the step that makes one update of an arm, on a student of its own. It returns
+    the seconds of the update and of its phases."""
+    module = opd if ARMS[arm][0] == "opd.py" else topd
+    args = settings(module, "--seed", str(seed), *ARMS[arm][1:])
+    student = load_model("toy/student", CPU, torch.float32, tokenizer)
+    optimizer = adamw(student, args.lr)
+    compute = Compute(args, CPU, torch.float32, len(tokenizer))
+
+    def one(step):
+        began = time.perf_counter()
+        chosen = [rows[i] for i in prompts_of_step(step, args.prompts, len(rows), seed)]
+        compute.clock.start()
+        with compute.phase("sample"):
+            if module is opd:
+                batch = opd.rollouts(student, tokenizer, chosen, args, step)
+            else:
+                batch = topd.rollouts(student, chosen, args, step)
+        if module is opd:
+            opd.update(student, teacher, optimizer, batch, args, compute)
+        else:
+            topd.update(student, teacher, optimizer, batch, args, step, compute)
+        return time.perf_counter() - began, compute.clock.seconds
+
+    return one
+
+
+def overhead(seeds, runs, updates=20):
+    """T8: the arms make whole updates in turn and in changing order, each on its own student.
+
+    The ratios are taken within one run: seconds alone would also measure what else the machine
+    does. They are written into the folder of the runs, and become the time axis of the arms.
+    """
+    _, teacher, tokenizer = load()
+    rows, names, per_seed = rows_with_ids("train", tokenizer), list(ARMS), []
+    for seed in seeds:
+        update_of = {arm: updater(arm, seed, teacher, tokenizer, rows) for arm in names}
+        took, phases = {arm: [] for arm in names}, {}
+        for step in range(1, updates + 4):
+            first = step % len(names)
+            for arm in names[first:] + names[:first]:
+                seconds, seconds_of_phases = update_of[arm](step)
+                if step <= 3:  # these only warm up
+                    continue
+                took[arm].append(seconds)
+                for phase, s in seconds_of_phases.items():
+                    phases.setdefault((arm, phase), []).append(s)
+        medians = {arm: st.median(t) for arm, t in took.items()}
+        numbers = {f"{arm}, seconds per update (median)": m for arm, m in medians.items()}
+        for arm in names[1:]:
+            numbers[f"{arm} / OPD, medians"] = medians[arm] / medians["OPD"]
+        numbers["TOPD / OPD, sums"] = sum(took["TOPD"]) / sum(took["OPD"])
+        for (arm, phase), seconds in sorted(phases.items()):
+            if arm in ("OPD", "TOPD"):
+                numbers[f"{arm}, {phase} (median)"] = st.median(seconds)
+        per_seed.append(numbers)
+        print(f"seed {seed} done", file=sys.stderr)
+    threads = torch.get_num_threads()
+    show(per_seed, f"T8, {updates} updates per seed in turn, {threads} thread(s)")
+    costs = {"OPD": 1.0}
+    for arm in names[1:]:
+        costs[arm] = sum(n[f"{arm} / OPD, medians"] for n in per_seed) / len(per_seed)
+    write_json(make_folder(runs) / "costs.json", costs)
+
+
+# ======================================================================== T6: one point
+
+
+@dataclass
+class OnePrefix:
+    """One divergent point: the student writes windows after its prefix, and learns there.
+
+    The windows are rollouts of their own, and their only candidate is position 0. So topd.py's
+    `look_ahead` and `update` do the rest.
+    """
+
+    prefix: list  # token ids of the prompt and y_<t
+    teacher: torch.nn.Module
+    args: topd.Args
+
+    def write(self, model, key, count):
+        """(prompts, responses): `count` windows that the model samples after the prefix."""
+        keys = [(*key, i) for i in range(count)]
+        drawn = sample(
+            model, [self.prefix], n=count, max_new_tokens=self.args.window_size, keys=keys
+        )
+        return [self.prefix] * count, [c.ids for c in drawn]
+
+    def mean_distance(self, model, key, count):
+        """Mean D of `count` windows to the teacher's window."""
+        batch = self.write(model, key, count)
+        points = look_at(model, self.teacher, batch, self.args, lambda *_: [0])
+        return sum(p.distance for p in points) / len(points)
+
+    def train(self, student, lam, key, updates):
+        """A copy of the student after so many updates, each on one new window."""
+        model, args = copy.deepcopy(student), changed(self.args, lam=lam, drop_share=0.0)
+        optimizer = adamw(model, args.lr)
+        compute = Compute(args, CPU, torch.float32, model.vocabulary)
+        for m in range(updates):
+            batch = self.write(model, (*key, m), 1)
+            with swapped(candidates=lambda *_: [0]):
+                topd.update(model, self.teacher, optimizer, batch, args, m, compute)
+        return model
+
+
+def local(seeds, count, updates=5, windows=8):
+    """T6, the paper's second experiment. At one divergent point the student makes a few updates
+    on that prefix, each on a window that it samples anew. D of its windows to the teacher's
+    window is measured before and after.
+
+    "no update" only samples anew. A point was chosen for its high D, so D falls by itself.
+    """
+    student, teacher, tokenizer = load()
+    args, rows = settings(topd), rows_with_ids("test", tokenizer)
+    weights, per_seed = {"OPD": 0.0, "OPD + 0.1 L_traj": 0.1, "OPD + 1.0 L_traj": 1.0}, []
+    for seed in seeds:
+        args.seed = seed
+        chosen = [rows[i] for i in prompts_of_step(1, 32, len(rows), seed)]
+        prompts, responses = topd.rollouts(student, chosen, args, 1)
+        compute = Compute(args, CPU, torch.float32, student.vocabulary)
+        batch = prompts, responses
+        candidates, _, _ = topd.look_ahead(student, teacher, batch, args, compute)
+        kept, _ = topd.divergent(candidates, args)
+        order = uniforms(("local", seed), len(kept)).argsort()[:count].tolist()
+        found = {"at selection": [kept[i].distance for i in order], "no update": []}
+        for n, p in enumerate(kept[i] for i in order):
+            point = OnePrefix(prompts[p.row] + responses[p.row][: p.t], teacher, args)
+            unchanged = point.mean_distance(student, ("before", seed, n), windows)
+            found["no update"].append(unchanged)
+            for arm, lam in weights.items():
+                model = point.train(student, lam, ("train", seed, n), updates)
+                distance = point.mean_distance(model, ("after", seed, n), windows)
+                found.setdefault(arm, []).append(distance)
+        numbers = {f"mean D, {name}": sum(v) / len(v) for name, v in found.items()}
+        for arm in list(weights)[1:]:
+            numbers[f"{arm} - OPD"] = numbers[f"mean D, {arm}"] - numbers["mean D, OPD"]
+        per_seed.append(numbers)
+        print(f"seed {seed} done", file=sys.stderr)
+    show(
+        per_seed,
+        f"T6, {count} divergent points per seed, {updates} updates each, {windows} windows before "
+        f"and after, {len(seeds)} seeds",
+    )
+
+
+# ======================================================================== main
+
+
+def compare(args, seeds):
+    """The arms or the controls: runs, table and picture."""
+    controls = args.what == "controls"
+    arms = {"OPD": ARMS["OPD"], **CONTROLS} if controls else ARMS
+    if args.only:
+        names = args.only.split(",")
+        require(set(names) <= set(arms), f"--only {args.only}: the arms are {', '.join(arms)}.")
+        arms = {name: arms[name] for name in arms if name in names}
+    run_all(arms, seeds, args.runs, args.jobs, args.limit)
+    costs = Path(args.runs) / "costs.json"
+    if not costs.exists():
+        overhead(seeds[:3], args.runs)
+    costs = read_json(costs)
+    print(table(args.runs, arms, seeds, "OPD", costs))
+    name = f"topd-{'controls-' if controls else ''}toy{'-some' if args.only else ''}.png"
+    title = f"{'The controls of TOPD' if controls else 'TOPD'} on the toy, {len(seeds)} seeds"
+    picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, title, costs)
+    print(f"picture: benchmarks/{name}")
 
 
 def main():
     if sys.argv[1:2] == ["control"]:
-        for name, function in SWAPS[sys.argv[2]].items():
-            setattr(topd, name, function)
-        plumbing.run(lambda: topd.main(sys.argv[3:]))
+        require(
+            len(sys.argv) > 2 and sys.argv[2] in SWAPS,
+            f"A control needs its name: {', '.join(SWAPS)}.",
+        )
+        with swapped(**SWAPS[sys.argv[2]]):
+            topd.main(sys.argv[3:])
         return
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["claims", "overhead", "local", "arms", "controls", "control"])
+    p = Parser(__doc__)
+    kinds = ["claims", "overhead", "local", "arms", "controls", "control"]
+    p.add_argument("what", choices=kinds)
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
-    p.add_argument("--rollouts", type=int, default=512, help="of claims, a seed (default 512)")
-    p.add_argument("--points", type=int, default=60, help="of local, a seed (default 60)")
+    p.add_argument("--rollouts", type=int, default=512, help="of claims, per seed (default 512)")
+    p.add_argument("--points", type=int, default=60, help="of local, per seed (default 60)")
     p.add_argument("--student", help="of claims: another student than toy/student")
-    p.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
+    p.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)"
+    )
     p.add_argument("--only", help='of arms: some of them, as in --only "OPD,TOPD" (default: all)')
-    p.add_argument("--limit", type=int, default=1000, help="problems of the final evaluations (default 1000 each)")
-    p.add_argument("--runs", default="runs/topd-toy", help="folder of the runs (default runs/topd-toy)")
+    p.add_argument(
+        "--limit",
+        type=int,
+        default=1000,
+        help="problems of the final evaluations (default 1000 each)",
+    )
+    p.add_argument(
+        "--runs", default="runs/topd-toy", help="folder of the runs (default runs/topd-toy)"
+    )
     args = p.parse_args()
     torch.set_num_threads(1)
     seeds = list(range(args.seeds))
@@ -349,22 +529,8 @@ def main():
     if args.what == "local":
         local(seeds, args.points)
     if args.what in ("arms", "controls"):
-        arms = ARMS if args.what == "arms" else {"OPD": ARMS["OPD"], **CONTROLS}
-        if args.only:
-            plumbing.require(set(args.only.split(",")) <= set(arms), f"--only {args.only}: the arms are {', '.join(arms)}.")
-            arms = {a: c for a, c in arms.items() if a in args.only.split(",")}
-        run_all(arms, seeds, args.runs, args.jobs, args.limit)
-        costs = Path(args.runs) / "costs.json"
-        if not costs.exists():
-            overhead(seeds[:3], args.runs)
-        costs = plumbing.read_json(costs, "")
-        print(table(args.runs, arms, seeds, "OPD", costs))
-        name = "topd-toy.png" if args.what == "arms" else "topd-controls-toy.png"
-        name = name.replace("toy", "toy-some") if args.only else name
-        title = "TOPD on the toy" if args.what == "arms" else "TOPD's controls on the toy"
-        picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, f"{title}, {len(seeds)} seeds", costs)
-        print(f"picture: benchmarks/{name}")
+        compare(args, seeds)
 
 
 if __name__ == "__main__":
-    plumbing.run(main)
+    run_script(main)

@@ -18,6 +18,8 @@ import textwrap
 
 import torch
 
+SUPPRESS = argparse.SUPPRESS  # no default for argparse, so a flag that was given can be told apart
+
 # ======================================================================== a user's mistake
 
 
@@ -160,13 +162,13 @@ def parse_arguments(cls, description, argv=None, groups=None):
         place = places.get(field.name, own)
         if kind is bool:
             action = argparse.BooleanOptionalAction
-            place.add_argument(f"--{field.name}", action=action, default=field.default, help=text)
+            place.add_argument(f"--{field.name}", action=action, default=SUPPRESS, help=text)
             continue
         choices = field.metadata.get("choices")
         place.add_argument(
             f"--{field.name}",
             type=kind,
-            default=argparse.SUPPRESS,  # so that a flag that was not given can be told apart
+            default=SUPPRESS,
             choices=choices,
             metavar=None if choices else kind.__name__.upper(),
             help=text + default_text(field).replace("%", "%%"),

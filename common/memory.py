@@ -130,7 +130,7 @@ def sampling_cache(student, shape, setup, held):
     """Keys and values of all rollouts while they are drawn. held: bytes that are there always.
 
     On a GPU the sampler takes fewer rollouts at once where the whole cache would not fit in half
-    of the free memory (`rows_that_fit` in common/sampler.py), but at least one.
+    of the free memory (`rows_that_fit`), but at least one.
     """
     if setup.engine:  # vLLM keeps keys and values inside the share that it takes at the start
         return 0
@@ -255,6 +255,17 @@ def check_memory(total, device, flags):
 
 
 # ======================================================================== when it is not enough
+
+
+def rows_that_fit(model, tokens):
+    """How many texts of `tokens` tokens can be sampled at once. Their cache may take half
+    of the GPU's free memory, because it is copied when it grows."""
+    if model.device.type != "cuda":
+        return 256
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    free = torch.cuda.mem_get_info(model.device)[0] + unused
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    return max(1, int(free / 2 // (tokens * cache_bytes(model.config, dtype))))
 
 
 def within_memory(update, *arguments):

@@ -15,7 +15,9 @@ P = 2 prompts with n = 2 samples each give R = 4 rows:
     0 0 0 1 2    3 4 5 6        position ids of the first row: padding is not counted
 """
 
+import functools
 import hashlib
+import inspect
 import sys
 from dataclasses import dataclass
 
@@ -23,7 +25,7 @@ import torch
 from torch.nn.functional import pad
 
 from common.arguments import shorten
-from common.models import cache_bytes
+from common.memory import rows_that_fit
 from common.processes import gather, process
 
 
@@ -69,17 +71,6 @@ def sample(
     model.train(was_training)
     completions = {k: c for part in gather(mine) for k, c in part.items()}
     return [completions[k] for k in range(len(prompts) * n)]
-
-
-def rows_that_fit(model, tokens):
-    """How many texts of `tokens` tokens can be sampled at once. Their cache may take half
-    of the GPU's free memory, because it is copied when it grows."""
-    if model.device.type != "cuda":
-        return 256
-    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    free = torch.cuda.mem_get_info(model.device)[0] + unused
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
-    return max(1, int(free / 2 // (tokens * cache_bytes(model.config, dtype))))
 
 
 def key_seed(key):
@@ -145,13 +136,12 @@ def read_prompts(model, prompts, n, max_new_tokens):
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)  # [P, L]
     ids[real] = torch.tensor([token for prompt in prompts for token in prompt])
     ids, real = ids.to(device), real.to(device)
-    # A padding position may attend to itself. If it could attend to nothing, its attention
-    # would be 0/0, and NaN spreads through masked sums.
+    # Padding attends to itself: attention to nothing is 0/0, and NaN spreads through sums.
     causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()  # [L, L]
     mask = (causal & real[:, None]) | torch.eye(longest, device=device).bool()  # [P, L, L]
     position = (real.cumsum(1) - 1).clamp(min=0)  # [P, L], 0 at the first real token
     cache = RowCache(longest + max_new_tokens, model.config.num_hidden_layers - 1)
-    hidden = read(model, cache, ids, position, mask)  # [P, width]
+    hidden = advance(model, cache, ids, position, mask)[:, -1]  # [P, width]
     # Each prompt is read once. Its n samples start from copies of its cache.
     prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(n)  # [R]
     cache.select(prompt_of)
@@ -161,11 +151,21 @@ def read_prompts(model, prompts, n, max_new_tokens):
     return hidden[prompt_of], Rows(number, cache, prompt_length, real[prompt_of], ended)
 
 
-def read(model, cache, ids, position, mask):
-    """The model reads ids [R, T]. Returns hidden states of the last column, [R, width]."""
-    more = dict(position_ids=position, past_key_values=cache, use_cache=True)
-    out = model.base_model(input_ids=ids, attention_mask=mask[:, None], **more)
-    return out.last_hidden_state[:, -1]
+def advance(model, cache, ids, position, mask):
+    """The model reads ids [R, T] behind what its cache holds: hidden states [R, T, width].
+    mask [R, T, columns] says what each of them may attend to."""
+    more = {cache_parameter(type(model.base_model)): cache}
+    out = model.base_model(
+        input_ids=ids, attention_mask=mask[:, None], position_ids=position, use_cache=True, **more
+    )
+    return out.last_hidden_state
+
+
+@functools.cache
+def cache_parameter(backbone):
+    """The name of the cache in a backbone's forward: transformers 5 has renamed it."""
+    names = inspect.signature(backbone.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def filtered(logits, temperature, top_p, top_k):
@@ -184,8 +184,7 @@ def filtered(logits, temperature, top_p, top_k):
 
 def choose(model, hidden, uniform, *, temperature, top_p, top_k):
     """The next token of every row and its log-probability: [R] and [R]."""
-    # A hundred rows of 151,936 logits at once. In double precision the logits of all rows
-    # would be the largest tensor of the run.
+    # In double precision the logits of all rows would be the largest tensor of the run.
     size, chosen = max(1, 2**24 // model.vocabulary), []
     for first in range(0, len(hidden), size):
         part = slice(first, first + size)
@@ -215,8 +214,9 @@ def drop_ended(rows, few):
 def decode(model, rows, t):
     """The model reads the newest token of every row. Returns hidden states [R, width]."""
     rows.visible = pad(rows.visible, (0, 1), value=True)  # [R, L + t + 1], also the new token
-    position = rows.prompt_length + t  # [R]
-    return read(model, rows.cache, rows.token[:, None], position[:, None], rows.visible[:, None])
+    position = rows.prompt_length[:, None] + t  # [R, 1]
+    hidden = advance(model, rows.cache, rows.token[:, None], position, rows.visible[:, None])
+    return hidden[:, -1]
 
 
 def cut(ids, logprobs, ends):
@@ -327,7 +327,7 @@ class RecordedSteps:
 
     def step(self, token, position, visible, slot):
         self.rows.cache.slot = slot
-        return read(self.model, self.rows.cache, token, position, visible)
+        return advance(self.model, self.rows.cache, token, position, visible)[:, -1]
 
     def recorded(self, inputs):
         """The step from its recording. None if that fails; then none is recorded again."""

@@ -1,5 +1,6 @@
 """Every benchmark's loader on local rows with the real columns of the data set; prompts."""
 import ast
+import json
 import math
 
 import pytest
@@ -137,6 +138,18 @@ def test_no_room_imports_the_toy_or_anything_from_the_top():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             above = {name.split(".")[0] for name in names} & top
             assert not above, f"{room.name}, line {node.lineno}, imports {', '.join(above)}"
+
+
+def test_what_looks_wrong_in_a_file_and_is_not(tmp_path):
+    """Numbers as answers, columns beyond the two, Windows' line ends, and, for training, a
+    problem that occurs twice."""
+    lines = [{"problem": "q = 3 . q ?", "answer": 3, "source": "x"},
+             {"problem": "q = 4 . q ?", "answer": 4, "source": None}]
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes("\r\n".join(map(json.dumps, lines)).encode())
+    assert [r["answer"] for r in load_benchmark(str(path))] == ["3", "4"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*lines, lines[0]]))
+    assert len(load_benchmark(str(path), "train")) == 3
 
 
 def test_an_answer_that_is_not_a_number_in_the_file_is_refused(tmp_path):

@@ -229,7 +229,6 @@ def test_one_step_is_exactly_on_policy():
     assert close(narrow, wide)
     student = copy.deepcopy(STUDENT)
     gain = grpo.advantages([float(ok) for ok in RIGHT], 2, "std")
-    # a mean over 4 rollouts; gain is that of groups of two
     loss = sum(-gain[i] * written(student, i).mean() for i in range(4)) / 4
     loss.backward()
     assert close(wide, {n: p.grad for n, p in student.named_parameters()}, 2e-6)

@@ -60,6 +60,8 @@ def spoil_models(tmp):
                                    max_window_layers=0, layer_types=None))
     altered(tmp, "strange", change("config.json", model_type="mine",
                                    auto_map={"AutoModelForCausalLM": "evil.Model"}))
+    # A tokenizer without <|unk|>, as Qwen's: no problem has a word that it would not know.
+    altered(tmp, "fluent", change("tokenizer_config.json", unk_token=None))
     (tmp / "odd").mkdir()
     (tmp / "odd/config.json").write_text("{}")
     (tmp / "file").write_text("")
@@ -203,7 +205,7 @@ def mistakes(tmp):
         (f"ar_opd.py --student {tmp}/narrow --data toy", "they do not belong together"),
         (f"{JUDGE} toy --model {tmp}/narrow", "they do not belong together"),
         (f"grpo.py --student {tmp}/untold --data toy", "no chat template; use an instruct model"),
-        (f"grpo.py --student {tmp}/pickled --data toy", "holds no model that transformers can load"),
+        (f"grpo.py --student {tmp}/pickled --data toy", "no model that transformers can load"),
         (f"opd.py --student {tmp}/windows --data toy", "sliding_attention; only models with full "
          "attention work here"),
         (f"hindsight_sd.py --student {tmp}/strange --data toy", "that transformers can load"),
@@ -234,9 +236,10 @@ def mistakes(tmp):
         (f"{JUDGE} {tmp}/utf16.jsonl", "in UTF-8"),
         (f"{JUDGE} {tmp}/table.jsonl", "one JSON object a line"),
         (f"opd.py {PAIR} --data {tmp}/words.jsonl", "only speak the toy's language (--data toy"),
-        (f"opd.py {PAIR} --off_policy 1 --data {tmp}/words.jsonl", "toy's language"),
-        (f"ar_opd.py --student toy/student --data {tmp}/words.jsonl", "without a solution"),
-        (f"hindsight_sd.py --student toy/student --data {tmp}/words.jsonl --context reference",
+        (f"opd.py --student {tmp}/fluent --off_policy 1 --data {tmp}/words.jsonl",
+         "has no column solution to learn from; use --off_policy 0"),
+        (f"ar_opd.py --student {tmp}/fluent --data {tmp}/words.jsonl", "rows without a solution"),
+        (f"hindsight_sd.py --student {tmp}/fluent --data {tmp}/words.jsonl --context reference",
          "without a solution for --context reference; use --context peer"),
         (f"look.py ar_opd --data {tmp}/words.jsonl", "without a solution"),
         ("opd.py --data toy --max_new_tokens 5000", "the model's context is"),
@@ -248,7 +251,7 @@ def mistakes(tmp):
         (f"opd.py --data toy --out {tmp}/run", "already holds a run; continue it with --resume"),
         (f"topd.py --out {tmp}/run", "already holds a run; continue it with --resume"),
         (f"grpo.py --data toy --out {tmp}/half", "already holds a run"),
-        (f"opd.py --data toy --steps 7 --out {tmp}/run --resume", "was started with other settings"),
+        (f"opd.py --data toy --steps 7 --out {tmp}/run --resume", "started with other settings"),
         (f"grpo.py --data toy --resume --steps 9 --seed 5 --out {tmp}/run", "--script opd.py"),
         ("opd.py --data toy --resume", "nothing to resume in"),
         (f"grpo.py --resume --out {tmp}/cut", "cut off or edited"),

@@ -295,7 +295,9 @@ PAPERS = {"opd": "2306.13649", "topd": "2606.00305", "ar_opd": "2606.10385",
 
 @pytest.mark.parametrize("script", PAPERS)
 def test_help_explains_every_flag(script):
-    text = run_script(f"{script}.py", "--help").stdout
+    done = run_script(f"{script}.py", "--help")
+    text = done.stdout
+    assert done.returncode == 0 and "usage" in text, done.stderr
     assert PAPERS[script] in text
     # First the flags of the script itself, then those that all scripts share.
     headings = ["flags of this script", *GROUPS]

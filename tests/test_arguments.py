@@ -1,0 +1,146 @@
+"""Command lines from a dataclass, and how a user's mistake ends a script."""
+import errno
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from common.arguments import (
+    Mistake,
+    choice,
+    either,
+    harmless,
+    parse_arguments,
+    require,
+    run_script,
+    shorten,
+)
+
+
+@dataclass
+class Shared:
+    seed: int = 0
+    """everything random follows from it"""
+    fast: bool = False
+    """less time,
+    more memory"""
+
+
+@dataclass
+class Args(Shared):
+    kind: str = choice("forward", "forward", "reverse")
+    """which way"""
+    lr: float = either(1e-3, 1e-5)
+    """learning rate; 5 % of the updates are a warm-up"""
+    size: int = either(12, 12)
+    """tokens of a window"""
+    name: str | None = None
+    """a name, if there is one"""
+
+
+GROUPS = {"the run": ["seed"], "speed": ["fast"]}
+
+# ------------------------------------------------------------------------ flags
+
+
+def test_types_defaults_and_what_was_given():
+    args = parse_arguments(Args, "text", [])
+    assert (args.kind, args.seed, args.fast, args.name) == ("forward", 0, False, None)
+    assert args.lr is None and args.given == set()      # which default applies is not known yet
+    words = "--lr 0.5 --seed 3 --fast --name x --kind reverse".split()
+    args = parse_arguments(Args, "text", words, GROUPS)
+    assert (args.lr, args.seed, args.name, args.kind) == (0.5, 3, "x", "reverse")
+    assert args.fast is True and {"lr", "seed", "name", "kind"} <= args.given
+    assert args.given.isdisjoint({"size"})
+    assert parse_arguments(Args, "text", ["--no-fast"]).fast is False
+
+
+@pytest.mark.parametrize("words, sentence", [
+    ("--kid forward", "unrecognized arguments: --kid forward; did you mean --kind?"),
+    ("--zzz", "unrecognized arguments: --zzz; --help explains all flags."),
+    ("--see 3", "did you mean --seed?"),                # no abbreviations
+    ("--kind sideways", "invalid choice: 'sideways'"),
+    ("--lr much", "invalid float value: 'much'; --help explains all flags."),
+    ("--seed", "expected one argument"),
+])
+def test_a_wrong_flag_is_one_sentence(words, sentence):
+    with pytest.raises(Mistake) as refused:
+        parse_arguments(Args, "text", words.split(), GROUPS)
+    assert sentence in str(refused.value) and "usage" not in str(refused.value)
+
+
+def test_help_has_the_script_s_own_flags_first_then_the_groups(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(Args, "what it\n  does", ["--help"], GROUPS)
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and "what it\n  does" in text      # the description as it is
+    parts = ["flags of this script:", "--kind", "--lr", "--size", "--name", "the run:", "--seed",
+             "speed:", "--fast"]
+    text = text[text.index(parts[0]):]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    said = " ".join(text.split())
+    assert "which way (default forward)" in said and "{forward,reverse}" in said
+    assert "5 % of the updates are a warm-up (default 0.001 on the toy, else 1e-05)" in said
+    assert "tokens of a window (default 12)" in said
+    assert "less time, more memory" in said and "if there is one speed:" not in said
+    assert "a name, if there is one the run:" in said               # no default to be named
+
+
+# ------------------------------------------------------------------------ texts of strangers
+
+
+def test_control_characters_are_spelled_out():
+    assert harmless("a\x1b[2J\r\u202eb\n\u00e4") == "a\\x1b[2J\\x0d\\x202eb\n\u00e4"
+
+
+def test_a_long_text_is_cut_to_one_line():
+    assert shorten("a\n  b", 10) == "a b"
+    assert shorten("abcdefghij", 10) == "abcdefghij"
+    assert shorten("abcdefghijk", 10) == "abcdefg..."
+
+
+# ------------------------------------------------------------------------ the end of a script
+
+
+def full_disk():
+    raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def mistaken():
+    require(True, "not said")
+    require(False, "two\nlines \x1b[2J")
+
+
+@pytest.mark.parametrize("main, sentence", [
+    (mistaken, "error: two lines \\x1b[2J\n"),
+    (full_disk, "error: Writing 'runs/x' failed (No space left on device). All complete files "),
+    (out_of_memory, "error: The GPU is out of memory; lower --micro_tokens, "),
+])
+def test_what_the_user_can_mend_ends_with_one_sentence_and_code_2(main, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.err.startswith(sentence) and said.out == ""
+    assert said.err.count("\n") == 1 and "Traceback" not in said.err
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback():
+    def wrong():
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+    with pytest.raises(FileNotFoundError):              # not a full disk: not the user's to mend
+        run_script(wrong)
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+def test_ctrl_c_before_the_first_update_is_no_traceback(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as ended:
+        run_script(stopped)
+    assert ended.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
