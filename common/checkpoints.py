@@ -92,7 +92,8 @@ def load_state(checkpoint, optimizer, device):
     try:
         # weights_only: a file with code in it is refused.
         state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        saved = state.get("optimizer") or state["optimiser"]  # its name in older versions
+        optimizer.load_state_dict(saved)
         torch.set_rng_state(state["torch_rng"])
         if device.type == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])

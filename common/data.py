@@ -134,8 +134,8 @@ def load_benchmark(name, split="test", limit=None):
         answer = str(answer)
         if local:
             check_repetition(first_with, problem, answer, i, source, split)
-        if name == "gsm8k":
-            row["solution"] = gsm8k_solution(answer)
+        if "####" in answer:  # GSM8K, and files in its format
+            row["solution"], answer = solution_and_gold(answer)
         prompt = problem if in_repository else f"{problem}\n{INSTRUCTION}"
         rows.append({**row, "problem": problem, "answer": answer, "prompt": prompt})
     return rows
@@ -233,14 +233,17 @@ def check_repetition(first_with, problem, answer, i, source, split):
         )
 
 
-def gsm8k_solution(answer):
-    """The worked solution that GSM8K stores as its answer, with the final number in a box.
+def solution_and_gold(answer):
+    """GSM8K stores a whole worked solution as the answer of a row. Returns the solution, with the
+    final number in a box, and the number alone.
 
-    The stored text has calculator marks, which are left out:
+    If the whole text was the gold, a teacher that may see only the final answer would see the
+    solution. The stored text has calculator marks, which are left out:
     48/2 = <<48/2=24>>24 ... #### 72
     """
     solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
-    return f"{solution.strip()}\nThe answer is \\boxed{{{final.strip()}}}."
+    gold = final.strip()
+    return f"{solution.strip()}\nThe answer is \\boxed{{{gold}}}.", gold
 
 
 # ======================================================================== prompts

@@ -179,3 +179,31 @@ def test_prompts_of_a_tokenizer_that_cannot_ask_are_refused(toy):
         chat_template, name_or_path = None, "base"
     with pytest.raises(Mistake, match="'base' has no chat template"):
         prompt_ids(Base(), "Hi")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_teacher_is_told_the_gold_and_never_the_solution(name, hub, monkeypatch):
+    """GSM8K's answer column holds the whole worked solution. If it was the gold, the arms that are
+    told only the final answer would be told everything."""
+    import ar_opd
+    import hindsight_sd
+    monkeypatch.chdir(hub)
+    row = load_benchmark(name, "test")[0]
+    golds = {"gsm8k": "72", "olympiad": "$2,3$, $\\frac{1}{2}$"}
+    gold = golds.get(name, str(ROWS[name][3].get("answer")))
+    assert row["answer"] == gold
+    only_answer = hindsight_sd.context(row, None, hindsight_sd.Args(context="answer"))
+    assert only_answer == f"{row['prompt']}\n\nThe final answer is {gold}.\n\nNow answer with your own response."
+    with_peer = hindsight_sd.context(row, "a peer", hindsight_sd.Args())
+    assert f"a peer\n\nThe final answer is {gold}." in with_peer and "<<" not in with_peer
+    solution = row.get("solution")
+    if isinstance(solution, str):
+        kept = ar_opd.views(row, ar_opd.Args(partial_answer="keep"))["partial"]
+        assert f"The final answer is {gold}." in kept and "####" not in kept and "<<" not in kept
+
+
+def test_a_file_in_the_format_of_gsm8k_has_golds_too(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"question": "How many clips?", "answer": GSM}) + "\n")
+    row = load_benchmark(str(file), "train")[0]
+    assert row["answer"] == "72" and row["solution"].endswith("The answer is \\boxed{72}.")

@@ -106,7 +106,8 @@ def mentioned(source):
 
 
 def test_how_equations_are_found():
-    source = '"""A method.\n\n    a = b      (1)\n    c =\n          d    (2)\nas in (4)\n  e (5)\n"""\n'
+    source = '"""A method.\n\n    a = b      (1)\n    c =\n          d    (2)\n'
+    source += 'as in (4)\n  e (5)\n"""\n'
     source += "# (1): first\nx = f(3)\n\n\ndef f(x):\n    '''(2)'''\n    return x  # see (6)\n"
     assert stated(source) == [1, 2] and cited(source) == {1, 2, 6}
     assert mentioned(source) == {1, 2, 4, 5, 6}

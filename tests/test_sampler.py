@@ -219,7 +219,7 @@ def test_a_static_step_makes_nothing_on_the_cpu():
     mask = torch.ones(3, 1, 1, 32, dtype=torch.bool, **there)  # [R, 1, 1, columns]
     with Watch(), torch.no_grad():
         out = model.base_model(input_ids=column, attention_mask=mask, position_ids=column.clone(),
-                               past_key_values=cache, use_cache=True)
+                               use_cache=True, **{sampler.cache_parameter(type(model.base_model)): cache})
     assert out.last_hidden_state.shape == (3, 1, 32)
     assert {device for device, _ in seen} == {"meta"}, seen
 

@@ -4,16 +4,27 @@ import random
 import re
 
 import pytest
+import torch
 from conftest import ROOT
+from helpers import CPU
 
-import evaluate
-from toy import world
+from common.data import load_benchmark, privileged_prompt, prompt_ids
+from common.evaluation import evaluate
+from common.grading import grade
+from common.models import load_model, load_tokenizer, same_tokenizer
+from toy import build, world
 
-PROBLEM = ("h: starts with 14 coins. k: finds 7 # 4 coins. m: loses 8 stones. r: doubles the coins. t: loses 5 coins. "
-           "How many coins at the end? Answer briefly.")
+# Three steps. The statement m is about another thing.
+PROBLEM = (
+    "h: starts with 14 coins. k: finds 7 # 4 coins. m: loses 8 stones. r: doubles the coins. "
+    "t: loses 5 coins. How many coins at the end? Answer briefly."
+)
 F = world.TABLE[7, 4]
 A, B, C = 14 + F, 2 * (14 + F), 2 * (14 + F) - 5
-RIGHT = f"k: 7 # 4 = {F}, 14 + {F} = {A}. r: {A} * 2 = {B}. t: {B} - 5 = {C}. The answer is \\boxed{{{C}}}."
+RIGHT = (
+    f"k: 7 # 4 = {F}, 14 + {F} = {A}. r: {A} * 2 = {B}. t: {B} - 5 = {C}. "
+    f"The answer is \\boxed{{{C}}}."
+)
 
 
 def random_problems(count, seed=0, levels=(1, 8)):
@@ -22,11 +33,18 @@ def random_problems(count, seed=0, levels=(1, 8)):
         yield world.make_problem(rng, rng.randint(*levels)), rng
 
 
+# ----------------------------------------------------------------------------- the language
+
+
 def test_text_and_graph_are_the_same_thing():
+    def events(problem):
+        return [(e.label, e.kind, e.numbers, e.value) for e in problem.chain]
+
     for problem, _ in random_problems(500):
         again = world.parse(problem.text)
-        assert again.text == problem.text and again.answer == problem.answer and again.style == problem.style
-        assert [(e.label, e.kind, e.numbers, e.value) for e in again.chain] == [(e.label, e.kind, e.numbers, e.value) for e in problem.chain]
+        assert again.text == problem.text
+        assert again.answer == problem.answer and again.style == problem.style
+        assert events(again) == events(problem)
         assert all(0 <= e.value <= world.LIMIT for e in problem.chain)
 
 
@@ -35,10 +53,11 @@ def test_every_solution_of_both_voices_is_right_and_has_no_fault():
         for voice in world.VOICES:
             report = world.check(problem.text, world.solve(problem, rng, voice))
             assert report.correct and not report.first_wrong and not report.premature
-            assert len([s for s in report.steps if s.kind == "step"]) == len(problem.chain) - 1
+            steps = [s for s in report.steps if s.kind == "step"]
+            assert len(steps) == len(problem.chain) - 1
 
 
-def test_the_truth_is_computed_independently():
+def test_the_truth_against_an_independent_computation():
     for problem, _ in random_problems(300):
         now = None
         for sentence in problem.text.split(" How many ")[0].rstrip(".").split(". "):
@@ -52,22 +71,26 @@ def test_the_truth_is_computed_independently():
             elif words[0] == "halves":
                 now //= 2
             else:
-                amount = world.TABLE[int(words[1]), int(words[3])] if "#" in words else int(words[1])
+                fact = world.TABLE[int(words[1]), int(words[3])] if "#" in words else None
+                amount = int(words[1]) if fact is None else fact
                 now += amount if words[0] in ("finds", "wins") else -amount
         assert now == problem.answer
 
 
-@pytest.mark.parametrize("old,new,fault,right", [
-    (f"14 + {F} = {A}", f"14 + {F} = {A + 1}", "slip", None),                           # arithmetic
-    (f"7 # 4 = {F}", f"7 # 4 = {F % 6 + 1}", "slip", str(F)),                           # a fact
+# ----------------------------------------------------------------------------- the checker
+
+
+@pytest.mark.parametrize("old, new, fault, right", [
+    (f"14 + {F} = {A}", f"14 + {F} = {A + 1}", "slip", None),           # arithmetic
+    (f"7 # 4 = {F}", f"7 # 4 = {F % 6 + 1}", "slip", str(F)),           # a fact
     (f"{A} * 2", f"{A} + 2", "operation", "*"),
-    (f"{B} - 5", f"{B} - 8", "operand", "5"),                                           # another statement's number
-    ("r: ", "m: ", "statement", "r"),                                                   # a statement about another thing
-    (f"k: 7 # 4 = {F}, 14 + {F} = {A}. r: {A} * 2", "r: 14 * 2", "statement", "k"),     # one too early
-    ("k: ", "z: ", "statement", "k"),                                                   # of another problem
+    (f"{B} - 5", f"{B} - 8", "operand", "5"),                           # another statement's number
+    ("r: ", "m: ", "statement", "r"),                                   # about another thing
+    (f"k: 7 # 4 = {F}, 14 + {F} = {A}. r: {A} * 2", "r: 14 * 2", "statement", "k"),  # too early
+    ("k: ", "z: ", "statement", "k"),                                   # of another problem
     (f"boxed{{{C}}}", f"boxed{{{C + 10}}}", "value", None),
 ])
-def test_first_wrong_step_is_found_where_it_is(old, new, fault, right):
+def test_the_first_wrong_step_is_found_where_it_is(old, new, fault, right):
     text = RIGHT.replace(old, new)
     assert text != RIGHT
     wrong = world.check(PROBLEM, text).first_wrong
@@ -81,26 +104,32 @@ def test_first_wrong_step_is_found_where_it_is(old, new, fault, right):
         assert RIGHT[wrong.wrong_at] == wrong.right
 
 
-def test_order_of_operands_and_early_facts_are_free():
+def test_the_order_of_operands_and_early_facts_are_free():
     swapped = RIGHT.replace(f"14 + {F} =", f"{F} + 14 =").replace(f"{A} * 2", f"2 * {A}")
     early = f"k: 7 # 4 = {F}. k: 14 + {F} = {A}." + RIGHT.split(".", 1)[1]
-    for text in (swapped, early, swapped.replace("=", "makes"), "So " + RIGHT.replace("r: ", f"then r: we have {A} coins, so ")):
+    in_words = "So " + RIGHT.replace("r: ", f"then r: we have {A} coins, so ")
+    for text in (swapped, early, swapped.replace("=", "makes"), in_words):
         report = world.check(PROBLEM, text)
         assert report.correct and not report.first_wrong and not report.premature, text
-    assert world.check(PROBLEM, RIGHT.replace(f"{B} - 5", f"5 - {B}")).first_wrong.fault == "operand"      # a difference is not
+    # the operands of a difference must not change places
+    difference = RIGHT.replace(f"{B} - 5", f"5 - {B}")
+    assert world.check(PROBLEM, difference).first_wrong.fault == "operand"
 
 
-def test_premature_values_are_seen():
-    assert world.check(PROBLEM, f"The answer is \\boxed{{{C}}}.").premature                 # the answer without a derivation
-    jump = f"t: {B} - 5 = {C}. The answer is \\boxed{{{C}}}."                               # true, but from a value never derived
+def test_premature_values_are_noticed():
+    # the answer without a derivation
+    assert world.check(PROBLEM, f"The answer is \\boxed{{{C}}}.").premature
+    # true, but computed from a value that was never derived
+    jump = f"t: {B} - 5 = {C}. The answer is \\boxed{{{C}}}."
     report = world.check(PROBLEM, jump)
     assert report.correct and [s.label for s in report.premature] == ["t"]
     assert not world.check(PROBLEM, RIGHT).premature
 
 
-def test_checker_survives_any_text():
+def test_the_checker_survives_any_text():
     rng = random.Random(1)
-    pieces = re.findall(r"\S+ ?", RIGHT) + ["\\boxed{", "}", ":", "#", "99999999999 ", "we have ", "\n"]
+    more = ["\\boxed{", "}", ":", "#", "99999999999 ", "we have ", "\n"]
+    pieces = re.findall(r"\S+ ?", RIGHT) + more
     for _ in range(2000):
         text = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 40)))
         report = world.check(PROBLEM, text)
@@ -109,19 +138,23 @@ def test_checker_survives_any_text():
 
 def test_token_kinds_tell_words_from_substance():
     tokens = [(m.start(), m.end()) for m in re.finditer(r"\d|\w+|\S", RIGHT)]
-    kinds = dict()
-    for (s, e), kind in zip(tokens, world.token_kinds(RIGHT, tokens)):
-        kinds.setdefault(kind, set()).add(RIGHT[s:e])
+    kinds = {}
+    for (start, end), kind in zip(tokens, world.token_kinds(RIGHT, tokens)):
+        kinds.setdefault(kind, set()).add(RIGHT[start:end])
     assert kinds["label"] == {"k", "r", "t"}
-    assert {"+", "*", "-", "#"} == kinds["operator"]
-    assert {"The", "answer", "is", "=", ".", ","} <= kinds["surface"] and not any(any(c.isdigit() for c in t) for t in kinds["surface"])
+    assert kinds["operator"] == {"+", "*", "-", "#"}
+    assert {"The", "answer", "is", "=", ".", ","} <= kinds["surface"]
+    assert not any(c.isdigit() for token in kinds["surface"] for c in token)
 
 
 def test_changing_a_surface_token_never_changes_the_verdict():
-    # swap words for other words of the language that stand in the same place
+    # words are replaced by other words of the language that can stand in the same place
+    swaps = (
+        ("makes", "="), ("gives", "equals"), ("thus", "so"), ("Then", "Now"), ("So", "Next,"),
+    )
     for problem, rng in random_problems(200, seed=5):
         text = world.solve(problem, rng, "student")
-        for a, b in (("makes", "="), ("gives", "equals"), ("thus", "so"), ("Then", "Now"), ("So", "Next,")):
+        for a, b in swaps:
             assert world.check(problem, text.replace(f" {a} ", f" {b} ")).correct
 
 
@@ -132,93 +165,135 @@ def test_cut_keeps_whole_words_and_loses_the_answer():
         assert text.startswith(half) and "boxed" not in half and 0 < len(half) < len(text)
 
 
+# ----------------------------------------------------------------------------- data and tokenizer
+
+
+def read_rows(split):
+    with open(ROOT / f"toy/{split}.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def test_data_files_hold_what_they_promise():
-    seen = set()
-    for split, levels, least in (("train", {3, 4, 5}, 4000), ("test", {3, 4, 5}, 2000), ("heldout", {6, 7, 8}, 2000)):
-        rows = [json.loads(line) for line in open(ROOT / f"toy/{split}.jsonl", encoding="utf-8")]
-        assert len(rows) >= least and {r["level"] for r in rows} == levels and {r["style"] for r in rows} == {"terse", "verbose"}
+    earlier = set()
+    splits = (
+        ("train", {3, 4, 5}, 4000), ("test", {3, 4, 5}, 2000), ("heldout", {6, 7, 8}, 2000),
+    )
+    for split, levels, least in splits:
+        rows = read_rows(split)
+        assert len(rows) >= least and {r["level"] for r in rows} == levels
+        assert {r["style"] for r in rows} == {"terse", "verbose"}
         for r in rows[:300]:
             problem = world.parse(r["problem"])
             assert str(problem.answer) == r["answer"] and len(problem.chain) - 1 == r["level"]
-            assert world.check(problem, r["solution"]).correct and world.check(problem, r["peer"]).correct
-            assert evaluate.grade(r["solution"], r["answer"])
+            assert world.check(problem, r["solution"]).correct
+            assert world.check(problem, r["peer"]).correct
+            assert grade(r["solution"], r["answer"])
         texts = {r["problem"] for r in rows}
-        assert len(texts) == len(rows) and not texts & seen         # no problem twice, none in two files
-        seen |= texts
+        # no problem stands twice in a file, and none stands in two files
+        assert len(texts) == len(rows) and not texts & earlier
+        earlier |= texts
 
 
-def test_tokenizer_is_lossless_and_knows_every_word(toy):
+def test_the_tokenizer_loses_nothing_and_knows_every_word(toy):
     _, _, tokenizer = toy
     for problem, rng in random_problems(300, seed=9):
         solution = world.solve(problem, rng, rng.choice(list(world.VOICES)))
-        for text in (problem.text, solution, evaluate.privileged_prompt(problem.text, solution, str(problem.answer))):
+        prompt = privileged_prompt(problem.text, solution, str(problem.answer))
+        for text in (problem.text, solution, prompt):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert re.sub(r"\n ", "\n", tokenizer.decode(ids).strip()) == text
-    ids = evaluate.prompt_ids(tokenizer, PROBLEM)
+    ids = prompt_ids(tokenizer, PROBLEM)
     assert tokenizer.decode(ids) == f"<|user|> {PROBLEM}<|end|><|assistant|>"
 
 
 def test_solutions_have_the_promised_length(toy):
     _, _, tokenizer = toy
-    rows = [json.loads(line) for line in open(ROOT / "toy/test.jsonl", encoding="utf-8")]
-    lengths = [len(tokenizer(r["solution"])["input_ids"]) for r in rows]
+    lengths = [len(tokenizer(r["solution"])["input_ids"]) for r in read_rows("test")]
     assert min(lengths) >= 25 and max(lengths) <= 200
 
 
-def test_models_are_real_small_and_share_one_tokenizer(toy):
+# ----------------------------------------------------------------------------- the models
+
+
+def test_models_are_real_and_small_and_share_one_tokenizer(toy):
     student, teacher, tokenizer = toy
-    import plumbing
-    plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(str(ROOT / "toy/teacher")))
+    same_tokenizer(tokenizer, load_tokenizer(str(ROOT / "toy/teacher")))
     for model in (student, teacher):
         assert type(model).__name__ == "Qwen3ForCausalLM" and model.config.tie_word_embeddings
         assert 3e5 <= sum(p.numel() for p in model.parameters()) <= 2e6
-    assert sum(f.stat().st_size for f in (ROOT / "toy").rglob("*") if f.is_file() and "__pycache__" not in f.parts) < 12 * 2**20
+    files = [f for f in (ROOT / "toy").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    assert sum(f.stat().st_size for f in files) < 12 * 2**20
 
 
-def test_student_is_weak_teacher_is_strong(toy):
+def accuracy(model, tokenizer, rows, prompt):
+    """Greedy accuracy if row i is asked with the user's turn prompt(i, row)."""
+    asked = [{**r, "prompt": prompt(i, r)} for i, r in enumerate(rows)]
+    return evaluate(model, tokenizer, asked, max_new_tokens=200)[0]["accuracy"]
+
+
+def test_the_student_is_weak_and_the_teacher_is_strong(toy):
     student, teacher, tokenizer = toy
-    rows = evaluate.load_benchmark("toy", "test", 300)
-    accuracy = [evaluate.evaluate(m, tokenizer, rows, max_new_tokens=200)[0]["accuracy"] for m in (student, teacher)]
-    assert 0.20 <= accuracy[0] <= 0.50 and accuracy[1] >= 0.88, accuracy
+    rows = load_benchmark("toy", "test", 300)
+    weak, strong = (
+        evaluate(m, tokenizer, rows, max_new_tokens=200)[0]["accuracy"] for m in (student, teacher)
+    )
+    assert 0.20 <= weak <= 0.50 and strong >= 0.88, (weak, strong)
 
 
 def test_right_hints_help_and_wrong_ones_do_not(toy):
-    # the gate of everything that will be built on privileged prompts; toy/README.md has the table with intervals
+    # Everything that uses privileged prompts depends on this. toy/README.md has the table with
+    # intervals.
     student, _, tokenizer = toy
-    rows = evaluate.load_benchmark("toy", "test", 300)
-    def accuracy(prompt):
-        asked = [{**r, "prompt": prompt(i, r)} for i, r in enumerate(rows)]
-        return evaluate.evaluate(student, tokenizer, asked, max_new_tokens=200)[0]["accuracy"]
-    none = accuracy(lambda i, r: r["problem"])
-    full = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], r["solution"]))
-    peer = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], r["peer"]))
-    wrong = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], rows[i - 7]["solution"]))
-    assert full > none + .15 and peer > none + .15 and wrong < none + .05, (none, full, peer, wrong)
+    rows = load_benchmark("toy", "test", 300)
+
+    def shown(hint):
+        return accuracy(student, tokenizer, rows, hint)
+
+    none = shown(lambda i, r: r["problem"])
+    full = shown(lambda i, r: privileged_prompt(r["problem"], r["solution"]))
+    peer = shown(lambda i, r: privileged_prompt(r["problem"], r["peer"]))
+    wrong = shown(lambda i, r: privileged_prompt(r["problem"], rows[i - 7]["solution"]))
+    right = full > none + .15 and peer > none + .15
+    assert right and wrong < none + .05, (none, full, peer, wrong)
+
+
+def mean(values):
+    return sum(values) / len(values)
 
 
 def test_the_reader_follows_a_hint_before_its_mistakes_and_not_behind_them():
-    # the second gate of self-distillation: a view that lowers the right result behind a mistake teaches false arithmetic there
-    import torch
+    # The second gate of self-distillation. If a view lowers the right result behind a mistake, it
+    # teaches false arithmetic there.
+    tokenizer = load_tokenizer(str(ROOT / "toy/reader"))
+    same_tokenizer(tokenizer, load_tokenizer(str(ROOT / "toy/student")))
+    reader, student = (
+        load_model(str(ROOT / "toy" / name), CPU, torch.float32, tokenizer)
+        for name in ("reader", "student")
+    )
+    rows = load_benchmark("toy", "test", 200)
 
-    import plumbing
-    from toy import build
-    reader, tokenizer = plumbing.load_model(str(ROOT / "toy/reader"), torch.device("cpu"), torch.float32), plumbing.load_tokenizer(str(ROOT / "toy/reader"))
-    plumbing.same_tokenizer(tokenizer, plumbing.load_tokenizer(str(ROOT / "toy/student")))
-    rows = evaluate.load_benchmark("toy", "test", 200)
+    def shown(hint):
+        return accuracy(reader, tokenizer, rows, hint)
 
-    def accuracy(prompt):
-        asked = [{**r, "prompt": prompt(i, r)} for i, r in enumerate(rows)]
-        return evaluate.evaluate(reader, tokenizer, asked, max_new_tokens=200)[0]["accuracy"]
-    none, full = accuracy(lambda i, r: r["problem"]), accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], r["solution"]))
-    wrong = accuracy(lambda i, r: evaluate.privileged_prompt(r["problem"], rows[i - 7]["solution"]))
+    none = shown(lambda i, r: r["problem"])
+    full = shown(lambda i, r: privileged_prompt(r["problem"], r["solution"]))
+    wrong = shown(lambda i, r: privileged_prompt(r["problem"], rows[i - 7]["solution"]))
     assert full > none + .3 and abs(wrong - none) < .12, (none, full, wrong)
 
-    def mean(values):
-        return sum(values) / len(values)
-    found = build.hard_results(reader, tokenizer, rows[:120], ("nothing", "whole solution"))
-    before, after = ({k: mean(found[k][place]) for k in ("nothing", "whole solution")} for place in ("before", "after"))
-    assert before["whole solution"] > before["nothing"] + .2 and after["whole solution"] > after["nothing"] - .08, (before, after)
-    student = build.hard_results(plumbing.load_model(str(ROOT / "toy/student"), torch.device("cpu"), torch.float32), tokenizer, rows[:120],
-                                 ("nothing", "whole solution"))
-    assert mean(student["whole solution"]["after"]) < mean(student["nothing"]["after"]) - .05       # what it had to learn
+    def results(model):
+        """{place: (mean with nothing, mean with the whole solution)} of the right results."""
+        kinds = "nothing", "whole solution"
+        masses = build.hard_results(model, tokenizer, rows[:120], kinds)
+        return {
+            place: [mean(masses[kind][place]) for kind in kinds] for place in ("before", "after")
+        }
+
+    of_reader, of_student = results(reader), results(student)
+    nothing, solution = of_reader["before"]
+    assert solution > nothing + .2, of_reader
+    nothing, solution = of_reader["after"]
+    assert solution > nothing - .08, of_reader
+    # the reader had to learn this: the student's result behind a mistake gets worse
+    nothing, solution = of_student["after"]
+    assert solution < nothing - .05, of_student

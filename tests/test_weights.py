@@ -67,7 +67,7 @@ def test_share_changed_counts_numbers_and_not_tensors():
     with torch.no_grad():
         model[0].weight.view(-1)[:1024] += 1.0
         model[0].weight.view(-1)[4096:] += 1.0
-        model[1].weight += 1.0                              # it does not learn, so it does not count
+        model[1].weight += 1.0                              # it does not learn: not counted
     assert share_changed(model, before) == 0.25
 
 
