@@ -195,11 +195,12 @@ def read(model, ids, room):
     return out.last_hidden_state, cache
 
 
-def continuations(model, hidden, cache, places, K, contextual=False):
+def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     """(3): the model's next K tokens, greedily, after many prefixes of texts that it has read.
 
     places: (row, length of the prefix) of every window. Returns the windows, each cut behind an
     end of text, and with `contextual` the last hidden states after their tokens, [n, width] each.
+    size: so many windows have logits at once.
 
     All windows are written at the same time. The prefixes are neither read again nor copied. The
     windows of a row are branches on one stem, the cache of that row:
@@ -231,7 +232,6 @@ def continuations(model, hidden, cache, places, K, contextual=False):
     # The state that predicts the first token of a window is known from reading.
     last = hidden[rows, prefix - 1]  # [P, width]
     written, after = [], []
-    size = max(1, 2**24 // model.vocabulary)  # 2^24 logits at once take 64 MiB
     for k in range(K):
         best = [log_probabilities(model, h).argmax(-1) for h in last.split(size)]
         written.append(torch.cat(best))  # [P]
@@ -448,7 +448,8 @@ def look_ahead(student, teacher, batch, args, compute):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in found]
             theirs, after = [], None
             if places:
-                theirs, after = continuations(teacher, hidden, cache, places, K, contextual)
+                more = dict(contextual=contextual, size=compute.chunk)
+                theirs, after = continuations(teacher, hidden, cache, places, K, **more)
         own = [responses[i][t : t + K] for i, t, _ in found]  # (3): W_S is in the rollout
         # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
         # text at once would make its end token the target of all K positions.

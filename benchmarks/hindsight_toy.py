@@ -103,7 +103,7 @@ def wrong_peer(i, right, scores, rule, key):
 
 def other_contexts(rows, drawn, tokenizer, args, step):
     """Where a rollout would see a peer, it sees a successful rollout of ANOTHER question of the
-    batch, with the answer of that question."""
+    batch, beside the right answer to its own question."""
     contexts = ORIGINAL["build_contexts"](rows, drawn, tokenizer, args, step)
     G = args.samples
     texts, _ = hindsight_sd.verdicts(tokenizer, rows, drawn, G)
@@ -112,8 +112,8 @@ def other_contexts(rows, drawn, tokenizer, args, step):
         strangers = [j for j, ok in enumerate(contexts.right) if ok and j // G != i // G]
         if peer is not None and strangers:
             draw = uniforms(("stranger", args.seed, step, i), 1).item()
-            j = strangers[int(draw * len(strangers))]
-            user = privileged_prompt(rows[i // G]["prompt"], texts[j], rows[j // G]["answer"])
+            text = texts[strangers[int(draw * len(strangers))]]
+            user = privileged_prompt(rows[i // G]["prompt"], text, rows[i // G]["answer"])
             prompts[i] = prompt_ids(tokenizer, user)
     return replace(contexts, prompts=prompts)
 

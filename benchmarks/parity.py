@@ -1,15 +1,20 @@
-"""Is it the same loss as TRL's? On fixed token ids, loss and gradient of opd.py against trl.DistillationTrainer.
+"""Is it the same loss as TRL's? Loss and gradient of opd.py against trl.DistillationTrainer, on
+fixed token ids.
 
     pip install trl
     python benchmarks/parity.py
 
-Both see the toy's pair and 32 rollouts of the student, of unequal lengths. TRL's trainer is built as a user would build it, and its
-own loss is called with these token ids, once on one thread; ours is opd.update in front of its optimiser step. Printed for reverse KL, forward KL and the
-Jensen-Shannon divergences: both losses, the largest difference of any entry of the gradient, and the largest entry. Ends with
-an error where they differ by more than 1e-5.
+Both get the toy's pair and 32 rollouts of the student, of unequal lengths. TRL's trainer is built
+as a user would build it, and its own loss is called with these token ids, on one thread. Ours is
+opd.update, stopped before the optimizer's step.
+
+Printed for reverse KL, forward KL and two Jensen-Shannon divergences: both losses and their
+difference, the largest entry of the gradient, and the largest difference of any entry. If
+anything differs by more than 1e-5, the script ends with an error.
 """
 
 import copy
+import math
 import os
 import sys
 import tempfile
@@ -21,39 +26,46 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import opd  # noqa: E402
-import plumbing  # noqa: E402
-from evaluate import load_benchmark, prompt_ids  # noqa: E402
+from common.arguments import Mistake, run_script  # noqa: E402
+from common.batches import Compute  # noqa: E402
+from common.data import load_benchmark, prompt_ids  # noqa: E402
+from common.flags import parse  # noqa: E402
+from common.models import load_model, load_tokenizer  # noqa: E402
+from common.weights import clip_gradient  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
-def ours(student, teacher, tokenizer, batch, flags):
-    """(loss, gradient) of one update, taken where the optimiser would step."""
-    args = opd.settle(plumbing.parse_arguments(opd.Args, "", ["--data", "toy", *flags]))
-    student, caught = copy.deepcopy(student), {}
+def settings(*flags):
+    """The flags of opd.py, as its command line would give them."""
+    return opd.check(parse(opd.Args, "", ["--data", "toy", *flags], "opd"))
+
+
+def loss_and_gradient(student, teacher, batch, flags):
+    """Our loss and {name: gradient}, taken where the optimizer would make its step."""
+    args, student, gradient = settings(*flags), copy.deepcopy(student), {}
 
     class Catch(torch.optim.SGD):
         def step(self):
-            caught.update({n: p.grad.clone() for n, p in student.named_parameters()})
+            gradient.update({n: p.grad.clone() for n, p in student.named_parameters()})
 
-    clock, clip = plumbing.Clock(CPU), torch.nn.utils.clip_grad_norm_
-    clock.start()
-    torch.nn.utils.clip_grad_norm_ = lambda parameters, _: clip(parameters, float("inf"))  # the gradient itself, unclipped
+    optimizer = Catch(student.parameters(), lr=0.0)
+    compute = Compute(args, CPU, torch.float32, student.vocabulary)
+    opd.clip_gradient = lambda model, _: clip_gradient(model, math.inf)  # not clipped
     try:
-        metrics, _ = opd.update(
-            student, teacher, Catch(student.parameters(), lr=0.0), batch, args, clock, plumbing.no_autocast, len(tokenizer)
-        )
+        metrics, _ = opd.update(student, teacher, optimizer, batch, args, compute)
     finally:
-        torch.nn.utils.clip_grad_norm_ = clip
-    return metrics["loss"], caught
+        opd.clip_gradient = clip_gradient
+    return metrics["loss"], gradient
 
 
-def theirs(student, teacher, tokenizer, batch, beta, folder):
-    """The same from TRL: padded prompts on the left, padded completions on the right, as its own generation hands them over."""
+def trl_loss_and_gradient(student, teacher, tokenizer, batch, beta, folder):
+    """The same from TRL. As its own sampling does, prompts are padded on the left and responses
+    on the right."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
-    prompts, responses, *_ = batch
+    prompts, responses, _ = batch
     config = DistillationConfig(
         output_dir=folder,
         beta=beta,
@@ -80,46 +92,62 @@ def theirs(student, teacher, tokenizer, batch, beta, folder):
         "completion_mask": torch.tensor([[1] * len(r) + [0] * (C - len(r)) for r in responses]),
     }
     model = trainer.model.train()
-    loss, *_ = trainer._compute_loss(model, inputs, torch.tensor(float(sum(map(len, responses)))))
+    tokens = torch.tensor(float(sum(map(len, responses))))
+    loss, *_ = trainer._compute_loss(model, inputs, tokens)
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters()}
+
+
+CASES = [  # our flags, TRL's beta
+    ("reverse", ["--divergence", "reverse"], 1.0),
+    ("forward", ["--divergence", "forward"], 0.0),
+    ("jsd 0.5", ["--divergence", "jsd", "--beta", "0.5"], 0.5),
+    ("jsd 0.1", ["--divergence", "jsd", "--beta", "0.1"], 0.1),
+]
 
 
 def main():
     try:
         import trl
     except ImportError:
-        raise plumbing.Mistake("TRL is not installed, and only this benchmark needs it: pip install trl") from None
+        raise Mistake(
+            "TRL is not installed, and only the benchmarks need it: pip install trl."
+        ) from None
     torch.set_num_threads(1)
-    student, teacher = (plumbing.load_model(f"toy/{name}", CPU, torch.float32) for name in ("student", "teacher"))
-    tokenizer = plumbing.load_tokenizer("toy/student")
+    tokenizer = load_tokenizer("toy/student")
+    student, teacher = (
+        load_model(f"toy/{name}", CPU, torch.float32, tokenizer) for name in ("student", "teacher")
+    )
     rows = load_benchmark("toy", "train", 16)
-    for r in rows:
-        r["ids"] = prompt_ids(tokenizer, r["prompt"])
-    args = opd.settle(plumbing.parse_arguments(opd.Args, "", ["--data", "toy", "--samples", "2", "--max_new_tokens", "90"]))
-    batch = opd.rollouts(student, teacher, tokenizer, rows, args, 1)
-    print(f"TRL {trl.__version__}, torch {torch.__version__}; {len(batch[1])} rollouts, {sum(map(len, batch[1]))} tokens")
-    print(f"{'divergence':<12} {'ours':>12} {'TRL':>12} {'difference':>11}   {'gradient: largest':>18} {'difference':>11}")
+    for row in rows:
+        row["ids"] = prompt_ids(tokenizer, row["prompt"])
+    args = settings("--samples", "2", "--max_new_tokens", "90")
+    batch = opd.rollouts(student, tokenizer, rows, args, 1)
+    size = f"{len(batch[1])} rollouts, {sum(map(len, batch[1]))} tokens"
+    print(f"TRL {trl.__version__}, torch {torch.__version__}; {size}")
+    print(
+        f"{'divergence':<12} {'ours':>12} {'TRL':>12} {'difference':>11}   "
+        f"{'gradient: largest':>18} {'difference':>11}"
+    )
     worst = 0.0
-    cases = [
-        ("reverse", ["--divergence", "reverse"], 1.0),
-        ("forward", ["--divergence", "forward"], 0.0),
-        ("jsd 0.5", ["--divergence", "jsd", "--beta", "0.5"], 0.5),
-        ("jsd 0.1", ["--divergence", "jsd", "--beta", "0.1"], 0.1),
-    ]
-    for name, flags, beta in cases:
-        a, own = ours(student, teacher, tokenizer, batch, flags)
+    for name, flags, beta in CASES:
+        loss, gradient = loss_and_gradient(student, teacher, batch, flags)
         with tempfile.TemporaryDirectory() as folder:
-            b, other = theirs(student, teacher, tokenizer, batch, beta, folder)
-        far = max((own[n] - other[n]).abs().max().item() for n in own)
+            trl_loss, trl_gradient = trl_loss_and_gradient(
+                student, teacher, tokenizer, batch, beta, folder
+            )
+        difference = abs(loss - trl_loss)
+        largest = max(g.abs().max().item() for g in gradient.values())
+        far = max((gradient[n] - trl_gradient[n]).abs().max().item() for n in gradient)
         print(
-            f"{name:<12} {a:12.7f} {b:12.7f} {abs(a - b):11.1e}   {max(g.abs().max().item() for g in own.values()):18.4f} {far:11.1e}"
+            f"{name:<12} {loss:12.7f} {trl_loss:12.7f} {difference:11.1e}   "
+            f"{largest:18.4f} {far:11.1e}"
         )
-        worst = max(worst, abs(a - b), far)
+        worst = max(worst, difference, far)
     if worst > 1e-5:
-        raise plumbing.Mistake(f"They differ by {worst:.1e}, more than 1e-5.")
+        raise Mistake(f"They differ by {worst:.1e}, more than 1e-5.")
     print(f"largest difference {worst:.1e}: the same loss")
 
 
 if __name__ == "__main__":
-    plumbing.run(main)
+    run_script(main)

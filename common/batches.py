@@ -196,6 +196,11 @@ class Compute:
         values = torch.stack([values[i] for i in chosen])
         return values.repeat_interleave(lengths, 0).to(self.device)
 
+    @property
+    def chunk(self):
+        """So many positions have logits at once (--chunk_logits)."""
+        return max(1, self.args.chunk_logits // self.vocabulary)
+
     def in_chunks(self, loss, *tensors):
         """(sum of the loss over all positions, statistics of all positions [N, k]).
 
@@ -203,8 +208,7 @@ class Compute:
         below --chunk_logits. It returns (sum of the loss, statistics). The backward pass computes
         the logits of a chunk again, so they are never kept. A tensor may be None.
         """
-        size = max(1, self.args.chunk_logits // self.vocabulary)
-        N = len(tensors[0])
+        size, N = self.chunk, len(tensors[0])
         total, statistics = 0.0, []
         for first in range(0, N, size):
             piece = [x if x is None else x[first : first + size] for x in tensors]

@@ -136,8 +136,8 @@ def mistakes(tmp):
         (f"{JUDGE} toy --vllm_memory 2", "--vllm_memory is 2.0; it must lie in (0, 1)"),
         ("opd.py --lora -1", "--lora is -1; it must lie in [0, 1024] (it is a rank"),
         ("opd.py --off_policy 1.5", "--off_policy is 1.5; it must lie in [0, 1] (it is a share)"),
-        ("opd.py --divergence jsd --beta 1", "--beta is 1.0; it must lie in (0, 1) (the ends are "
-         "--divergence forward and reverse)"),
+        ("opd.py --divergence jsd --beta 1", "--beta is 1.0; it must lie in (0, 1) (there is also "
+         "--divergence forward or reverse)"),
         ("opd.py --estimator sampled --divergence forward", "use it with --divergence reverse"),
         ("opd.py --divergence sideways", "invalid choice: 'sideways'"),
         ("topd.py --window_size 1", "--window_size is 1; it must lie in [2, "),
@@ -147,7 +147,7 @@ def mistakes(tmp):
         ("topd.py --candidate_share 0.5", "--candidate_share is 0.5; it must lie in (0, 0.1]"),
         ("topd.py --drop_share 1", "--drop_share is 1.0; it must lie in [0, 1) (it is a share"),
         ("topd.py --epsilon 0", "--epsilon is 0.0; it must lie in [0.001, 10]"),
-        ("ar_opd.py --lam 9", "--lam is 9.0; it must lie in [0, 5] (0: partial view, 1: full view"),
+        ("ar_opd.py --lam 9", "--lam is 9.0; it must lie in [0, 5] (0: partial view, 1 with"),
         ("ar_opd.py --lam nan", "--lam is nan; it must lie in [0, 5]"),
         ("ar_opd.py --rho 1", "(for the whole solution: --target full)"),
         ("ar_opd.py --ema 0", "(for a teacher that stays as it is: --teacher frozen)"),
