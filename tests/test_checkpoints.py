@@ -3,10 +3,15 @@ keeps of it."""
 import math
 
 import pytest
+import torch
+from conftest import tiny_qwen3
+from helpers import CPU
 
 from common.arguments import Mistake
-from common.checkpoints import Metrics, latest_checkpoint
+from common.checkpoints import Metrics, latest_checkpoint, load_state, save_checkpoint
 from common.files import read_jsonl
+from common.models import load_tokenizer
+from common.weights import adamw
 
 
 def test_updates_that_are_not_finite_are_marked_and_stop_the_run_at_three(tmp_path):
@@ -63,3 +68,18 @@ def test_the_latest_checkpoint_is_the_highest_complete_one(tmp_path):
                  "checkpoint-2000000.tmp", "checkpoint-best"):
         (tmp_path / name).mkdir()
     assert latest_checkpoint(tmp_path).name == "checkpoint-1000000"
+
+
+def test_a_checkpoint_of_an_older_version_can_be_read(tmp_path):
+    model, out = tiny_qwen3(), tmp_path / "checkpoint-000003"
+    optimizer = adamw(model, 1e-3)
+    model(torch.arange(5)[None]).logits.sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path, 3, model, load_tokenizer("toy/student"), optimizer)
+    state = torch.load(out / "state.pt", weights_only=True)
+    state["optimiser"] = state.pop("optimizer")             # as it was spelled there
+    torch.save(state, out / "state.pt")
+    fresh = adamw(model, 1e-3)
+    assert load_state(out, fresh, CPU)["step"] == 3
+    for p in model.parameters():
+        assert torch.equal(fresh.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
