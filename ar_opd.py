@@ -54,7 +54,7 @@ import torch
 
 from common.arguments import choice, either, harmless, require, run_script
 from common.batches import Collected, log_probabilities, rollout_statistics, states
-from common.data import privileged_prompt, prompt_ids
+from common.data import check_prompts, privileged_prompt, prompt_ids
 from common.diagnostics import gate, other_rows, say_gate, shortcut_share
 from common.flags import Common, in_range, parse
 from common.memory import within_memory
@@ -287,6 +287,8 @@ def main(argv=None):
         f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; "
         "use toy, gsm8k, or a JSONL file with the columns problem, answer and solution.",
     )
+    full_views = [views(r, args)["full"] for r in run.rows[:50]]
+    check_prompts(run.tokenizer, full_views, args.data)  # the words of the solutions, too
     student = run.load_student()
     teacher = student if args.teacher == "current" else copy_of(student)
     optimizer = adamw(student, args.lr, args.adam_bits)

@@ -96,10 +96,10 @@ class Bench:
             row["ids"] = prompt_ids(self.tokenizer, row["prompt"])
         return rows
 
-    def optimizer(self, student, lr):
-        if self.on_gpu:  # the default of opd.py there
+    def checkpoint(self, student):
+        """Gradient checkpointing on a GPU, as it is opd.py's default there."""
+        if self.on_gpu:
             checkpoint_layers(student)
-        return adamw(student, lr)
 
     def now(self):
         if self.on_gpu:
@@ -107,7 +107,7 @@ class Bench:
         return time.perf_counter()
 
 
-# ======================================================================== ours and TRL's
+# ======================================================================== ours and TRL's, in turn
 
 
 def our_update(bench, student, teacher, optimizer):
@@ -116,6 +116,7 @@ def our_update(bench, student, teacher, optimizer):
     new, prompts = bench.args.max_new_tokens, bench.rollouts // 4
     compute = bench.compute("--prompts", prompts, "--samples", 4, "--max_new_tokens", new)
     rows = bench.rows()
+    bench.checkpoint(student)
 
     def update(step):
         compute.clock.start()
@@ -190,10 +191,22 @@ def against_trl(bench):
         # Random models on a CPU are shared by both arms.
         if models is None or not args.shape or bench.on_gpu:
             student, teacher = bench.pair()
-            models = student, teacher, bench.optimizer(student, 1e-4)
+            models = student, teacher, adamw(student, 1e-4)
         update_of[arm] = build(bench, *models)
     times, tokens, phases = {a: [] for a in update_of}, {a: 0 for a in update_of}, []
-WARM
+    warm = 1 if args.shape else 2
+    with progress(2 * (args.updates + warm), "updates", "update") as bar:
+        for step in range(1, args.updates + warm + 1):
+            for arm, update in update_of.items():
+                count, seconds = update(step)
+                bar.set_postfix_str(f"{arm} {seconds['total']:.2f} s")
+                bar.update()
+                if step <= warm:
+                    continue
+                times[arm].append(seconds["total"])
+                tokens[arm] += count
+                if arm == "ours":
+                    phases.append(seconds)
     print(
         f"TRL {trl.__version__}; {args.updates} updates of {bench.rollouts} rollouts of at most "
         f"{args.max_new_tokens} tokens"
@@ -212,3 +225,261 @@ WARM
         f"ratio of the medians {ratio:.2f}; update by update from {min(ratios):.2f} to "
         f"{max(ratios):.2f}"
     )
+
+
+# ======================================================================== --profile
+
+
+def profile(bench):
+    """Shares of the operators, by PyTorch's profiler, in sampling and in the rest of an update;
+    and the share of padding in its micro-batches."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    student, teacher = bench.pair()
+    optimizer, prompts = adamw(student, 0.0), bench.rollouts // 4
+    compute = bench.compute("--prompts", prompts, "--max_new_tokens", bench.args.max_new_tokens)
+    rows, kept = bench.rows()[:prompts], {}
+    bench.checkpoint(student)
+
+    def draw(step):
+        with compute.autocast():
+            kept["batch"] = opd.rollouts(student, bench.tokenizer, rows, compute.args, step)
+
+    def learn(step):
+        opd.update(student, teacher, optimizer, kept["batch"], compute.args, compute)
+
+    activity = ProfilerActivity.CUDA if bench.on_gpu else ProfilerActivity.CPU
+    for name, part in (("sampling", draw), ("scoring and learning", learn)):
+        part(1)  # warm up
+        with profiler(activities=[activity]) as profiled:
+            part(2)
+        spent = {
+            e.key: e.self_device_time_total if bench.on_gpu else e.self_cpu_time_total
+            for e in profiled.key_averages()
+        }
+        total, most = sum(spent.values()), sorted(spent, key=spent.get, reverse=True)[:6]
+        shares = [f"{k.removeprefix('aten::')} {100 * spent[k] / total:.0f} %" for k in most]
+        print(f"{name}: {', '.join(shares)}")
+    lengths = [len(p) + len(r) for p, r in zip(*kept["batch"][:2])]
+    groups = micro_batches(lengths, compute.args.micro_tokens)
+    together = [list(range(len(lengths)))]
+    wasted, as_one = (100 * (1 - sum(lengths) / padded(lengths, g)) for g in (groups, together))
+    print(
+        f"padding: {wasted:.0f} % of what is scored, in {len(groups)} micro-batches; as one it "
+        f"would be {as_one:.0f} %"
+    )
+
+
+# ======================================================================== --limits
+
+
+def fastest(bench, function, times=3):
+    """Seconds of a call: the fastest of a few, because a limit is what the machine can do."""
+    found = []
+    for _ in range(times + 1):
+        began = bench.now()
+        function()
+        found.append(bench.now() - began)
+    return min(found[1:])
+
+
+def machine(bench):
+    """Bytes/s of reading memory and FLOP/s of a large matrix product, both measured now."""
+    device = bench.device
+    big = torch.ones(2**28 if bench.on_gpu else 2**26, device=device)
+    bandwidth = big.numel() * 4 / fastest(bench, lambda: big.sum())
+    n = 8192 if bench.on_gpu else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=bench.dtype) for _ in range(2))
+    return bandwidth, 2 * n**3 / fastest(bench, lambda: a @ b)
+
+
+PROMPT = 64  # tokens of every prompt below
+
+
+def limits(bench):
+    """For each token, decoding has to read every weight, and the keys and values of every row. So
+    the bandwidth bounds its tokens/s. Scoring and learning are matrix products. So the peak
+    FLOP/s bounds them."""
+    student, teacher = bench.pair()
+    student.ends = []  # nothing ends a row, so the amount of work is known
+    bandwidth, peak = machine(bench)
+    dtype = str(bench.dtype).split(".")[1]
+    print(
+        f"this machine: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e12:.3f} TFLOP/s in {dtype}"
+    )
+    prompts = [
+        [10 + (7 * i + j) % 90 for j in range(PROMPT)] for i in range(bench.rollouts // 4)
+    ]
+    limit_of_sampling(bench, student, prompts, bandwidth)
+    limit_of_learning(bench, student, teacher, prompts, peak)
+    gigabytes = sum(p.numel() for p in student.parameters()) * 4 / 2**30
+    print(
+        f"student weights {gigabytes:.1f} GiB; the loss (softmax, KL) is inside the student's "
+        "seconds and counted as no work"
+    )
+
+
+def limit_of_sampling(bench, student, prompts, bandwidth):
+    new, rollouts = bench.args.max_new_tokens, bench.rollouts
+    steps, compute, calls = new - 1, bench.compute(), iter(range(10**6))
+
+    def decode(tokens):
+        def call():
+            keys = [(next(calls), i) for i in range(rollouts)]
+            more = dict(max_new_tokens=tokens, keys=keys, rows=rollouts)
+            with compute.autocast():
+                sample(student, prompts, n=4, **more)
+
+        return fastest(bench, call, 2)
+
+    spent = decode(new) - decode(1)  # without reading the prompts
+    # Bytes of a step: the weights once, and keys and values of every row, which are half as long
+    # on average as at the end.
+    weights = sum(p.numel() for p in student.parameters()) * bench.dtype.itemsize
+    stored = rollouts * (PROMPT + new / 2) * cache_bytes(student.config, bench.dtype)
+    speed, most = rollouts * steps / spent, rollouts * bandwidth / (weights + stored)
+    print(
+        f"sampling {rollouts} rows of {new} tokens: {speed:,.0f} tokens/s, "
+        f"{1000 * spent / steps:.2f} ms per step"
+    )
+    print(
+        f"          the limit by bandwidth is {most:,.0f} tokens/s: "
+        f"{100 * speed / most:.0f} % of it"
+    )
+
+    from transformers import GenerationConfig
+
+    # All prompts have one length, so `generate` needs no padding.
+    ids = torch.tensor([p for p in prompts for _ in range(4)], device=bench.device)
+
+    def generate(tokens, cache):
+        wanted = GenerationConfig(
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            cache_implementation=cache,
+            pad_token_id=0,
+        )
+
+        def call():
+            mask = torch.ones_like(ids)
+            with compute.autocast():
+                student.generate(ids, attention_mask=mask, generation_config=wanted)
+
+        return fastest(bench, call, 2)
+
+    # The static cache comes with transformers' own compiled graphs.
+    for cache in ["dynamic", *(["static"] if bench.on_gpu else [])]:
+        spent = generate(new, cache) - generate(1, cache)
+        speed = rollouts * steps / spent
+        print(f"          transformers' generate, {cache} cache: {speed:,.0f} tokens/s")
+
+
+def limit_of_learning(bench, student, teacher, prompts, peak):
+    new, rollouts = bench.args.max_new_tokens, bench.rollouts
+    compute, optimizer = bench.compute(), adamw(student, 0.0)
+    bench.checkpoint(student)
+    texts = [p for p in prompts for _ in range(4)]
+    responses = [[10 + i % 100] * new for i in range(rollouts)]
+    batch, phases = (texts, responses, [False] * rollouts), []
+    for _ in range(3):
+        compute.clock.start()
+        opd.update(student, teacher, optimizer, batch, compute.args, compute)
+        phases.append(compute.clock.stop())
+    for name, flop in work(bench, student, teacher, compute.args.chunk_logits).items():
+        spent = st.median(p[name] for p in phases[1:])  # the first one warms up
+        print(
+            f"{name}: {flop / 1e12:.2f} TFLOP in {spent:.3f} s, {flop / spent / 1e12:.3f} "
+            f"TFLOP/s: {100 * flop / spent / peak:.0f} % of the peak"
+        )
+
+
+def work(bench, student, teacher, chunk_logits):
+    """FLOP of the phases of an update.
+
+    A weight takes 2 FLOP per token in the forward pass and 4 in the backward pass. With
+    checkpointing the layers make a second forward pass. The head sees the response only. Where it
+    has more than one chunk, it makes a second forward pass, too, also the teacher's. Attention
+    takes 4 FLOP per pair of positions and number of a query, and half of the pairs are masked.
+    """
+    vocabulary, new = len(bench.tokenizer), bench.args.max_new_tokens
+    total, answers = bench.rollouts * (PROMPT + new), bench.rollouts * new  # tokens
+
+    def forward(model):
+        c = model.config
+        head = c.hidden_size * vocabulary
+        named = model.named_parameters()
+        layers = sum(p.numel() for n, p in named if "embed" not in n and "lm_head" not in n)
+        queries = c.num_hidden_layers * c.num_attention_heads * c.head_dim
+        attention = 2 * queries * (PROMPT + new) * total
+        return 2 * layers * total + attention, 2 * head * answers
+
+    (layers, head), (teacher_layers, teacher_head) = forward(student), forward(teacher)
+    again = answers > chunk_logits // vocabulary  # more than one chunk
+    student_work = layers * (4 if bench.on_gpu else 3) + head * (4 if again else 3)
+    return {
+        "teacher": teacher_layers,
+        "student": student_work + teacher_head * (2 if again else 1),
+    }
+
+
+# ======================================================================== main
+
+
+def main():
+    p = Parser(__doc__)
+    p.add_argument(
+        "--updates",
+        type=int,
+        default=12,
+        help="of each, after one or two that warm up (default 12)",
+    )
+    p.add_argument(
+        "--rollouts", type=int, default=64, help="per update, four per prompt (default 64)"
+    )
+    p.add_argument("--max_new_tokens", type=int, default=96, help="longest rollout (default 96)")
+    p.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    p.add_argument(
+        "--shape", choices=QWEN3, help="random models of this Qwen3 shape instead of the toy"
+    )
+    p.add_argument(
+        "--teacher",
+        choices=QWEN3,
+        help="with --shape: the teacher's shape (default: the student's)",
+    )
+    p.add_argument(
+        "--tokenizer",
+        default="Qwen/Qwen3-0.6B",
+        help="with --shape: folder or hub name of Qwen3's tokenizer",
+    )
+    p.add_argument(
+        "--limits",
+        action="store_true",
+        help="ours against bandwidth and peak FLOP/s instead of TRL",
+    )
+    p.add_argument(
+        "--profile",
+        action="store_true",
+        help="shares of the operators in one update of ours instead of TRL",
+    )
+    args = p.parse_args()
+    args.teacher = args.teacher or args.shape
+    require(
+        args.rollouts >= 4 and args.rollouts % 4 == 0,
+        f"--rollouts is {args.rollouts}; it must be a multiple of 4.",
+    )
+    torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    name, what = f"cpu, {args.threads} thread(s)", "the toy pair"
+    if bench.on_gpu:
+        name = torch.cuda.get_device_name(bench.device)
+    if args.shape:
+        what = f"Qwen3-{args.shape} <- Qwen3-{args.teacher}, random weights"
+    print(f"{name}, torch {torch.__version__}; {what}")
+    (limits if args.limits else profile if args.profile else against_trl)(bench)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -48,7 +48,8 @@ class Run:
         self.tokenizer = models.load_tokenizer(args.student)
         self.rows = load_benchmark(args.data, "train")
         self.tests = load_benchmark(args.benchmark, "test", args.eval_n)
-        self.check = checker(args.benchmark)  # the toy knows the truth; other data have no check
+        # The toy knows the truth about a response. Other data have no check.
+        self.check = checker(args.benchmark) or checker(args.data)
         self.compute = Compute(args, self.device, self.dtype, len(self.tokenizer))
         self.phase, self.autocast = self.compute.phase, self.compute.autocast
         check_prompts(self.tokenizer, [r["prompt"] for r in self.rows[:50]], args.data)
