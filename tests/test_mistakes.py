@@ -82,6 +82,8 @@ def spoil_data(tmp):
     write(tmp / "broken.jsonl", '{"problem": "a", "answ')
     write(tmp / "hollow.jsonl", {"problem": "a", "answer": ""})
     write(tmp / "words.jsonl", {"problem": "A train leaves Chicago at noon.", "answer": "5"})
+    known = json.loads((ROOT / "toy/train.jsonl").read_text().split("\n")[0])
+    write(tmp / "foreign.jsonl", {**known, "solution": "A train leaves Chicago at noon."})
     write(tmp / "list.jsonl", {"problem": ["a"], "answer": "5"})
     write(tmp / "flag.jsonl", {"problem": "a", "answer": True})
     write(tmp / "null.jsonl", row, {"problem": "b", "answer": None})
@@ -239,6 +241,8 @@ def mistakes(tmp):
         (f"opd.py --student {tmp}/fluent --off_policy 1 --data {tmp}/words.jsonl",
          "has no column solution to learn from; use --off_policy 0"),
         (f"ar_opd.py --student {tmp}/fluent --data {tmp}/words.jsonl", "rows without a solution"),
+        (f"ar_opd.py --student toy/reader --data {tmp}/foreign.jsonl",
+         "only speak the toy's language (--data toy"),
         (f"hindsight_sd.py --student {tmp}/fluent --data {tmp}/words.jsonl --context reference",
          "without a solution for --context reference; use --context peer"),
         (f"look.py ar_opd --data {tmp}/words.jsonl", "without a solution"),
