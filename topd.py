@@ -304,10 +304,12 @@ def sinkhorn(costs, epsilon, iterations=500, tolerance=1e-6):
     for k in range(iterations):
         f = log_mass - (kernel + g[:, None, :]).logsumexp(2)  # [P, N], now the rows are right
         g = log_mass - (kernel + f[:, :, None]).logsumexp(1)  # [P, N], now the columns are
-        plan = kernel + f[:, :, None] + g[:, None, :]
-        if k % 10 == 9 and (plan.exp().sum(2) - log_mass.exp()).abs().max() < tolerance:
-            break
-    return [plan[p, : len(c), : len(c)].exp() for p, c in enumerate(costs)]
+        if k % 10 == 9:  # the columns are right now: are the rows, too?
+            plans = (kernel + f[:, :, None] + g[:, None, :]).exp()
+            if (plans.sum(2) - log_mass.exp()).abs().max() < tolerance:
+                break
+    plans = (kernel + f[:, :, None] + g[:, None, :]).exp()  # [P, N, N]
+    return [plan[: len(c), : len(c)] for plan, c in zip(plans, costs)]
 
 
 def divergent(points, args):

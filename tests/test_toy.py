@@ -158,6 +158,36 @@ def test_changing_a_surface_token_never_changes_the_verdict():
             assert world.check(problem, text.replace(f" {a} ", f" {b} ")).correct
 
 
+EQUATION = r"(\d+) ([-+*/#]) (\d+) (?:=|makes|gives|equals) (\d+)"
+
+
+@pytest.mark.parametrize("text", [world.__doc__, (ROOT / "toy/README.md").read_text()])
+def test_the_examples_of_the_texts_are_true(text):
+    text = " ".join(text.split())
+    problem = re.search(r"n: starts with .*? Answer briefly\.", text)[0]
+    solution = re.search(r"p: 7 # .*? The answer is \\boxed\{\d+\}\.", text)[0]
+    report = world.check(problem, solution)
+    assert report.correct and not report.first_wrong and not report.premature
+    assert len(report.steps) == 5  # a fact, three steps and the answer
+    equations = re.findall(EQUATION, text)
+    assert len(equations) >= 4
+    for left, op, right, value in equations:
+        a, b = int(left), int(right)
+        truth = world.TABLE[a, b] if op == "#" else build.result_of(a, op, b)
+        assert truth == int(value), (left, op, right, value)
+
+
+def test_the_examples_of_a_step_are_claims_of_the_example():
+    example = re.search(r"p: 7 # .*?\}\.", world.__doc__)[0]
+    fact, step, recall, answer = re.findall(r'"([^"]+)"', world.Step.__doc__)[:4]
+    assert fact in example and step in example and answer in example
+    text = f"p: {fact}, {recall} coins, so {step}. {answer}"
+    assert [kind for _, kind, _ in world.claims(text)] == ["fact", "recall", "step", "answer"]
+    start = world.parse(re.search(r"n: starts .*?briefly\.", " ".join(world.__doc__.split()))[0])
+    report = world.check(start, text)
+    assert [s.true for s in report.steps if s.kind in ("step", "recall")] == [True, True]
+
+
 def test_cut_keeps_whole_words_and_loses_the_answer():
     for problem, rng in random_problems(100):
         text = world.solve(problem, rng)
