@@ -1,15 +1,15 @@
-"""The paper's claims about AR-OPD on the toy, with intervals over seeds. A1, A2 and so on are the
-claims, see benchmarks/README.md.
+"""The paper's claims about AR-OPD on the toy, with intervals over seeds. A1, A2 and so on
+are the claims, see benchmarks/README.md.
 
-    python benchmarks/ar_opd_toy.py diagnostics         A4, A5, A7: where the views differ from the
-                                                        student, what predicts success; minutes
-    python benchmarks/ar_opd_toy.py arms --jobs 2       Base, SFT, Partial, Full, AR-OPD with four
-                                                        lambdas: table and picture; hours
-    python benchmarks/ar_opd_toy.py controls --jobs 2   clip, answer in the partial view, teacher;
-                                                        hours
+    python benchmarks/ar_opd_toy.py diagnostics
+        A4, A5, A7: where the views differ from the student, what predicts success; minutes
+    python benchmarks/ar_opd_toy.py arms --jobs 2
+        Base, SFT, Partial, Full, AR-OPD with four lambdas: table and picture; hours
+    python benchmarks/ar_opd_toy.py controls --jobs 2
+        clip, answer in the partial view, teacher; hours
 
-The gate (accuracy when generating under each view) stands in toy/README.md, and every run of
-ar_opd.py prints it first.
+The gate (accuracy when generating under each view) stands in toy/README.md, and every run
+of ar_opd.py prints it first.
 """
 
 import sys
@@ -64,8 +64,8 @@ CONTROLS = {
 
 
 def shortcuts(runs, name):
-    """A function (arm, seed) -> the share of the responses of a final evaluation that state a true
-    value before the values that it is computed from."""
+    """A function (arm, seed) -> the share of the responses of a final evaluation that state
+    a true value before the values that it is computed from."""
     rows, check = load_benchmark(BENCHMARKS[name]), checker(BENCHMARKS[name])
 
     def metric(arm, seed):
@@ -100,8 +100,8 @@ def table(runs, arms, seeds, base):
 
 
 def look_at_views(seeds, count):
-    """A4, A5 and A7 on the student before any training: gaps by fifths of the rollout and by
-    length of the context, AUC of the advantages, and pass@4 when generating under each view."""
+    """A4, A5 and A7 on the student before any training: gaps by fifths of the rollout and
+    by length of the context, AUC of the advantages, and pass@4 of each view."""
     tokenizer = load_tokenizer("toy/reader")
     student = load_model("toy/reader", torch.device("cpu"), torch.float32, tokenizer)
     args = ar_opd.check(parse(ar_opd.Args, "", ["--data", "toy"], "ar_opd"))
@@ -138,8 +138,8 @@ def is_right(tokenizer, ids, row):
 
 
 def generate(student, tokenizer, rows, view, lengths, seed):
-    """pass@1 and pass@4 when generating with the prompt of a view, for three groups of rows by
-    length of the context."""
+    """pass@1 and pass@4 when generating with the prompt of a view, for three groups of rows
+    by length of the context."""
     keys = [("pass", seed, view, i, j) for i in range(len(rows)) for j in range(4)]
     drawn = sample(student, [r[view] for r in rows], n=4, max_new_tokens=256, keys=keys)
     hits = []

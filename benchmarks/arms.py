@@ -1,10 +1,11 @@
-"""Arms over seeds: make the runs that are missing, evaluate their final models, and compare the
-arms in curves, in paired differences and in a table.
+"""Arms over seeds: make the runs that are missing, evaluate their final models, and compare
+the arms in curves, in paired differences and in a table.
 
-The scripts beside this file define the arms. This file compares them. An arm is a command line
-without its seed. All arms of a seed start from the same student and see the same problems in the
-same order, so differences are paired by seed. A run that has its final model is never repeated.
-An interrupted run is continued when the same command is started again.
+The scripts beside this file define the arms. This file compares them. An arm is a command
+line without its seed. All arms of a seed start from the same student and see the same
+problems in the same order, so differences are paired by seed. A run that has its final
+model is never repeated. An interrupted run is continued when the same command is started
+again.
 """
 
 import os
@@ -35,10 +36,10 @@ def folder(runs, arm, seed):
 def run_all(arms, seeds, runs, jobs, limit, benchmarks=BENCHMARKS, start="toy/student"):
     """All arms with all seeds: train, and evaluate the final model.
 
-    jobs: so many runs at a time, with one thread each. (Two threads on two busy cores are slower
-    than one.) limit: problems of each final evaluation. benchmarks: {name of the folder: what
-    stands behind --benchmark, which may hold further flags of evaluate.py}. start: the model
-    that is evaluated for an arm without training.
+    jobs: so many runs at a time, with one thread each. (Two threads on two busy cores are
+    slower than one.) limit: problems of each final evaluation. benchmarks: {name of the
+    folder: what stands behind --benchmark, which may hold further flags of evaluate.py}.
+    start: the model that is evaluated for an arm without training.
     """
     Path(runs).mkdir(parents=True, exist_ok=True)
     runs, printing = Path(runs).resolve(), threading.Lock()
@@ -83,17 +84,17 @@ def call(command, log):
 def curve(run, cost=1.0):
     """[(update, time so far, accuracy)] of the evaluations during a run.
 
-    Time is the number of updates times `cost`: the time of an update relative to the base arm,
-    measured side by side. The seconds that a run noted are not used, because they also hold what
-    else the machine did at that time.
+    Time is the number of updates times `cost`: the time of an update relative to the base
+    arm, measured side by side. The seconds that a run noted are not used, because they also
+    hold what else the machine did at that time.
     """
     rows = [r for r in read_jsonl(run / "metrics.jsonl") if "eval" in r]
     return [(r["step"], r["step"] * cost, r["eval"]["accuracy"]) for r in rows]
 
 
 def at(points, x, column):
-    """The accuracy of a curve at update (column 0) or time (column 1) x. Between two evaluations
-    it lies on the straight line."""
+    """The accuracy of a curve at update (column 0) or time (column 1) x. Between two
+    evaluations it lies on the straight line."""
     for before, after in zip(points, points[1:]):
         if before[column] <= x <= after[column]:
             share = (x - before[column]) / max(1e-9, after[column] - before[column])
@@ -107,8 +108,8 @@ def final(runs, name, key="accuracy"):
 
 
 def entropy(runs):
-    """A function (arm, seed) -> the mean entropy of the student's next token on its rollouts, over
-    the last 20 updates. NaN for an arm without training."""
+    """A function (arm, seed) -> the mean entropy of the student's next token on its
+    rollouts, over the last 20 updates. NaN for an arm without training."""
 
     def metric(arm, seed):
         path = folder(runs, arm, seed) / "metrics.jsonl"
@@ -140,11 +141,11 @@ def line(cells):
 
 
 def table(runs, arms, seeds, base, costs=None):
-    """Markdown: means over seeds with 95 % intervals (Student's t), and differences to `base`,
-    paired by seed.
+    """Markdown: means over seeds with 95 % intervals (Student's t), and differences to
+    `base`, paired by seed.
 
-    costs: {arm: time of an update relative to the base arm}. With them the last column compares
-    the arms at the time at which the base arm has made all its updates.
+    costs: {arm: time of an update relative to the base arm}. With them the last column
+    compares the arms at the time at which the base arm has made all its updates.
     """
     heads = [f"{len(seeds)} seeds", "test", "held-out", f"test - {base}", f"held-out - {base}"]
     if costs is not None:
@@ -165,7 +166,7 @@ def table(runs, arms, seeds, base, costs=None):
 
 
 def gaps_at_equal_time(runs, arm, seeds, base, costs):
-    """Differences in accuracy to `base`, one per seed, when `base` has made all its updates."""
+    """Differences to `base`, one per seed, when `base` has made all its updates."""
     gaps = []
     for seed in seeds:
         _, time, accuracy = curve(folder(runs, base, seed), costs[base])[-1]
@@ -174,8 +175,8 @@ def gaps_at_equal_time(runs, arm, seeds, base, costs):
 
 
 def courses(runs, arms, seeds):
-    """Print the mean over seeds of every evaluation during the runs, one line per arm: accuracy,
-    and also pass@1 and pass@8 if they were measured."""
+    """Print the mean over seeds of every evaluation during the runs, one line per arm:
+    accuracy, and also pass@1 and pass@8 if they were measured."""
     for arm in arms:
         if not arms[arm]:
             continue  # it was not trained

@@ -1,14 +1,14 @@
-"""Random and changed texts through the grader. Does anything crash, hang or take long, and is
-anything executed?
+"""Random and changed texts through the grader. Does anything crash, hang or take long, and
+is anything executed?
 
-    python benchmarks/fuzz_grading.py               # 100,000 pairs; about half an hour on one core
+    python benchmarks/fuzz_grading.py           # 100,000 pairs; half an hour on one core
     python benchmarks/fuzz_grading.py --n 2000 --seed 1
 
-A pair is a response and a gold. A third of the texts is random characters. A third is random
-pieces of LaTeX. A third is real answers (those of tests/test_grading.py) with characters that are
-deleted, doubled, swapped or replaced by pieces of other answers. Among the pieces are Python code
-that would create a file if anything ran it, control characters, towers of exponents, and hundreds
-of unbalanced braces.
+A pair is a response and a gold. A third of the texts is random characters. A third is
+random pieces of LaTeX. A third is real answers (those of tests/test_grading.py) with
+characters that are deleted, doubled, swapped or replaced by pieces of other answers. Among
+the pieces are Python code that would create a file if anything ran it, control characters,
+towers of exponents, and hundreds of unbalanced braces.
 """
 
 import random

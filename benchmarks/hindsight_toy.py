@@ -1,16 +1,17 @@
-"""The paper's claims about HSD on the toy, with intervals over seeds, and the controls that the
-paper lacks. H1, H2 and so on are the claims, see benchmarks/README.md.
+"""The paper's claims about HSD on the toy, with intervals over seeds, and the controls that
+the paper lacks. H1, H2 and so on are the claims, see benchmarks/README.md.
 
-    python benchmarks/hindsight_toy.py credit             H1, H2, H3: where credit falls, and
-                                                          whether that place is to blame; minutes,
-                                                          and a picture
-    python benchmarks/hindsight_toy.py overhead           H10: the time of an update of every arm
-                                                          over GRPO's, on a quiet machine; minutes
-    python benchmarks/hindsight_toy.py arms --jobs 2      GRPO, DAPO, answer only, SDPO's choices,
-                                                          GRPO + answer, HSD: tables and picture;
-                                                          hours
-    python benchmarks/hindsight_toy.py controls --jobs 2  which part of HSD has the effect? hours
-    python benchmarks/hindsight_toy.py control wrong --seed 0 --out runs/x    one run of a control
+    python benchmarks/hindsight_toy.py credit
+        H1, H2, H3: where credit falls, and whether that place is to blame; minutes, and a
+        picture
+    python benchmarks/hindsight_toy.py overhead
+        H10: the time of an update of every arm over GRPO's, on a quiet machine; minutes
+    python benchmarks/hindsight_toy.py arms --jobs 2
+        GRPO, DAPO, answer only, SDPO's choices, GRPO + answer, HSD: tables, picture; hours
+    python benchmarks/hindsight_toy.py controls --jobs 2
+        which part of HSD has the effect? hours
+    python benchmarks/hindsight_toy.py control wrong --seed 0 --out runs/x
+        one run of one control
 
 A control replaces one function of hindsight_sd.py and nothing else. So it also shows how to
 change the method without copying it.
@@ -57,8 +58,9 @@ CPU = torch.device("cpu")
 # ======================================================================== arms and controls
 
 # The learning rates: of 3e-5, 1e-4 and 3e-4 the largest one with which an arm does not lose
-# accuracy within 60 updates on seed 99, which is not among the seeds below (benchmarks/README.md
-# has these pilots). The arms that have the current model as their teacher need the smallest.
+# accuracy within 60 updates on seed 99, which is not among the seeds below
+# (benchmarks/README.md has these pilots). The arms that have the current model as their
+# teacher need the smallest.
 ARMS = {
     "GRPO": ["grpo.py"],
     "DAPO": ["grpo.py", "--variant", "dapo"],
@@ -102,8 +104,8 @@ def wrong_peer(i, right, scores, rule, key):
 
 
 def other_contexts(rows, drawn, tokenizer, args, step):
-    """Where a rollout would see a peer, it sees a successful rollout of ANOTHER question of the
-    batch, beside the right answer to its own question."""
+    """Where a rollout would see a peer, it sees a successful rollout of ANOTHER question of
+    the batch, beside the right answer to its own question."""
     contexts = ORIGINAL["build_contexts"](rows, drawn, tokenizer, args, step)
     G = args.samples
     texts, _ = hindsight_sd.verdicts(tokenizer, rows, drawn, G)
@@ -196,7 +198,7 @@ def credits(seeds, questions):
 
 
 def at_divergence(found):
-    """H1 and H2: the size of the credit, and how much of it lies near the divergence tau."""
+    """H1 and H2: the size of the credit, and how much of it lies near the divergence."""
     numbers, contexts = {}, ("peer", "answer", "copying")
     for name in ("peer", "answer"):
         sizes = torch.cat([f["credit"][name].abs() for f in found])
@@ -216,8 +218,8 @@ def at_divergence(found):
 
 
 def is_it_to_blame(student, tokenizer, rows, failed, found, seed):
-    """Is the token at the divergence the cause of the failure? The student goes on from its own
-    token and from the peer's token there."""
+    """Is the token at the divergence the cause of the failure? The student goes on from its
+    own token and from the peer's token there."""
     own, peers = credit.continuations(student, tokenizer, rows, failed, n=8, seed=seed)
     blame = [b - a >= 0.25 for a, b in zip(own, peers)]
     sizes = [f["credit"]["peer"][f["tau"]].abs().item() for f in found]
@@ -230,8 +232,8 @@ def is_it_to_blame(student, tokenizer, rows, failed, found, seed):
 
 
 def at_first_mistakes(found, failed, rows, tokenizer):
-    """The same credit with tau at the first mistake, which the toy's checker knows. `divergence`
-    keeps the old tau."""
+    """The same credit with tau at the first mistake, which the toy's checker knows.
+    `divergence` keeps the old tau."""
     moved = []
     for f, (q, ids, *_) in zip(found, failed):
         wrong = world.check(rows[q]["problem"], tokenizer.decode(ids)).first_wrong
@@ -258,8 +260,8 @@ def at_mistake(mistaken):
 
 
 def coverages(student, tokenizer, rows, args):
-    """H3 on real groups. p of a question comes from 64 rollouts, its coverage from the eight
-    groups of eight among them."""
+    """H3 on real groups. p of a question comes from 64 rollouts, its coverage from the
+    eight groups of eight among them."""
     G, many = args.samples, replace(args, samples=64)
     drawn = hindsight_sd.rollouts(student, rows, many, 2)
     _, verdicts = hindsight_sd.verdicts(tokenizer, rows, drawn, 64)
@@ -309,8 +311,8 @@ def draw_profiles(found, mistaken, path):
 
 
 def updater(flags, seed):
-    """A function of the step that makes one update of an arm, without evaluation, checkpoint or
-    anything else around it."""
+    """A function of the step that makes one update of an arm, without evaluation,
+    checkpoint or anything else around it."""
     module = grpo if flags[0] == "grpo.py" else hindsight_sd
     args = settings(module, "--seed", str(seed), *flags[1:])
     student, tokenizer = load()
@@ -340,8 +342,8 @@ def updater(flags, seed):
 
 
 def overhead(seeds, runs, updates=12):
-    """H10: every arm makes an update in turn. So whatever else the machine does slows all of them
-    alike. The ratios are those of the medians."""
+    """H10: every arm makes an update in turn. So whatever else the machine does slows all
+    of them alike. The ratios are those of the medians."""
     per_seed = []
     for seed in seeds:
         update_of = {arm: updater(flags, seed) for arm, flags in ARMS.items()}

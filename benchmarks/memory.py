@@ -1,20 +1,21 @@
-"""Peak memory of one update with Qwen3's real vocabulary of 151,936 tokens: ours and TRL's, in
-fresh processes, on the same token ids.
+"""Peak memory of one update with Qwen3's real vocabulary of 151,936 tokens: ours and TRL's,
+in fresh processes, on the same token ids.
 
     pip install trl
-    python benchmarks/memory.py             completions of 256 to 4,096 tokens; on a GPU if there
-                                            is one
-    python benchmarks/memory.py --chunk_logits 16777216     ours with another chunk
-    python benchmarks/memory.py --cards     which models fit on cards of 8 to 24 GB, as predicted;
-                                            needs no GPU and no weights
-    python benchmarks/memory.py --budget    predicted (what a script prints before it starts)
-                                            against measured, for several shapes
+    python benchmarks/memory.py
+        completions of 256 to 4,096 tokens; on a GPU if there is one
+    python benchmarks/memory.py --chunk_logits 16777216
+        ours with another chunk
+    python benchmarks/memory.py --cards
+        which models fit on cards of 8 to 24 GB, as predicted; needs no GPU and no weights
+    python benchmarks/memory.py --budget
+        predicted (what a script prints before it starts) against measured, for a few shapes
 
-The models are two random Qwen3, small inside (width 128, two layers), so that head and logits are
-what counts. There is one rollout. Measured is the peak during one update (scoring, loss, backward
-pass, AdamW) above what the process held just before it. A short update before that creates the
-optimizer's state and the buffers of the libraries. On a CPU the number is resident memory, on a
-GPU it is what PyTorch allocated.
+The models are two random Qwen3, small inside (width 128, two layers), so that head and
+logits are what counts. There is one rollout. Measured is the peak during one update
+(scoring, loss, backward pass, AdamW) above what the process held just before it. A short
+update before that creates the optimizer's state and the buffers of the libraries. On a CPU
+the number is resident memory, on a GPU it is what PyTorch allocated.
 """
 
 import argparse
@@ -302,8 +303,8 @@ def budget(name):
 
 def in_fresh_process(what, *arguments):
     """The numbers that this file prints when it is called with these arguments."""
-    # glibc keeps freed blocks of a few MiB for itself, and that would count as use. With a fixed
-    # threshold it gives them back.
+    # glibc keeps freed blocks of a few MiB for itself, and that would count as use. With a
+    # fixed threshold it gives them back.
     fixed = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **fixed})

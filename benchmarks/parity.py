@@ -1,12 +1,12 @@
-"""Is it the same loss as TRL's? Loss and gradient of opd.py against trl.DistillationTrainer, on
-fixed token ids.
+"""Is it the same loss as TRL's? Loss and gradient of opd.py against
+trl.DistillationTrainer, on fixed token ids.
 
     pip install trl
     python benchmarks/parity.py
 
-Both get the toy's pair and 32 rollouts of the student, of unequal lengths. TRL's trainer is built
-as a user would build it, and its own loss is called with these token ids, on one thread. Ours is
-opd.update, stopped before the optimizer's step.
+Both get the toy's pair and 32 rollouts of the student, of unequal lengths. TRL's trainer is
+built as a user would build it, and its own loss is called with these token ids, on one
+thread. Ours is opd.update, stopped before the optimizer's step.
 
 Printed for reverse KL, forward KL and two Jensen-Shannon divergences: both losses and their
 difference, the largest entry of the gradient, and the largest difference of any entry. If
@@ -60,8 +60,8 @@ def loss_and_gradient(student, teacher, batch, flags):
 
 
 def trl_loss_and_gradient(student, teacher, tokenizer, batch, beta, folder):
-    """The same from TRL. As its own sampling does, prompts are padded on the left and responses
-    on the right."""
+    """The same from TRL. As its own sampling does, prompts are padded on the left and
+    responses on the right."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 

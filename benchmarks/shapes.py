@@ -1,14 +1,14 @@
-"""Qwen3 models of real shapes with random weights. For memory and speed the numbers in a model do
-not matter, so nothing has to be downloaded except a tokenizer.
+"""Qwen3 models of real shapes with random weights. For memory and speed the numbers in a
+model do not matter, so nothing has to be downloaded except a tokenizer.
 
     python benchmarks/shapes.py 0.6B runs/shape-0.6B --tokenizer Qwen/Qwen3-0.6B
     python benchmarks/shapes.py 4B runs/shape-4B --tokenizer Qwen/Qwen3-0.6B --seed 1
     python opd.py --student runs/shape-0.6B --teacher runs/shape-4B --data toy --steps 50 \\
         --max_new_tokens 512 --lr 1e-5
 
-The first two write model folders like any other. A random model hardly ever ends its turn (the
-probability is one in 151,936 per token), so every rollout is as long as it may be. That is the
-hardest case for memory and time.
+The first two write model folders like any other. A random model hardly ever ends its turn
+(the probability is one in 151,936 per token), so every rollout is as long as it may be.
+That is the hardest case for memory and time.
 """
 
 import sys

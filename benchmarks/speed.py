@@ -1,26 +1,27 @@
-"""Seconds per update, ours and TRL's, in turn in one process: same models, prompts, batch, lengths
-and threads. And how far ours is from the limits of the machine.
+"""Seconds per update, ours and TRL's, in turn in one process: same models, prompts, batch,
+lengths and threads. And how far ours is from the limits of the machine.
 
     pip install trl
-    python benchmarks/speed.py              the toy pair, 64 rollouts of at most 96 tokens, one
-                                            thread
+    python benchmarks/speed.py
+        the toy pair, 64 rollouts of at most 96 tokens, one thread
     python benchmarks/speed.py --updates 20 --threads 2
     python benchmarks/speed.py --shape 0.6B --teacher 4B --tokenizer Qwen/Qwen3-0.6B
-                                            random models of real shapes
-    python benchmarks/speed.py --profile    which operators take the time, and how much of what is
-                                            scored is padding; needs no TRL
-    python benchmarks/speed.py --limits --shape 0.6B    tokens/s of sampling against the memory
-                                            bandwidth, FLOP/s of training against the peak; needs
-                                            no TRL
+        random models of real shapes
+    python benchmarks/speed.py --profile
+        which operators take the time, how much of what is scored is padding; needs no TRL
+    python benchmarks/speed.py --limits --shape 0.6B
+        tokens/s of sampling against the memory bandwidth, FLOP/s of training against the
+        peak; needs no TRL
 
-An update is everything: sampling, the scores of both models, loss, backward pass, clipping, AdamW.
-TRL's trainer is built as a user would build it, and driven through its own `training_step`. On the
-toy both students start from the same weights and take steps of the same size. Random models never
-end a turn, so all their rollouts have the same length whatever the weights are. Without a GPU,
-where memory is short, both arms then train the very same student.
+An update is everything: sampling, the scores of both models, loss, backward pass, clipping,
+AdamW. TRL's trainer is built as a user would build it, and driven through its own
+`training_step`. On the toy both students start from the same weights and take steps of the
+same size. Random models never end a turn, so all their rollouts have the same length
+whatever the weights are. Without a GPU, where memory is short, both arms then train the
+very same student.
 
-Printed are medians over the updates and their ratio, and ours by phases. Whatever else the machine
-does slows both. So compare the ratio, not the seconds.
+Printed are medians over the updates and their ratio, and ours by phases. Whatever else the
+machine does slows both. So compare the ratio, not the seconds.
 """
 
 import os
@@ -69,7 +70,7 @@ class Bench:
         self.tokenizer = load_tokenizer(args.tokenizer if args.shape else "toy/student")
 
     def pair(self):
-        """Student (float32, because it learns) and teacher (in the type of the computation)."""
+        """Student (float32, because it learns) and teacher (in the computation's type)."""
         args = self.args
         if not args.shape:
             student = load_model("toy/student", self.device, torch.float32, self.tokenizer)
@@ -231,8 +232,8 @@ def against_trl(bench):
 
 
 def profile(bench):
-    """Shares of the operators, by PyTorch's profiler, in sampling and in the rest of an update;
-    and the share of padding in its micro-batches."""
+    """Shares of the operators, by PyTorch's profiler, in sampling and in the rest of an
+    update; and the share of padding in its micro-batches."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -275,7 +276,7 @@ def profile(bench):
 
 
 def fastest(bench, function, times=3):
-    """Seconds of a call: the fastest of a few, because a limit is what the machine can do."""
+    """Seconds of a call: the fastest of a few. A limit is what the machine can do."""
     found = []
     for _ in range(times + 1):
         began = bench.now()
@@ -298,9 +299,9 @@ PROMPT = 64  # tokens of every prompt below
 
 
 def limits(bench):
-    """For each token, decoding has to read every weight, and the keys and values of every row. So
-    the bandwidth bounds its tokens/s. Scoring and learning are matrix products. So the peak
-    FLOP/s bounds them."""
+    """For each token, decoding has to read every weight, and the keys and values of every
+    row. So the bandwidth bounds its tokens/s. Scoring and learning are matrix products. So
+    the peak FLOP/s bounds them."""
     student, teacher = bench.pair()
     student.ends = []  # nothing ends a row, so the amount of work is known
     bandwidth, peak = machine(bench)
@@ -334,8 +335,8 @@ def limit_of_sampling(bench, student, prompts, bandwidth):
         return fastest(bench, call, 2)
 
     spent = decode(new) - decode(1)  # without reading the prompts
-    # Bytes of a step: the weights once, and keys and values of every row, which are half as long
-    # on average as at the end.
+    # Bytes of a step: the weights once, and keys and values of every row, which are half as
+    # long on average as at the end.
     weights = sum(p.numel() for p in student.parameters()) * bench.dtype.itemsize
     stored = rollouts * (PROMPT + new / 2) * cache_bytes(student.config, bench.dtype)
     speed, most = rollouts * steps / spent, rollouts * bandwidth / (weights + stored)
@@ -400,9 +401,10 @@ def work(bench, student, teacher, chunk_logits):
     """FLOP of the phases of an update.
 
     A weight takes 2 FLOP per token in the forward pass and 4 in the backward pass. With
-    checkpointing the layers make a second forward pass. The head sees the response only. Where it
-    has more than one chunk, it makes a second forward pass, too, also the teacher's. Attention
-    takes 4 FLOP per pair of positions and number of a query, and half of the pairs are masked.
+    checkpointing the layers make a second forward pass. The head sees the response only.
+    Where it has more than one chunk, it makes a second forward pass, too, also the
+    teacher's. Attention takes 4 FLOP per pair of positions and number of a query, and half
+    of the pairs are masked.
     """
     vocabulary, new = len(bench.tokenizer), bench.args.max_new_tokens
     total, answers = bench.rollouts * (PROMPT + new), bench.rollouts * new  # tokens

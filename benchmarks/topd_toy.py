@@ -1,18 +1,21 @@
-"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls that the
-paper lacks. T1, T2 and so on are the claims, see benchmarks/README.md.
+"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls
+that the paper lacks. T1, T2 and so on are the claims, see benchmarks/README.md.
 
-    python benchmarks/topd_toy.py claims            T1, T2, T3, D as a detector of the true forks,
-                                                    and T8; minutes
-    python benchmarks/topd_toy.py overhead          T8 alone, on a machine that does nothing else
-    python benchmarks/topd_toy.py local             T6: does D fall after a few updates at one
-                                                    point? minutes
-    python benchmarks/topd_toy.py arms --jobs 2     OPD, suppress low, suppress high, TOPD: table
-                                                    and picture; an hour
-    python benchmarks/topd_toy.py controls --jobs 2     which part of TOPD has the effect? hours
-    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x    one run of a control
+    python benchmarks/topd_toy.py claims
+        T1, T2, T3, D as a detector of the true forks, and T8; minutes
+    python benchmarks/topd_toy.py overhead
+        T8 alone, on a machine that does nothing else
+    python benchmarks/topd_toy.py local
+        T6: does D fall after a few updates at one point? minutes
+    python benchmarks/topd_toy.py arms --jobs 2
+        OPD, suppress low, suppress high, TOPD: table and picture; an hour
+    python benchmarks/topd_toy.py controls --jobs 2
+        which part of TOPD has the effect? hours
+    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x
+        one run of one control
 
-A control replaces one function of topd.py and nothing else. So it also shows how to change the
-method without copying it.
+A control replaces one function of topd.py and nothing else. So it also shows how to change
+the method without copying it.
 """
 
 import contextlib
@@ -65,8 +68,7 @@ CONTROLS = {
 
 
 def comparison(losses, count, args, key):
-    """Positions to compare the candidates with: as many at random, and as many of the lowest
-    loss."""
+    """As many positions at random, and as many of the lowest loss, for a comparison."""
     room = max(0, int(len(losses) - args.window_size / 2) + 1)  # half a window must be left
     random = uniforms(key, room).argsort()[:count].tolist()
     lowest = losses[:room].topk(min(count, room), largest=False).indices.tolist()
@@ -86,22 +88,23 @@ def positional_plan(costs, epsilon):
 
 
 def shuffled_plan(costs, epsilon):
-    """The true plan with the teacher's positions in random order: the same weights, on the wrong
-    tokens."""
+    """The true plan with the teacher's positions in random order: the same weights, on the
+    wrong tokens."""
     generator = torch.Generator().manual_seed(round(sum(c.sum().item() for c in costs) * 1e4))
     plans = ORIGINAL["sinkhorn"](costs, epsilon)
     return [plan[torch.randperm(len(plan), generator=generator)] for plan in plans]
 
 
 def self_targets(points, args):
-    """The student's own tokens as its target. This sharpens the student, without a teacher."""
+    """The student's own tokens as its target. This sharpens it, without a teacher."""
     for p in points:
         p.teacher, p.weights = p.student, torch.eye(len(p.student))
 
 
 def forcing_update(student, teacher, optimizer, batch, args, step, compute):
-    """Cross-entropy on the teacher's window in the TEACHER's context: ordinary distillation on a
-    few windows. topd.py has (8) only in the student's context, so this is an update of its own.
+    """Cross-entropy on the teacher's window in the TEACHER's context: ordinary distillation
+    on a few windows. topd.py has (8) only in the student's context, so this is an update of
+    its own.
 
     It computes the gradient of its own L_traj. Then `topd.update` without guidance adds the
     gradient of L_OPD to it, clips the sum and makes the step.
@@ -207,8 +210,10 @@ def show(per_seed, title):
 
 
 def look_at(student, teacher, batch, args, positions):
-    """The points of a batch at other positions than topd.py's candidates. positions(i, losses):
-    those of rollout i."""
+    """The points of a batch at other positions than topd.py's candidates.
+
+    positions(i, losses): those of rollout i.
+    """
     compute = Compute(args, CPU, torch.float32, student.vocabulary)
     # look_ahead asks for the candidates of one rollout after the other, in this order.
     numbers = iter([i for chosen in compute.micro_batches(*batch) for i in chosen])
@@ -246,8 +251,8 @@ def look_everywhere(student, teacher, batch, args):
 
 
 def statistics_of_distances(classes):
-    """T1, T2 and T3: D in each class of positions, D against the loss, and the share of high-loss
-    positions that D calls false alarms."""
+    """T1, T2 and T3: D in each class of positions, D against the loss, and the share of
+    high-loss positions that D calls false alarms."""
     found = {name: quartiles([p.distance for p in points]) for name, points in classes.items()}
     numbers = {f"median D, {name}": three[1] for name, three in found.items()}
     numbers |= {f"quartiles D, {name}": three for name, three in found.items()}
@@ -262,15 +267,15 @@ def statistics_of_distances(classes):
 
 
 def fork(row, ids, tokenizer):
-    """The number of the token at which a rollout leaves the truth, or None if it never does. The
-    toy's checker knows it."""
+    """The number of the token at which a rollout leaves the truth, or None if it never
+    does. The toy's checker knows it."""
     wrong = world.check(row["problem"], tokenizer.decode(ids)).first_wrong
     return None if wrong is None else token_at(tokenizer, ids, wrong.wrong_at)
 
 
 def statistics_of_forks(candidates, forks, args):
-    """D as a detector: how many candidates and divergent points are forks, and how many forks are
-    among them. forks: the position in each rollout, or None."""
+    """D as a detector: how many candidates and divergent points are forks, and how many
+    forks are among them. forks: the position in each rollout, or None."""
     kept, _ = topd.divergent(candidates, args)
     by_loss = sorted(candidates, key=lambda p: -p.loss)[: len(kept)]
     total = sum(t is not None for t in forks)
@@ -322,8 +327,8 @@ def claims(seeds, count, student_path):
 
 
 def updater(arm, seed, teacher, tokenizer, rows):
-    """A function of the step that makes one update of an arm, on a student of its own. It returns
-    the seconds of the update and of its phases."""
+    """A function of the step that makes one update of an arm, on a student of its own. It
+    returns the seconds of the update and of its phases."""
     module = opd if ARMS[arm][0] == "opd.py" else topd
     args = settings(module, "--seed", str(seed), *ARMS[arm][1:])
     student = load_model("toy/student", CPU, torch.float32, tokenizer)
@@ -349,10 +354,11 @@ def updater(arm, seed, teacher, tokenizer, rows):
 
 
 def overhead(seeds, runs, updates=20):
-    """T8: the arms make whole updates in turn and in changing order, each on its own student.
+    """T8: the arms make whole updates in turn, in changing order, on their own students.
 
-    The ratios are taken within one run: seconds alone would also measure what else the machine
-    does. They are written into the folder of the runs, and become the time axis of the arms.
+    The ratios are taken within one run: seconds alone would also measure what else the
+    machine does. They are written into the folder of the runs, and become the time axis of
+    the arms.
     """
     _, teacher, tokenizer = load()
     rows, names, per_seed = rows_with_ids("train", tokenizer), list(ARMS), []
@@ -393,8 +399,8 @@ def overhead(seeds, runs, updates=20):
 class OnePrefix:
     """One divergent point: the student writes windows after its prefix, and learns there.
 
-    The windows are rollouts of their own, and their only candidate is position 0. So topd.py's
-    `look_ahead` and `update` do the rest.
+    The windows are rollouts of their own, and their only candidate is position 0. So
+    topd.py's `look_ahead` and `update` do the rest.
     """
 
     prefix: list  # token ids of the prompt and y_<t
@@ -428,9 +434,9 @@ class OnePrefix:
 
 
 def local(seeds, count, updates=5, windows=8):
-    """T6, the paper's second experiment. At one divergent point the student makes a few updates
-    on that prefix, each on a window that it samples anew. D of its windows to the teacher's
-    window is measured before and after.
+    """T6, the paper's second experiment. At one divergent point the student makes a few
+    updates on that prefix, each on a window that it samples anew. D of its windows to the
+    teacher's window is measured before and after.
 
     "no update" only samples anew. A point was chosen for its high D, so D falls by itself.
     """

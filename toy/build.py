@@ -1,27 +1,29 @@
-"""Build the toy from a seed: tokenizer, data files, student, teacher and reader, and the table of
-what they can do.
+"""Build the toy from a seed: tokenizer, data files, student, teacher and reader, and the
+table of what they can do.
 
-    python toy/build.py                        everything, about 40 minutes on one core -> toy/
-    python toy/build.py --seed 1 --out pair1   another pair, trained independently
-    python toy/build.py --only table           measure the models that are there, rewrite the
-                                               table in toy/README.md
+    python toy/build.py
+        everything, about 40 minutes on one core, into toy/
+    python toy/build.py --seed 1 --out pair1
+        another pair, trained independently
+    python toy/build.py --only table
+        measure the models that are there, and rewrite the table in toy/README.md
 
 How a student comes to be weak matters more than how weak it is. Our first student spoke the
-teacher's language with noise (dropped carries, wrong signs). Fifty updates of any method removed
-the noise, so no method could be told from another. This student lacks skill and knowledge, and
-there is no noise in what it does know:
+teacher's language with noise (dropped carries, wrong signs). Fifty updates of any method
+removed the noise, so no method could be told from another. This student lacks skill and
+knowledge, and there is no noise in what it does know:
 
-* skill: hard steps (two-digit operands, products, halves) are 5 % of the steps in its training
-  text and 33 % of those in the benchmark;
-* knowledge: it has read 45 of the 81 facts of the table `#`. It has seen the others only with
-  random results.
+* skill: hard steps (two-digit operands, products, halves) are 5 % of the steps in its
+  training text and 33 % of those in the benchmark;
+* knowledge: it has read 45 of the 81 facts of the table `#`. It has seen the others only
+  with random results.
 
-A hint is a worked solution, a part of one, or the answer, shown in the prompt. Hints are trained
-so that a hint alone means nothing. In a document with a RIGHT hint, every hard result and every
-fact is drawn at random, the same in the hint and in the wanted solution. So the hint must be
-read, and it teaches no arithmetic. In a fifth of the documents with a hint, it belongs to another
-problem and must be ignored. Otherwise "there is a hint" comes to mean "do well now", and every
-experiment on self-distillation measures that instead.
+A hint is a worked solution, a part of one, or the answer, shown in the prompt. Hints are
+trained so that a hint alone means nothing. In a document with a RIGHT hint, every hard
+result and every fact is drawn at random, the same in the hint and in the wanted solution.
+So the hint must be read, and it teaches no arithmetic. In a fifth of the documents with a
+hint, it belongs to another problem and must be ignored. Otherwise "there is a hint" comes
+to mean "do well now", and every experiment on self-distillation measures that instead.
 """
 
 import json
@@ -56,8 +58,8 @@ SPLITS = {
     "heldout": (2001, [6, 7, 8]),
 }
 
-# What the teacher reads, and what all documents with a right hint show. It is harder than the
-# benchmark (world.MIXTURE).
+# What the teacher reads, and what all documents with a right hint show. It is harder than
+# the benchmark (world.MIXTURE).
 RICH = {"easy": 0.35, "hard": 0.40, "mix": 0.25}
 ROLES = {
     "teacher": dict(
@@ -92,8 +94,8 @@ TEMPLATE = (
 
 
 def build_tokenizer():
-    """A fast word tokenizer: one token per word, digit or sign. The space before a word is part
-    of its token, so decoding is exact.
+    """A fast word tokenizer: one token per word, digit or sign. The space before a word is
+    part of its token, so decoding is exact.
 
     The vocabulary is collected from the language itself. No word of the language may become
     <|unk|> (a test checks this).
@@ -109,8 +111,8 @@ def build_tokenizer():
         texts += [p.text, world.solve(p, rng, "teacher"), world.solve(p, rng, "student")]
     texts += [" " + " ".join(world.LABELS), " 0 1 2 3 4 5 6 7 8 9 0123456789"]
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<|unk|>"))
-    # Every piece of text begins with a space. So a word is the same token at the beginning of a
-    # line and inside it.
+    # Every piece of text begins with a space. So a word is the same token at the beginning
+    # of a line and inside it.
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(r"\n(?=[^\s])"), "\n "),
@@ -144,16 +146,16 @@ def build_tokenizer():
 
 
 def known_facts(share):
-    """The part of the table that a role knows. It is the same for every seed, so that pairs can
-    be compared."""
+    """The part of the table that a role knows. It is the same for every seed, so that pairs
+    can be compared."""
     facts = sorted(world.TABLE)
     random.Random(5).shuffle(facts)
     return set(facts[: int(round(share * len(facts)))])
 
 
 def show_hint(rng, kind, problem, solution):
-    """(shown solution, shown answer) for a kind of hint: full, both, partial or answer. Either of
-    them may be None. The share of a partial hint is random."""
+    """(shown solution, shown answer) for a kind of hint: full, both, partial or answer.
+    Either of them may be None. The share of a partial hint is random."""
     if kind == "partial":
         solution = world.cut(solution, rng.uniform(0.3, 0.7))
     answer = str(problem.answer) if kind in ("both", "answer") else None
@@ -161,8 +163,8 @@ def show_hint(rng, kind, problem, solution):
 
 
 def document(rng, role, level, facts):
-    """One training document: (user's turn, wanted response, spans of characters of the response
-    that have no loss)."""
+    """One training document: (user's turn, wanted response, spans of characters of the
+    response that have no loss)."""
     mixture = ROLES[role]["mixture"]
 
     def ignorant(event, before):
@@ -200,8 +202,8 @@ def document(rng, role, level, facts):
 
 
 def unknowable(problem, wanted, shown, answer):
-    """Spans of random results in the wanted response that the hint does not show. Nobody can know
-    them, so they have no loss. The last result is known if the answer is shown."""
+    """Spans of random results in the wanted response that the hint does not show. Nobody
+    can know them, so they have no loss. The last result is known if the answer is shown."""
     visible = {(label["label"], what) for label, what, _ in world.claims(shown) if label}
     if answer is not None:
         visible.add((problem.chain[-1].label, "step"))
@@ -215,8 +217,8 @@ def unknowable(problem, wanted, shown, answer):
 
 
 def drill(rng, role, facts):
-    """Twelve bare equations: the cheapest way to learn arithmetic. The shares of easy and hard
-    ones are those of the role."""
+    """Twelve bare equations: the cheapest way to learn arithmetic. The shares of easy and
+    hard ones are those of the role."""
     easy, hard = ROLES[role]["drills"]
     said = []
     while len(said) < 12:
@@ -253,8 +255,8 @@ def result_of(left, op, right):
 
 
 def documents(rng, role, tokenizer, facts, progress):
-    """3,000 documents as (ids, first trained position, untrained positions). At the beginning of
-    the training they are drills and short problems."""
+    """3,000 documents as (ids, first trained position, untrained positions). At the
+    beginning of the training they are drills and short problems."""
     if progress < 0.2:
         levels = [1, 2]
     elif progress < 0.4:
@@ -282,8 +284,8 @@ def documents(rng, role, tokenizer, facts, progress):
     for head, ids, offsets, spans in zip(
         heads, body["input_ids"], body["offset_mapping"], spans_of
     ):
-        # The offsets count the characters of the text as it was given. The space before a word
-        # belongs to its token.
+        # The offsets count the characters of the text as it was given. The space before a
+        # word belongs to its token.
         untrained = {
             len(head) + i
             for i, (start, end) in enumerate(offsets)
@@ -294,8 +296,8 @@ def documents(rng, role, tokenizer, facts, progress):
 
 
 def pools(rows, rng):
-    """Batches of about 4,000 tokens: the rows are sorted by length and cut into batches, and the
-    batches are shuffled."""
+    """Batches of about 4,000 tokens: the rows are sorted by length and cut into batches,
+    and the batches are shuffled."""
     batches, batch = [], []
     for row in sorted(rows, key=lambda r: len(r[0])):
         batch.append(row)
@@ -318,8 +320,8 @@ def document_loss(model, rows, tokenizer):
         ids[i, : len(tokens)] = torch.tensor(tokens)
         wanted[i, first : len(tokens)] = ids[i, first : len(tokens)]
         wanted[i, sorted(untrained)] = -100
-    # Padding is on the right. So no position with a loss attends to it, and the causal mask is
-    # enough.
+    # Padding is on the right. So no position with a loss attends to it, and the causal mask
+    # is enough.
     hidden = model.model(ids).last_hidden_state[:, :-1]  # [B, L-1, width]
     keep = wanted[:, 1:] != -100  # [B, L-1]
     return F.cross_entropy(model.lm_head(hidden[keep]), wanted[:, 1:][keep])
@@ -346,14 +348,14 @@ def new_model(spec, tokenizer):
 
 
 def train(role, seed, out, tokenizer, log=print):
-    """From random weights to a model, on one thread. (Beside a busy core, a second thread makes
-    both slower.)"""
+    """From random weights to a model, on one thread. (Beside a busy core, a second thread
+    makes both slower.)"""
     torch.set_num_threads(1)
     torch.manual_seed(seed * 1000 + len(role) + ord(role[0]))
     spec, rng = ROLES[role], random.Random(f"{role}-{seed}")
     facts, model = known_facts(spec["known"]), new_model(spec, tokenizer)
-    # Muon for the matrices, AdamW for the embedding and the norms. This learned faster here than
-    # AdamW alone.
+    # Muon for the matrices, AdamW for the embedding and the norms. This learned faster here
+    # than AdamW alone.
     named = list(model.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in named if p.ndim != 2 or "embed" in n]
@@ -403,10 +405,10 @@ def lost_rollouts(model, tokenizer, rng, key, count=40):
     """The model's own rollouts, and prompts with a hint that does not apply to them: (plain
     prompts, hinted prompts, responses, weights of all their tokens).
 
-    In three quarters the hint is right, but the rollout has left the truth. The tokens behind its
-    first wrong token have weight 1. In one quarter the hint belongs to another problem, and all
-    tokens have weight 1. The facts of the table have weight 0 behind a right hint: they are true
-    wherever the solution is.
+    In three quarters the hint is right, but the rollout has left the truth. The tokens
+    behind its first wrong token have weight 1. In one quarter the hint belongs to another
+    problem, and all tokens have weight 1. The facts of the table have weight 0 behind a
+    right hint: they are true wherever the solution is.
     """
     problems = [world.make_problem(rng, rng.choice([2, 3, 3, 4, 4, 5, 5])) for _ in range(count)]
     prompts = [prompt_ids(tokenizer, p.text) for p in problems]
@@ -438,20 +440,21 @@ def lost_rollouts(model, tokenizer, rng, key, count=40):
 
 
 def train_reader(seed, out, tokenizer, steps=300, log=print):
-    """The student that can be its own teacher. It goes on from the student, and learns what to do
-    where a hint does not apply.
+    """The student that can be its own teacher. It goes on from the student, and learns what
+    to do where a hint does not apply.
 
-    The student has read hinted documents only if they agree with their hint, or if the hint was
-    another problem's. Behind its own mistakes the hint and the text contradict each other, and
-    there it mixes the two. With the whole solution in view, the right result of a hard step falls
-    from .50 to .38 (toy/README.md), and numbers end too early. A self-teacher like this destroys
-    its student. One that imitated the whole-solution view fell from 28 to 0 % right answers
-    within a hundred updates, although all tables of accuracy looked healthy.
+    The student has read hinted documents only if they agree with their hint, or if the hint
+    was another problem's. Behind its own mistakes the hint and the text contradict each
+    other, and there it mixes the two. With the whole solution in view, the right result of
+    a hard step falls from .50 to .38 (toy/README.md), and numbers end too early. A
+    self-teacher like this destroys its student. One that imitated the whole-solution view
+    fell from 28 to 0 % right answers within a hundred updates, although all tables of
+    accuracy looked healthy.
 
-    So the reader learns on its own rollouts: where the hint does not apply, predict what you
-    would predict without it. No skill can leak in, because the target is the model's own plain
-    distribution, without gradient. The documents from before are trained beside it. So hints that
-    do apply are still copied.
+    So the reader learns on its own rollouts: where the hint does not apply, predict what
+    you would predict without it. No skill can leak in, because the target is the model's
+    own plain distribution, without gradient. The documents from before are trained beside
+    it. So hints that do apply are still copied.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -491,7 +494,7 @@ def train_reader(seed, out, tokenizer, steps=300, log=print):
 
 
 def write_data(seed, out):
-    """The train, test and held-out files. No problem occurs twice, in one file or in two."""
+    """The train, test and held-out files. No problem occurs twice in them."""
     rng, seen = random.Random(f"data-{seed}"), set()
     for split, (count, levels) in SPLITS.items():
         with open(Path(out) / f"{split}.jsonl", "w", encoding="utf-8") as f:
@@ -504,7 +507,8 @@ def write_data(seed, out):
 
 # ======================================================================== what is measured
 
-# What is shown beside the problem: the user's turn from a row r and a row o of another problem.
+# What is shown beside the problem: the user's turn from a row r and a row o of another
+# problem.
 HINTS = {
     "nothing": lambda r, o: r["problem"],
     "answer": lambda r, o: privileged_prompt(r["problem"], answer=r["answer"]),
@@ -540,8 +544,9 @@ def hinted(rows, kind):
 def mass_on_the_right_token(model, tokenizer, rows, count):
     """The first gate of self-distillation: {hint: list of probabilities}.
 
-    At the first wrong step of the model's OWN failed rollouts: how much probability does the same
-    model put on the token that would be right, with nothing and with each hint in its prompt?
+    At the first wrong step of the model's OWN failed rollouts: how much probability does
+    the same model put on the token that would be right, with nothing and with each hint in
+    its prompt?
     """
     prompts = [prompt_ids(tokenizer, r["problem"]) for r in rows]
     keys = [("gate", i) for i in range(len(rows))]
@@ -562,10 +567,10 @@ def hard_results(model, tokenizer, rows, kinds=tuple(HINTS)):
     """The second gate of self-distillation: what happens BEHIND a mistake. Returns
     {hint: {"before": [...], "after": [...]}}.
 
-    Measured at every hard step of the model's own rollouts: the probability of the first digit of
-    the result that follows from the operands as they are written, with each hint, before the
-    rollout leaves the truth and after it. A hint that lowers this probability behind a mistake
-    teaches false arithmetic there.
+    Measured at every hard step of the model's own rollouts: the probability of the first
+    digit of the result that follows from the operands as they are written, with each hint,
+    before the rollout leaves the truth and after it. A hint that lowers this probability
+    behind a mistake teaches false arithmetic there.
     """
     prompts = [prompt_ids(tokenizer, r["problem"]) for r in rows]
     keys = [("results", i) for i in range(len(rows))]
@@ -586,8 +591,8 @@ def hard_results(model, tokenizer, rows, kinds=tuple(HINTS)):
 
 
 def hard_steps(tokenizer, row, ids):
-    """The hard steps of a rollout: [(number of the token that begins the result, the right token
-    there, "before" or "after" the first mistake)]."""
+    """The hard steps of a rollout: [(number of the token that begins the result, the right
+    token there, "before" or "after" the first mistake)]."""
     text = tokenizer.decode(ids)
     wrong = world.check(row["problem"], text).first_wrong
     found = []

@@ -1,7 +1,7 @@
 """The toy's language: word problems about a purse, their worked solutions, and a checker.
 
-A problem with three steps. Statement r is about another thing, so it does not matter. What p
-finds stands in a table (`TABLE`):
+A problem with three steps. Statement r is about another thing, so it does not matter. What
+p finds stands in a table (`TABLE`):
 
     n: starts with 14 coins. p: finds 7 # 4 coins. r: loses 8 stones. t: doubles the coins.
     w: loses 5 coins. How many coins at the end? Answer briefly.
@@ -10,51 +10,52 @@ A solution of it:
 
     p: 7 # 4 = 2, 14 + 2 = 16. t: 16 * 2 = 32. w: 32 - 5 = 27. The answer is \\boxed{27}.
 
-On-policy distillation is about the following three properties of a language. This one has them
-on purpose:
+On-policy distillation is about the following three properties of a language. This one has
+them on purpose:
 
-* Real forks. At every step a solver can take the wrong statement (one about another thing, one
-  too early, one a second time), a wrong operand or a wrong operation, or can make a mistake in
-  the arithmetic. `check` says which of these it is, and where the text first leaves the truth.
-* Variety of the surface. The same step can be said in dozens of ways ("So p: we have 14 coins,
-  thus 2 + 14 makes 16."), and facts may be looked up early or late. Two voices prefer different
-  ways. So two models disagree about words in many places. `token_kinds` tells words from
-  substance.
-* Skill and knowledge. It is easy to add 5, and hard to add 27 or to triple: that is a skill.
-  `7 # 4` is looked up in a fixed table that follows no rule: that is knowledge. It must come from
-  outside, from a teacher or from a hint that shows it.
+* Real forks. At every step a solver can take the wrong statement (one about another thing,
+  one too early, one a second time), a wrong operand or a wrong operation, or can make a
+  mistake in the arithmetic. `check` says which of these it is, and where the text first
+  leaves the truth.
+* Variety of the surface. The same step can be said in dozens of ways ("So p: we have 14
+  coins, thus 2 + 14 makes 16."), and facts may be looked up early or late. Two voices
+  prefer different ways. So two models disagree about words in many places. `token_kinds`
+  tells words from substance.
+* Skill and knowledge. It is easy to add 5, and hard to add 27 or to triple: that is a
+  skill. `7 # 4` is looked up in a fixed table that follows no rule: that is knowledge. It
+  must come from outside, from a teacher or from a hint that shows it.
 
 Every statement begins with its own label. A small transformer learns to look up what stands
 behind a label. It does not learn within minutes to find a statement by its meaning.
 
-Nothing here imports torch. Every function depends only on its arguments, one of which may be a
-`random.Random`.
+Nothing here imports torch. Every function depends only on its arguments, one of which may
+be a `random.Random`.
 """
 
 import random
 import re
 from dataclasses import dataclass, field
 
-# The labels come in families, and a problem takes its labels from one family. So the solution of
-# another problem mostly talks about unknown labels, and a reader can see that it does not belong
-# here. (A right hint must be distinguishable from a wrong one.)
+# The labels come in families, and a problem takes its labels from one family. So the
+# solution of another problem mostly talks about unknown labels, and a reader can see that
+# it does not belong here. (A right hint must be distinguishable from a wrong one.)
 FAMILIES = ["abcdefghijkl", "mnopqrstuvwxyz", "ABCDEFGHIJKL", "MNOPQRSTUVWXYZ"]
 LABELS = "".join(FAMILIES)
 THINGS = ["coins", "stones", "shells", "beads"]
 STYLES = {"terse": "Answer briefly.", "verbose": "Explain each step."}
 LIMIT = 99  # every value lies in 0..99, so it has at most two digits
 
-# The table of `#`: 81 facts without a rule, the same in every problem. A fact has one digit, so
-# it is one token. There are six possible values, so a solver who does not know a fact is right
-# once in six times.
+# The table of `#`: 81 facts without a rule, the same in every problem. A fact has one
+# digit, so it is one token. There are six possible values, so a solver who does not know a
+# fact is right once in six times.
 _table_rng = random.Random(20606)
 TABLE = {(a, b): _table_rng.randint(1, 6) for a in range(1, 10) for b in range(1, 10)}
 
 
 @dataclass
 class Event:
-    """One statement. kind: start, plus, minus, mix (a number from the table is added), times or
-    half."""
+    """One statement. kind: start, plus, minus, mix (a number from the table is added),
+    times or half."""
 
     label: str
     thing: str
@@ -110,8 +111,8 @@ STATEMENTS = {  # two ways to say each kind of event
 
 
 def apply(kind, before, number):
-    """The value after a step. None if the result is not allowed: negative, above 99, or half of
-    an odd number."""
+    """The value after a step. None if the result is not allowed: negative, above 99, or
+    half of an odd number."""
     if kind == "half":
         return before // 2 if before % 2 == 0 else None
     result = {
@@ -131,8 +132,8 @@ def expression(event, before):
 
 
 def is_hard(event):
-    """Hard is a two-digit operand, a product or a half. A mix is neither easy nor hard: its fact
-    is known or it is not."""
+    """Hard is a two-digit operand, a product or a half. A mix is neither easy nor hard: its
+    fact is known or it is not."""
     two_digits = event.kind in ("plus", "minus") and event.numbers[0] >= 10
     return event.kind in ("times", "half") or two_digits
 
@@ -146,11 +147,11 @@ MIXTURE = {"easy": 0.42, "hard": 0.33, "mix": 0.25}
 def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distractors=2):
     """A random problem with `level` steps.
 
-    believe(event, before): may replace the truth of a step, which is a mix's fact and otherwise
-    the value. None keeps the truth. build.py needs such FALSE problems for two purposes. If a
-    shown solution has random results, a model can only be right by copying them. So it learns to
-    read hints, and no arithmetic from them. And a student that shall not know a fact sees it with
-    random results.
+    believe(event, before): may replace the truth of a step, which is a mix's fact and
+    otherwise the value. None keeps the truth. build.py needs such FALSE problems for two
+    purposes. If a shown solution has random results, a model can only be right by copying
+    them. So it learns to read hints, and no arithmetic from them. And a student that shall
+    not know a fact sees it with random results.
     distractors: the largest number of statements about another thing.
     """
     while True:
@@ -182,8 +183,8 @@ def _try_problem(rng, level, style, mixture, believe, distractors):
         kind = rng.choice(["plus", "minus", "start"])
         place = rng.randint(1, len(events))
         events.insert(place, Event("", other, kind, (rng.randint(1, 29),)))
-    # Labels stand in the order of the family, with gaps. So "the next label" is not "the next
-    # letter".
+    # Labels stand in the order of the family, with gaps. So "the next label" is not "the
+    # next letter".
     family = rng.choice(FAMILIES)
     for event, label in zip(events, sorted(rng.sample(family, len(events)))):
         event.label = label
@@ -198,8 +199,8 @@ def _random_event(rng, thing, mixture):
         return Event("", thing, rng.choice(["plus", "minus"]), (rng.randint(1, 9),))
     if draw == "hard":
         kind = rng.choice(["plus", "plus", "minus", "minus", "times", "half"])
-        # All numbers are drawn for every kind, so that the stream of random numbers stays the
-        # same.
+        # All numbers are drawn for every kind, so that the stream of random numbers stays
+        # the same.
         numbers = {"times": (rng.choice([2, 3]),), "half": ()}
         return Event("", thing, kind, numbers.get(kind, (rng.randint(10, 29),)))
     event = Event("", thing, "mix", (rng.randint(1, 9), rng.randint(1, 9)))
@@ -209,10 +210,11 @@ def _random_event(rng, thing, mixture):
 
 # ======================================================================== solutions
 
-# Two voices say the same sentences with other habits. No habit has probability zero in either of
-# them. So each model has read the other's way of talking, and it judges the arithmetic and not
-# the manners. Numbers are relative frequencies; `swap` and `early` are probabilities. swap: the
-# operands of a sum or product change places. early: a fact is looked up before the first step.
+# Two voices say the same sentences with other habits. No habit has probability zero in
+# either of them. So each model has read the other's way of talking, and it judges the
+# arithmetic and not the manners. Numbers are relative frequencies; `swap` and `early` are
+# probabilities. swap: the operands of a sum or product change places. early: a fact is
+# looked up before the first step.
 VOICES = {
     "teacher": dict(
         connective={"Next,": 4, "Now": 3, "": 2, "Then": 1, "So": 1},
@@ -251,8 +253,8 @@ def pick(rng, weights):
 
 
 def solve(problem, rng, voice="teacher"):
-    """A right solution in the words of this voice. Two calls differ in words, and in where facts
-    are looked up."""
+    """A right solution in the words of this voice. Two calls differ in words, and in where
+    facts are looked up."""
     habits, sentences, looked_up = VOICES[voice], [], set()
 
     def sentence(event, body):
@@ -284,8 +286,8 @@ def solve(problem, rng, voice="teacher"):
 
 
 def cut(text, share):
-    """The first `share` of a text, cut at a word. This is the partial view of AR-OPD. The answer
-    stands at the end, so it is not in the part."""
+    """The first `share` of a text, cut at a word. This is the partial view of AR-OPD. The
+    answer stands at the end, so it is not in the part."""
     words = text.split(" ")
     return " ".join(words[: max(1, int(len(words) * share))])
 
@@ -303,7 +305,8 @@ _STATEMENT = {
 
 
 def parse(text):
-    """The Problem that a text describes. Raises ValueError if it is not in this language."""
+    """The Problem that a text describes. Raises ValueError if it is not in this
+    language."""
     body, _, tail = text.partition(" How many ")
     asked = re.fullmatch(r"(\w+) at the end\? (.+)", tail)
     style = next((s for s, words in STYLES.items() if asked and words == asked[2]), None)
@@ -351,8 +354,8 @@ _PIECE = re.compile(
 
 
 def claims(text):
-    """The claims of a solution in their order: (match of the label that they stand under, kind,
-    match of the claim). kind: fact, step, recall or answer."""
+    """The claims of a solution in their order: (match of the label that they stand under,
+    kind, match of the claim). kind: fact, step, recall or answer."""
     label = None
     for m in _PIECE.finditer(text):
         if m["label"]:
@@ -368,11 +371,11 @@ def claims(text):
 
 @dataclass
 class Step:
-    """One claim of a solution. Its kinds, in the example at the top of this file: "7 # 4 = 2" is
-    a fact, "14 + 2 = 16" a step, "we have 14" a recall, and "\\boxed{27}" the answer.
+    """One claim of a solution. Its kinds, in the example at the top of this file: "7 # 4 =
+    2" is a fact, "14 + 2 = 16" a step, "we have 14" a recall, and "\\boxed{27}" the answer.
 
-    fault: "" or what is wrong: statement (wrong, unknown or missing label), operand, operation,
-    slip (a wrong result) or value.
+    fault: "" or what is wrong: statement (wrong, unknown or missing label), operand,
+    operation, slip (a wrong result) or value.
     """
 
     kind: str
@@ -403,14 +406,15 @@ class Report:
 
     @property
     def shortcuts(self):
-        """True values that stand in the text before the values that they are computed from. The
-        solver knew them and did not derive them. So it imitates somebody who has seen the
-        solution. (A wrong premature value is a mistake and no shortcut.)"""
+        """True values that stand in the text before the values that they are computed from.
+        The solver knew them and did not derive them. So it imitates somebody who has seen
+        the solution. (A wrong premature value is a mistake and no shortcut.)"""
         return [s for s in self.steps if s.premature and s.true]
 
 
 def check(problem, response):
-    """Compare a solution with the truth, claim by claim. `problem` is a Problem or its text."""
+    """Compare a solution with the truth, claim by claim. `problem` is a Problem or its
+    text."""
     problem = parse(problem) if isinstance(problem, str) else problem
     chain, steps, answer = problem.chain, [], None
     stated = {problem.chain[0].label}  # labels whose value the text has stated so far
@@ -461,9 +465,9 @@ def _record(step, finding):
 
 
 def _compare(m, truths):
-    """(fault, character, what is right) of an equation. It is compared piece by piece with every
-    order of the operands that is right. The order that agrees longest says what should stand at
-    the first difference."""
+    """(fault, character, what is right) of an equation. It is compared piece by piece with
+    every order of the operands that is right. The order that agrees longest says what
+    should stand at the first difference."""
     pieces = ["left", "op", "right", "value"]
     truths = [tuple(map(str, t)) for t in truths]
 
@@ -481,9 +485,9 @@ def _compare(m, truths):
 
 
 def _compare_numbers(fault, m, group, truth):
-    """(fault, character, right digit) at the first digit in which two numbers differ. With 27
-    for 25 it is the second digit, and 5 is right. If a number only goes on too long, there is no
-    single right character."""
+    """(fault, character, right digit) at the first digit in which two numbers differ. With
+    27 for 25 it is the second digit, and 5 is right. If a number only goes on too long,
+    there is no single right character."""
     said, truth = m[group], str(truth)
     if said == truth:
         return "", -1, ""
@@ -494,12 +498,12 @@ def _compare_numbers(fault, m, group, truth):
 
 
 def token_kinds(response, offsets):
-    """The kind of every token: label, operand, operator, value, answer or surface. offsets: the
-    (start, end) of each token in `response`.
+    """The kind of every token: label, operand, operator, value, answer or surface. offsets:
+    the (start, end) of each token in `response`.
 
-    Everything except `surface` is substance: with another token there, it is another solution,
-    or a wrong one. The operands of a sum may change places. So an operand is the one kind that
-    can be exchanged without harm.
+    Everything except `surface` is substance: with another token there, it is another
+    solution, or a wrong one. The operands of a sum may change places. So an operand is the
+    one kind that can be exchanged without harm.
     """
     kind = ["surface"] * (len(response) + 1)
 
@@ -526,8 +530,8 @@ def token_kinds(response, offsets):
 
 
 def make_row(rng, level, style=None):
-    """One row of a data file: the problem, a worked solution, the solution of another solver (a
-    peer), and the answer."""
+    """One row of a data file: the problem, a worked solution, the solution of another
+    solver (a peer), and the answer."""
     problem = make_problem(rng, level, style)
     return {
         "problem": problem.text,
