@@ -372,8 +372,8 @@ def claims(text):
 @dataclass
 class Step:
     """One claim of a solution. Its kinds, in the example at the top of this file:
-    "7 # 4 = 2" is a fact, "14 + 2 = 16" a step, "we have 14" a recall, and "\\boxed{27}" the
-    answer.
+    "7 # 4 = 2" is a fact, "14 + 2 = 16" a step, "we have 14" a recall, and "\\boxed{27}"
+    the answer.
 
     fault: "" or what is wrong: statement (wrong, unknown or missing label), operand,
     operation, slip (a wrong result) or value.
