@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads at most, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
+"""Shared by all tests: one thread, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
 import functools
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
