@@ -284,13 +284,15 @@ def exact_plan(cost):
     return plan
 
 
-def sinkhorn(costs, epsilon, iterations=500, tolerance=1e-6):
+def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
     """Plans with entropy, a list of [n, n], for a list of cost matrices [n, n]: the minimum of
-    <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved together.
+    <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved together, on
+    `device`.
 
     It works with logarithms, because exp(-C / epsilon) underflows for a small epsilon. Padding
     has no mass. The last half-step is the student's side. So the columns sum to 1/n up to
-    rounding, even where the iterations end early, and every position gets its full target.
+    rounding, and every position gets its full target. The iterations end when no row is off by
+    more than `tolerance` of its mass. So each token of the teacher is used up to 1 %.
     """
     if not costs:
         return []
@@ -300,15 +302,17 @@ def sinkhorn(costs, epsilon, iterations=500, tolerance=1e-6):
     for p, c in enumerate(costs):
         n = len(c)
         kernel[p, :n, :n], log_mass[p, :n] = -c / epsilon, -math.log(n)
+    kernel, log_mass = kernel.to(device), log_mass.to(device)
+    mass = log_mass.exp()
     g = torch.zeros_like(log_mass).masked_fill(log_mass.isinf(), -math.inf)
     for k in range(iterations):
         f = log_mass - (kernel + g[:, None, :]).logsumexp(2)  # [P, N], now the rows are right
         g = log_mass - (kernel + f[:, :, None]).logsumexp(1)  # [P, N], now the columns are
         if k % 10 == 9:  # the columns are right now: are the rows, too?
-            plans = (kernel + f[:, :, None] + g[:, None, :]).exp()
-            if (plans.sum(2) - log_mass.exp()).abs().max() < tolerance:
+            rows = (kernel + f[:, :, None] + g[:, None, :]).exp().sum(2)  # [P, N]
+            if ((rows - mass).abs() <= tolerance * mass).all():
                 break
-    plans = (kernel + f[:, :, None] + g[:, None, :]).exp()  # [P, N, N]
+    plans = (kernel + f[:, :, None] + g[:, None, :]).exp().cpu()  # [P, N, N]
     return [plan[: len(c), : len(c)] for plan, c in zip(plans, costs)]
 
 
@@ -327,7 +331,7 @@ def divergent(points, args):
 # ======================================================================== 5. targets and scales
 
 
-def soft_targets(points, args):
+def soft_targets(points, args, device="cpu"):
     """(7): sets point.weights, [m, n]: for each of m student positions n weights, which lie on
     the n token ids of the teacher's window.
 
@@ -340,7 +344,8 @@ def soft_targets(points, args):
         (B is the same word             c   0   0  1/3   B:        1/3  0   0       of B is b,
         as b, and so on)                a  1/3  0   0    C:         0  1/3  0       of C is c
     """
-    for point, gamma in zip(points, sinkhorn([p.cost for p in points], args.epsilon)):
+    plans = sinkhorn([p.cost for p in points], args.epsilon, device)
+    for point, gamma in zip(points, plans):
         per_student = gamma.T  # [m, n]
         point.weights = per_student / per_student.sum(1, keepdim=True)
 
@@ -483,7 +488,7 @@ def update(student, teacher, optimizer, batch, args, step, compute):
     kept, dropped = divergent(points, args)  # (6)
     guiding = kept if args.guidance == "on" else []
     with compute.phase("transport"):
-        soft_targets(guiding, args)  # (7)
+        soft_targets(guiding, args, student.device)  # (7)
         target_ids, target_weights = target_tensors(guiding, lengths)
     factors = scales(losses, kept, dropped, args, step)
     tokens, count = sum(lengths), max(1, len(guiding))  # without guidance: 0 / 1, not 0 / 0
