@@ -50,9 +50,12 @@ import math
 import re
 from dataclasses import dataclass
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import choice, either, harmless, require, run_script
+
+# isort: split
 import torch
 
-from common.arguments import choice, either, harmless, require, run_script
 from common.batches import Collected, log_probabilities, rollout_statistics, states
 from common.data import check_prompts, privileged_prompt, prompt_ids
 from common.diagnostics import gate, other_rows, say_gate, shortcut_share

@@ -56,9 +56,12 @@ Run it:
 import math
 from dataclasses import dataclass
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import choice, either, require, run_script
+
+# isort: split
 import torch
 
-from common.arguments import choice, either, require, run_script
 from common.batches import Collected, log_probabilities, prompts_of_step, rollout_statistics, states
 from common.diagnostics import signal_statistics
 from common.flags import Common, at_least, in_range, parse

@@ -48,9 +48,12 @@ teacher has nothing to teach. Which claims were confirmed on the toy: benchmarks
 import math
 from dataclasses import dataclass
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import choice, either, harmless, require, run_script
+
+# isort: split
 import torch
 
-from common.arguments import choice, either, harmless, require, run_script
 from common.batches import Collected, log_probabilities, rollout_statistics, states
 from common.data import privileged_prompt, prompt_ids
 from common.diagnostics import gate, group_statistics, masses_at_mistakes, other_rows, say_gate

@@ -35,6 +35,10 @@ model goes on from it, and from the peer's token there, several times each.
 from dataclasses import dataclass
 from pathlib import Path
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import Parser, harmless, require, run_script
+
+# isort: split
 import torch
 
 import ar_opd
@@ -42,7 +46,6 @@ import hindsight_sd
 import opd
 import topd
 from common import credit, diagnostics, page
-from common.arguments import Parser, harmless, require, run_script
 from common.batches import Compute, log_probabilities, pack, prompts_of_step, states
 from common.data import check_prompts, load_benchmark, prompt_ids
 from common.files import write_text

@@ -41,9 +41,12 @@ them into tensors, run.py loads models, keeps metrics and writes checkpoints.
 import math
 from dataclasses import dataclass
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import choice, either, require, run_script
+
+# isort: split
 import torch
 
-from common.arguments import choice, either, require, run_script
 from common.batches import Collected, log_probabilities, rollout_statistics, states
 from common.flags import Common, at_least, in_range, parse
 from common.memory import within_memory

@@ -2,6 +2,9 @@
 
 A script writes its flags as the fields of a dataclass. The help text of a flag is the string
 under the field, so the code and `--help` cannot disagree.
+
+Scripts import this module before torch, which takes seconds to load: see `_stopped_early`. So
+this module does not import torch.
 """
 
 import argparse
@@ -15,8 +18,6 @@ import os
 import re
 import sys
 import textwrap
-
-import torch
 
 SUPPRESS = argparse.SUPPRESS  # no default for argparse, so a flag that was given can be told apart
 
@@ -63,12 +64,65 @@ OUT_OF_MEMORY = (
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
+def _stopped_early(kind, error, trace):
+    """What Python calls for an error that nobody caught. Ctrl-C while modules are loaded, before
+    `run_script`, is no mistake and needs no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped", file=sys.stderr)
+    else:
+        _show_error(kind, error, trace)
+
+
+_show_error, sys.excepthook = sys.excepthook, _stopped_early
+
+
+class Printer:
+    """stdout or stderr of a script. If the reader has gone, as in `python opd.py | head -1`, the
+    rest is printed to nobody. Without this, the next line would end a training of hours."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        with contextlib.suppress(AttributeError, ValueError):
+            # A terminal that cannot show a character must not end a run. In a pipe a line
+            # arrives when it is printed: `python opd.py | tee log`.
+            stream.reconfigure(errors="replace", line_buffering=True)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self):
+        # What is still in the stream's buffer goes there, too, when Python flushes it at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def run_script(main):
     """Call a script's main. If the user can mend what went wrong, end with one sentence."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            # A terminal that cannot show a character must not end a run.
-            stream.reconfigure(errors="replace")
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Printer, before)
+    try:
+        _run(main)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _run(main):
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes, only the first one talks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -80,7 +134,9 @@ def run_script(main):
         main()
     except Mistake as mistake:
         stop(mistake)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+            raise
         stop(OUT_OF_MEMORY)
     except OSError as error:
         if error.errno not in DISK_ERRORS:

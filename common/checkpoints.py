@@ -7,7 +7,10 @@ of (seed, step), so the step is all that they need. The random states of torch a
 stored as well, because a fork may use them.
 """
 
+import ast
 import dataclasses
+import hashlib
+import inspect
 import json
 import math
 import os
@@ -22,7 +25,16 @@ import torch
 from safetensors import SafetensorError
 
 from common.arguments import Mistake, require, unwritable
-from common.files import make_folder, read_json, read_jsonl, write_json, write_text
+from common.files import (
+    flush_to_disk,
+    lock,
+    make_folder,
+    read_json,
+    read_jsonl,
+    unlock,
+    write_json,
+    write_text,
+)
 from common.processes import gather, process
 from common.weights import save_model
 
@@ -53,6 +65,7 @@ def save_final(out, model, tokenizer):
     _write_folder(Path(out) / "final", model, tokenizer)
     # A run that was killed just after its last checkpoint has not yet removed the one before.
     _prune(out)
+    unlock(out)  # the run is done: nothing more is written into its folder
 
 
 def _write_folder(final, model, tokenizer, state=None):
@@ -65,8 +78,7 @@ def _write_folder(final, model, tokenizer, state=None):
         if state is not None:
             torch.save(state, temporary / "state.pt")
         for file in temporary.iterdir():
-            with open(file, "rb") as f:
-                os.fsync(f.fileno())
+            flush_to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises all three
@@ -109,8 +121,9 @@ def load_state(checkpoint, optimizer, device):
 
 # ======================================================================== the folder of a run
 
-# These settings have no influence on the weights, so a resumed run may change them.
-FREE = ("resume", "device", "save_every", "eval_every", "show_every", "vllm_memory")
+# These settings have no influence on the weights, so a resumed run may change them. `out` is one
+# of them: the same folder has many names (runs/x, ./runs/x/), and it may have been moved.
+FREE = ("resume", "out", "device", "save_every", "eval_every", "show_every", "vllm_memory")
 
 
 def recall(args, default_out):
@@ -121,7 +134,8 @@ def recall(args, default_out):
     if args.resume and path.exists():
         before = read_json(path)
         for f in dataclasses.fields(args):
-            if f.name in before and f.name not in args.given:
+            # `out` is where the run lies now, and not where it began: it may have been moved.
+            if f.name in before and f.name not in {"out", *args.given}:
                 setattr(args, f.name, before[f.name])
 
 
@@ -136,6 +150,7 @@ def open_run(args, script):
     because the result would be neither of the two runs.
     """
     out = make_folder(args.out)
+    _lock(out)
     # Nothing here draws from the global random states, but a fork may.
     random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -166,13 +181,59 @@ def open_run(args, script):
     return out, checkpoint
 
 
+def _lock(out):
+    """Lock the folder for this run. Of several processes the first one does it for all."""
+    sentence = None
+    if process()[0] == 0:
+        try:
+            lock(out)
+        except Mistake as mistake:
+            sentence = str(mistake)
+    sentence = gather(sentence)[0]  # so all of them end, and none waits for another
+    require(sentence is None, sentence)
+
+
 def write_config(out, args, script):
     """Called when nothing can be refused any more and before anything else is written. So a
     refused run leaves a folder that can be used again, and a killed run one that can be resumed."""
     gather(None)  # wait until all processes have looked into the folder
-    path = Path(out) / "config.json"
-    if process()[0] == 0 and not path.exists():
-        write_json(path, {"script": script, **settings(args), "versions": versions()})
+    path, source = Path(out) / "config.json", source_hash(args)
+    if process()[0] > 0:
+        return
+    if not path.exists():
+        about = {"source": source, "versions": versions()}
+        write_json(path, {"script": script, **settings(args), **about})
+        return
+    before = read_json(path)
+    known = str(before.get("source")).split("+")
+    if source is not None and before.get("source") is not None and source not in known:
+        # The result is neither the old script's nor the new one's, and --compare must see that.
+        print(f"warning: {script} has changed since this run began; the run goes on with it as it "
+              "is now, and --compare will count it as an arm of its own")
+        write_json(path, {**before, "source": "+".join([*known, source])})
+
+
+def source_hash(args):
+    """A hash of the script in which the class of `args` is written, or None if there is no file.
+
+    Comments and texts are left out. So two runs have the same hash if the same code made them,
+    and a changed loss shows even in a script with the old name.
+    """
+    try:
+        tree = ast.parse(Path(inspect.getsourcefile(type(args))).read_text(encoding="utf-8"))
+    except (TypeError, OSError):
+        return None
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # a lambda has a body, too: one expression
+            node.body = [x for x in body if not _is_text(x)] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node):
+    """A docstring, or the help text under a flag."""
+    value = getattr(node, "value", None)
+    return isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str)
 
 
 def resume_command(script, args):

@@ -1,11 +1,22 @@
-"""Reading and writing files so that a killed process never leaves half a file behind."""
+"""Reading and writing files so that a killed process never leaves half a file behind. The lock
+of a folder, so that two processes never write into the same one."""
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
 from pathlib import Path
 
-from common.arguments import Mistake
+from common.arguments import Mistake, require
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl, and msvcrt instead
+    fcntl = None
+    import msvcrt
+
+# ======================================================================== reading and writing
 
 
 def write_text(path, text):
@@ -21,6 +32,13 @@ def write_text(path, text):
     except OSError:  # for example a full disk: the old file stays as it is
         temporary.unlink(missing_ok=True)
         raise
+
+
+def flush_to_disk(path):
+    """Wait until a file that another library wrote is on the disk."""
+    # Windows refuses to flush a file that is open for reading only, hence "r+b".
+    with open(path, "r+b") as f:
+        os.fsync(f.fileno())
 
 
 def write_json(path, value):
@@ -80,3 +98,94 @@ def make_folder(path):
             f"Cannot write into '{path}' ({error.strerror}); choose another folder with --out."
         ) from None
     return path
+
+
+def check_writable(path, flag):
+    """Refuse a file that cannot be written, before any work. flag: what its name was given by."""
+    path = Path(os.path.abspath(path))
+    require(not os.path.isdir(path), f"'{path}' is a folder; give {flag} the name of a file in it.")
+    require(
+        os.path.isdir(path.parent),
+        f"There is no folder '{path.parent}' to write into; create it, or choose another {flag}.",
+    )
+    was_there = os.path.exists(path)  # False also for a name that is too long
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise Mistake(
+            f"Cannot write '{path}' ({error.strerror}); choose another {flag}."
+        ) from None
+    if not was_there:
+        path.unlink()
+
+
+# ======================================================================== the lock of a folder
+
+_locks = {}  # {folder: the open file that holds its lock}
+# What a system says about a file that another process has locked.
+TAKEN = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+
+
+def lock(folder):
+    """Refuse a folder in which another process works. Two runs in one folder would both write
+    their lines into its files, and both would seem to succeed.
+
+    The system takes the lock back when this process ends, however it ends. So a killed run leaves
+    nothing behind that would have to be deleted.
+    """
+    folder = Path(folder).resolve()
+    if folder in _locks:
+        return
+    handle = _open_lock(folder)
+    require(
+        handle is not None,
+        f"Another process works in '{folder}'; wait until it has ended, or choose another --out.",
+    )
+    _locks[folder] = handle
+
+
+def unlock(folder):
+    handle = _locks.pop(Path(folder).resolve(), None)
+    if handle is not None:
+        os.close(handle)
+
+
+def _open_lock(folder):
+    """The open folder, locked, or None if another process has locked it."""
+    if fcntl is not None:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError as error:
+            os.close(handle)
+            if error.errno in TAKEN:
+                return None
+    # Windows and some network file systems can lock files only.
+    return _open_lock_file(folder)
+
+
+def _open_lock_file(folder):
+    """The same by an empty file in the folder. The file stays there, and does no harm."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except OSError as error:  # any other error: this file system has no locks, so go on without
+        if error.errno in TAKEN:
+            os.close(handle)
+            return None
+    return handle
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Holds the lock of a folder inside a with statement."""
+    lock(folder)
+    try:
+        yield
+    finally:
+        unlock(folder)

@@ -1,9 +1,13 @@
 """Command lines from a dataclass, and how a user's mistake ends a script."""
 import errno
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import ROOT
 
 from common.arguments import (
     Mistake,
@@ -144,3 +148,74 @@ def test_ctrl_c_before_the_first_update_is_no_traceback(capsys):
     with pytest.raises(SystemExit) as ended:
         run_script(stopped)
     assert ended.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
+
+
+# ------------------------------------------------------------------------ a reader that has gone
+
+
+PRINTS = """
+import sys
+from common.arguments import run_script
+def main():
+    for i in range(20000):
+        print("line", i)
+    print("errors, too", file=sys.stderr)
+    open(sys.argv[1], "w").write("done")
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("both", (False, True))
+def test_a_reader_that_has_gone_does_not_end_a_script(tmp_path, both):
+    """python opd.py | head -1: the rest is printed to nobody, and the training goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS, str(tmp_path / "file")], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "line 0\n"
+    process.stdout.close()
+    said = "" if both else process.stderr.read()
+    assert process.wait(20) == 0 and (tmp_path / "file").read_text() == "done"
+    assert said == ("" if both else "errors, too\n")
+
+
+def test_a_few_lines_to_a_reader_that_has_gone(tmp_path):
+    """They are still in the buffer when the script ends."""
+    code = PRINTS.replace("20000", "3").replace("    for i", "    sys.stdin.readline()\n    for i")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "file")], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == "errors, too\n" and process.wait(20) == 0
+
+
+def test_lines_reach_a_pipe_at_once(tmp_path):
+    """python opd.py | tee log shows a line when it is printed, not when 8 KB are full."""
+    code = PRINTS.replace("20000", "1").replace("    print(\"err", "    sys.stdin.readline()\n#")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file")], cwd=ROOT,
+                               text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "line 0\n" and process.poll() is None
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(20) == 0
+
+
+def test_the_streams_are_as_before_after_a_script():
+    before = sys.stdout, sys.stderr
+    run_script(lambda: print("x"))
+    assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize("script", ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate",
+                                    "look"))
+def test_ctrl_c_while_torch_is_loaded_is_no_traceback(script, tmp_path):
+    """Loading it takes seconds. A script handles Ctrl-C before it begins to load it."""
+    # A torch that is interrupted while it loads, as by Ctrl-C.
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=20,
+    )
+    assert done.stderr == "\nstopped\n" and done.returncode in (130, -2)

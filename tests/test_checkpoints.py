@@ -1,15 +1,29 @@
 """The folder of a run: metrics.jsonl with updates that are not finite, and what a resumed run
 keeps of it."""
+import importlib.util
 import math
+import shutil
+import sys
 
 import pytest
 import torch
 from conftest import tiny_qwen3
 from helpers import CPU
 
+from common import files
 from common.arguments import Mistake
-from common.checkpoints import Metrics, latest_checkpoint, load_state, save_checkpoint
-from common.files import read_jsonl
+from common.checkpoints import (
+    Metrics,
+    latest_checkpoint,
+    load_state,
+    open_run,
+    recall,
+    save_checkpoint,
+    save_final,
+    source_hash,
+    write_config,
+)
+from common.files import read_json, read_jsonl
 from common.models import load_tokenizer
 from common.weights import adamw
 
@@ -83,3 +97,107 @@ def test_a_checkpoint_of_an_older_version_can_be_read(tmp_path):
     assert load_state(out, fresh, CPU)["step"] == 3
     for p in model.parameters():
         assert torch.equal(fresh.state[p]["exp_avg"], optimizer.state[p]["exp_avg"])
+
+
+# ------------------------------------------------------------------------ the folder of a run
+
+
+SCRIPT = '''"""A method."""
+from dataclasses import dataclass
+
+
+@dataclass
+class Args:
+    out: str | None = None
+    """folder"""
+    seed: int = 0
+    """seed"""
+    resume: bool = False
+    """go on"""
+
+
+def loss(x):
+    return x  # the loss
+'''
+
+
+def arguments(folder, source=SCRIPT, **flags):
+    """The Args of a script with this source."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "mine.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(f"mine_{folder.name}", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    args = module.Args(**flags)
+    args.given = set(flags)
+    return args
+
+
+def test_a_run_is_resumed_under_every_name_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = arguments(tmp_path / "code", out="runs/x")
+    write_config(open_run(args, "mine.py")[0], args, "mine.py")
+    files.unlock("runs/x")
+    for out in ("runs/x/", "./runs/x", str(tmp_path / "runs/x"), "runs/../runs/x"):
+        args = arguments(tmp_path / "code", out=out, resume=True)
+        recall(args, "runs/mine-0")
+        assert args.out == out and open_run(args, "mine.py")[1] is None
+        files.unlock(out)
+    shutil.move("runs/x", "runs/mine-0")                # moved, and not even named
+    args = arguments(tmp_path / "code", resume=True)
+    recall(args, "runs/mine-0")
+    assert args.out == "runs/mine-0" and open_run(args, "mine.py")[0].name == "mine-0"
+    args = arguments(tmp_path / "code", resume=True, seed=1, out="runs/mine-0")
+    recall(args, "runs/mine-0")
+    with pytest.raises(Mistake, match="started with other settings .--seed 0"):
+        open_run(args, "mine.py")
+
+
+def test_the_config_knows_the_code_of_its_script(tmp_path):
+    first = arguments(tmp_path / "a", out=str(tmp_path / "run"))
+    write_config(open_run(first, "mine.py")[0], first, "mine.py")
+    config = read_json(tmp_path / "run/config.json")
+    assert config["source"] == source_hash(first) and len(config["source"]) == 16
+    # Comments and texts are not code. So an arm does not fall apart when one is mended.
+    text = SCRIPT.replace("# the loss", "# the same loss").replace("folder", "a folder")
+    assert source_hash(arguments(tmp_path / "b", text)) == config["source"]
+    assert source_hash(arguments(tmp_path / "c", SCRIPT.replace("x  #", "2 * x  #"))) not in (
+        None, config["source"])
+    # A class that was typed into an interpreter has no file.
+    assert source_hash(type("Args", (), {"__module__": "nowhere"})()) is None
+
+
+def test_a_run_that_goes_on_with_another_script_is_neither_of_the_two(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    first = arguments(tmp_path / "a", out=out)
+    write_config(open_run(first, "mine.py")[0], first, "mine.py")
+    changed = arguments(tmp_path / "b", SCRIPT.replace("x  #", "2 * x  #"), out=out, resume=True)
+    write_config(open_run(changed, "mine.py")[0], changed, "mine.py")
+    both = f"{source_hash(first)}+{source_hash(changed)}"
+    assert read_json(tmp_path / "run/config.json")["source"] == both
+    assert "mine.py has changed since this run began" in capsys.readouterr().out
+    write_config(open_run(changed, "mine.py")[0], changed, "mine.py")
+    assert read_json(tmp_path / "run/config.json")["source"] == both        # once is enough
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    from test_files import holder
+    (tmp_path / "run").mkdir()
+    process = holder(tmp_path / "run")
+    try:
+        for resume in (False, True):
+            args = arguments(tmp_path / "a", out=str(tmp_path / "run"), resume=resume)
+            with pytest.raises(Mistake, match="Another process works in"):
+                open_run(args, "mine.py")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close(), process.stdout.close()
+    args = arguments(tmp_path / "a", out=str(tmp_path / "run"))
+    out, _ = open_run(args, "mine.py")
+    save_final(out, tiny_qwen3(), load_tokenizer("toy/student"))
+    process = holder(out)                               # a run that is done has no lock
+    process.kill()
+    process.wait()
+    process.stdin.close(), process.stdout.close()

@@ -1,11 +1,15 @@
 """Files: whole or not there, and a sentence about what cannot be read."""
 import json
 import os
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
+from common import files
 from common.arguments import Mistake
-from common.files import make_folder, read_json, read_jsonl, write_json, write_text
+from common.files import check_writable, make_folder, read_json, read_jsonl, write_json, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -56,3 +60,81 @@ def test_a_folder_is_tried_before_any_work(tmp_path):
     for name in ("file", "file/below"):
         with pytest.raises(Mistake, match="Cannot write into .*choose another folder with --out"):
             make_folder(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    check_writable(tmp_path / "page.html", "--html")
+    assert list(tmp_path.iterdir()) == []               # nothing is left behind
+    (tmp_path / "page.html").write_text("old")
+    check_writable(tmp_path / "page.html", "--html")
+    assert (tmp_path / "page.html").read_text() == "old"
+    for name, sentence in (
+        ("", "is a folder; give --html the name of a file"),
+        ("no/such/page.html", "There is no folder .*create it, or choose another --html"),
+        (300 * "x", "Cannot write .*choose another --html"),
+    ):
+        with pytest.raises(Mistake, match=sentence):
+            check_writable(tmp_path / name, "--html")
+
+
+def test_a_file_is_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows refuses to flush a file that is open for reading only."""
+    fcntl = pytest.importorskip("fcntl")
+    path, modes = tmp_path / "weights", []
+    path.write_bytes(b"abc")
+    monkeypatch.setattr(os, "fsync", lambda fd: modes.append(fcntl.fcntl(fd, fcntl.F_GETFL)))
+    files.flush_to_disk(path)
+    assert len(modes) == 1 and modes[0] & os.O_ACCMODE == os.O_RDWR
+    assert path.read_bytes() == b"abc"
+
+
+# ------------------------------------------------------------------------ the lock
+
+HOLD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from common.files import lock
+lock(sys.argv[2])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(folder):
+    """A process that has locked the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(ROOT), str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+@pytest.mark.parametrize("by_file", (False, True))
+def test_a_folder_is_locked_until_its_process_is_dead(tmp_path, monkeypatch, by_file):
+    if by_file:     # as on Windows, and on file systems that cannot lock a folder
+        monkeypatch.setattr(files, "_open_lock", files._open_lock_file)
+        monkeypatch.setattr(sys.modules[__name__], "HOLD", HOLD.replace(
+            "lock(sys", "import common.files as f; f._open_lock = f._open_lock_file; lock(sys"))
+    process = holder(tmp_path)
+    try:
+        with pytest.raises(Mistake, match="Another process works in .*; wait until it has ended"):
+            files.lock(tmp_path)
+        with pytest.raises(Mistake, match="Another process works in"):
+            files.lock(tmp_path / ".." / tmp_path.name)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close(), process.stdout.close()
+    # The killed process has left nothing that would have to be deleted.
+    files.lock(tmp_path)
+    files.lock(tmp_path)                                # twice in one process is one lock
+    with pytest.raises(AssertionError):
+        holder(tmp_path)
+    files.unlock(tmp_path)
+    process = holder(tmp_path)
+    process.kill()
+    process.wait()
+    process.stdin.close(), process.stdout.close()
+    if not by_file:
+        assert list(tmp_path.iterdir()) == []
