@@ -132,8 +132,52 @@ def log_probabilities(model, hidden, temperature=1.0):
 
     A head can have more rows than the tokenizer has tokens. The rest is cut off in all models.
     """
-    logits = model.get_output_embeddings()(hidden)[:, : model.vocabulary].float()  # [n, V]
+    logits = apply_head(model.get_output_embeddings(), hidden)  # [n, rows of the head]
+    logits = logits[:, : model.vocabulary].float()  # [n, V]
     return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+# Heads in half precision, {id of the weight: its copy}, of the call of `Compute.in_chunks` that is
+# at work. None: there is no such call, and autocast makes the copy.
+_copies = None
+
+
+def apply_head(head, hidden):
+    """head(hidden). In half precision all chunks of a loss share one copy of a float32 head.
+
+    Autocast alone would cast a head without gradient again for every chunk. That of Qwen3-0.6B
+    has 155 million numbers.
+    """
+    weight, kind = getattr(head, "weight", None), hidden.device.type
+    if _copies is None or weight is None or not torch.is_autocast_enabled(kind):
+        return head(hidden)
+    dtype = torch.get_autocast_dtype(kind)
+    if weight.dtype == dtype:
+        return head(hidden)
+    if id(weight) not in _copies:
+        _copies[id(weight)] = weight.detach().to(dtype)
+    logits = HeadProduct.apply(hidden.to(dtype), weight, _copies[id(weight)])
+    return logits if getattr(head, "bias", None) is None else logits + head.bias
+
+
+class HeadProduct(torch.autograd.Function):
+    """hidden [n, width] times the copy of a head [rows, width]: logits [n, rows].
+
+    The gradient of the head leaves each chunk in float32, so the chunks are summed in float32.
+    Autocast would sum them in its copy's type. In bfloat16 that sum is wrong by 3 % with 128
+    chunks, and by 21 % with 512, because a small number added to a large one is rounded away.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, copy):
+        ctx.save_for_backward(hidden, copy)
+        return hidden @ copy.T
+
+    @staticmethod
+    def backward(ctx, gradient):  # [n, rows]
+        hidden, copy = ctx.saved_tensors
+        of_weight = (gradient.T @ hidden).float() if ctx.needs_input_grad[1] else None
+        return gradient @ copy, of_weight, None
 
 
 # ======================================================================== the work of an update
@@ -209,7 +253,7 @@ class Compute:
         the logits of a chunk again, so they are never kept. A tensor may be None.
         """
         size, N = self.chunk, len(tensors[0])
-        total, statistics = 0.0, []
+        total, statistics, loss = 0.0, [], sharing_copies(loss)
         for first in range(0, N, size):
             piece = [x if x is None else x[first : first + size] for x in tensors]
             # One chunk alone is kept: to compute it twice would save nothing.
@@ -219,6 +263,22 @@ class Compute:
                 values, stats = checkpoint(loss, *piece, use_reentrant=False)
             total, statistics = total + values, statistics + [stats]
         return total, torch.cat(statistics)
+
+
+def sharing_copies(loss):
+    """The same loss. All its calls share one copy of each head, also those of the backward pass.
+    The copies go when the loss goes, so the next update makes them from the weights it finds."""
+    copies = {}
+
+    def sharing(*tensors):
+        global _copies
+        before, _copies = _copies, copies
+        try:
+            return loss(*tensors)
+        finally:
+            _copies = before
+
+    return sharing
 
 
 def rollout_statistics(responses, ends):

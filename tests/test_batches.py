@@ -1,10 +1,12 @@
 """Batches: the order of the prompts, micro-batches, packing, log-probabilities, chunks, and what
 an update collects."""
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_qwen3
+from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import CPU, PROMPTS, RESPONSES, STUDENT, compute
 
 from common import batches
@@ -190,6 +192,97 @@ def test_chunks_have_the_sum_the_statistics_and_the_gradient_of_the_whole():
         assert torch.allclose(cut[4], whole[4], atol=1e-6)
         assert torch.allclose(cut[5], whole[5], atol=1e-5)
     assert results(1)[0] == [1] * 7                         # at least one position at a time
+
+
+# ------------------------------------------------------------------------ the head in half precision
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a float32 matrix of one shape is made into another type."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.shape, self.count = weight.shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if "_to_copy" in str(function) and args[0].dtype == torch.float32 != out.dtype:
+            self.count += args[0].shape == self.shape
+        return out
+
+
+def half():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def written_logp(model):
+    """A loss for in_chunks: minus the log-probability of the written tokens."""
+
+    def loss(hidden, targets):
+        logp = log_probabilities(model, hidden).gather(1, targets[:, None]).squeeze(1)
+        return -logp.sum(), logp.detach()[:, None]
+
+    return loss
+
+
+def positions(count, width=32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, width, generator=generator)
+    return hidden, torch.randint(0, 50, (count,), generator=generator)
+
+
+@pytest.mark.parametrize("chunks", [128, 512])
+def test_the_gradient_of_the_head_is_summed_over_chunks_in_float32(chunks):
+    model = tiny_qwen3()
+    head, (hidden, targets) = model.get_output_embeddings().weight, positions(2 * chunks)
+    loss, expected = written_logp(model), torch.zeros_like(head)
+    for first in range(0, len(hidden), 2):                  # a pass of its own for every chunk
+        with half():
+            value, _ = loss(hidden[first : first + 2], targets[first : first + 2])
+        expected += torch.autograd.grad(value, head)[0]
+    work = compute(SimpleNamespace(chunk_logits=2 * 50))
+    with half():
+        value, _ = work.in_chunks(loss, hidden, targets)
+    value.backward()
+    assert head.grad.dtype == torch.float32
+    assert (head.grad - expected).norm() < 0.002 * expected.norm()
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_head_is_cast_once_for_all_chunks(learns):
+    # A head without a gradient: that of a moving average, or of a frozen float32 teacher.
+    model, (hidden, targets) = tiny_qwen3().requires_grad_(learns), positions(40)
+    hidden.requires_grad_()
+    work = compute(SimpleNamespace(chunk_logits=2 * 50))
+    with Casts(model.get_output_embeddings().weight) as casts:
+        with half():
+            value, _ = work.in_chunks(written_logp(model), hidden, targets)
+        value.backward()                                    # computes every chunk once more
+    assert casts.count == 1
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_a_head_that_has_learnt_is_cast_again():
+    # The copy belongs to one call of in_chunks. The weights that follow a step are other ones.
+    model, (hidden, targets) = tiny_qwen3(), positions(40)
+    work, values = compute(SimpleNamespace(chunk_logits=2 * 50)), []
+    for _ in range(2):
+        with half(), torch.no_grad():
+            values.append(work.in_chunks(written_logp(model), hidden, targets)[0].item())
+            # `.data` raises no version counter, and neither does a fused optimizer.
+            model.get_output_embeddings().weight.data.zero_()
+    uniform = 40 * math.log(50)
+    assert values[1] == pytest.approx(uniform) and abs(values[0] - uniform) > 1
+
+
+def test_logits_in_half_precision_are_those_of_the_head_itself():
+    model, (hidden, targets) = tiny_qwen3(), positions(40)
+    with half(), torch.no_grad():
+        expected = model.get_output_embeddings()(hidden).float().log_softmax(-1)
+        found = []
+        work = compute(SimpleNamespace(chunk_logits=2 * 50))
+        work.in_chunks(lambda h: (0.0, found.append(log_probabilities(model, h)) or h), hidden)
+    assert torch.equal(torch.cat(found), expected)
 
 
 # ------------------------------------------------------------------------ what is collected
