@@ -57,10 +57,13 @@ are small, so read them with their confidence intervals.
 import math
 from dataclasses import dataclass
 
+# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+from common.arguments import choice, either, harmless, require, run_script
+
+# isort: split
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from common.arguments import choice, either, harmless, require, run_script
 from common.batches import Collected, log_probabilities, rollout_statistics, states
 from common.diagnostics import quartiles
 from common.flags import Common, in_range, parse
@@ -507,7 +510,11 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         traj = -(target_weights * at_targets).sum()  # (8)
         with torch.no_grad():  # only to be looked at
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
-        return torch.stack([(kl * factor).sum(), traj]), torch.stack([kl.detach(), *entropies], 1)
+            # What does the teacher itself say to the targets, in the STUDENT's context? Where it
+            # finds them unlikely, L_traj and L_OPD pull into different directions.
+            agreement = (target_weights * teacher_logp.gather(1, target_ids).exp()).sum(-1)  # [n]
+            columns = [kl.detach(), *entropies, agreement]
+        return torch.stack([(kl * factor).sum(), traj]), torch.stack(columns, 1)
 
     student.train()
     # The same micro-batches as in look_ahead: they depend on the lengths only.
@@ -533,7 +540,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         optimizer.zero_grad(set_to_none=True)
     opd = opd / tokens
     traj = (traj + sum(negative_entropy(p) / len(p.weights) for p in guiding)) / count
-    kl, student_entropy, teacher_entropy = torch.cat(stats).mean(0).tolist()
+    stats = torch.cat(stats)  # [N, 4]
+    kl, student_entropy, teacher_entropy, _ = stats.mean(0).tolist()
     metrics = {
         "loss": opd + args.lam * traj,
         "opd": opd,
@@ -544,6 +552,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         "candidates": len(points) / len(responses),
         "divergent": len(kept) / len(responses),
         "distance": quartiles([p.distance for p in points]),
+        # mean over d and i of sum_v q_i(v) p_T(v | x, y_<t+i)
+        "target_agreement": stats[:, 3].sum().item() / count if guiding else None,
         "grad_norm": norm,
         **rollout_statistics(responses, student.ends),
     }
