@@ -56,6 +56,7 @@ SPLITS = {
     "train": (4000, [3, 4, 5]),
     "test": (2001, [3, 4, 5]),
     "heldout": (2001, [6, 7, 8]),
+    "validation": (1002, [3, 4, 5]),  # to choose settings on; the test set is for the verdict
 }
 
 # What the teacher reads, and what all documents with a right hint show. It is harder than
@@ -494,7 +495,7 @@ def train_reader(seed, out, tokenizer, steps=300, log=print):
 
 
 def write_data(seed, out):
-    """The train, test and held-out files. No problem occurs twice in them."""
+    """The data files. No problem occurs twice in them."""
     rng, seen = random.Random(f"data-{seed}"), set()
     for split, (count, levels) in SPLITS.items():
         with open(Path(out) / f"{split}.jsonl", "w", encoding="utf-8") as f:
