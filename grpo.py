@@ -67,6 +67,7 @@ from common.diagnostics import signal_statistics
 from common.flags import Common, at_least, in_range, parse
 from common.grading import verify
 from common.memory import within_memory
+from common.processes import dealt
 from common.run import Run
 from common.sampler import sample
 from common.weights import adamw, clip_gradient
@@ -158,7 +159,7 @@ def verdicts(tokenizer, rows, drawn, G):
     """R_i of every rollout, a list of bool. A rollout that was cut without an answer has failed."""
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
-    return [verify(t, a, c.truncated) for t, a, c in zip(texts, answers, drawn)]
+    return dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
 
 
 def collect(student, tokenizer, rows, args, step):

@@ -60,6 +60,7 @@ from common.diagnostics import gate, group_statistics, masses_at_mistakes, other
 from common.flags import Common, in_range, parse
 from common.grading import verify
 from common.memory import within_memory
+from common.processes import dealt
 from common.run import Run
 from common.sampler import sample, uniforms
 from common.weights import adamw, clip_gradient, copy_of, follow
@@ -137,7 +138,7 @@ def verdicts(tokenizer, rows, drawn, G):
     """(1): the texts of the rollouts without their end-of-turn token, and R_i of each."""
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
-    return texts, [verify(t, a, c.truncated) for t, a, c in zip(texts, answers, drawn)]
+    return texts, dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
 
 
 def coverage(p, G):

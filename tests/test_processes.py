@@ -169,15 +169,65 @@ print([s.flatten().tolist() for s in stats], loss, names, total.tolist())
 """
 
 
-def test_everyone_knows_the_whole_batch_and_the_sums_also_a_process_without_a_share():
-    address = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-               "OMP_NUM_THREADS": "1"}
+def said_by(program, count):
+    """What each of `count` processes prints that run this program together."""
+    address = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
+               "MASTER_PORT": str(free_port())}
     running = [
-        subprocess.Popen([sys.executable, "-c", SHARES], cwd=ROOT, stdout=subprocess.PIPE,
+        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
                          stderr=subprocess.PIPE, text=True,
                          env={**os.environ, **address, "RANK": str(i), "LOCAL_RANK": str(i)})
-        for i in range(3)
+        for i in range(count)
     ]
     said = [p.communicate(timeout=200) for p in running]
+    assert all(p.returncode == 0 for p in running), said
+    return [out.strip() for out, _ in said]
+
+
+def test_everyone_knows_the_whole_batch_and_the_sums_also_a_process_without_a_share():
     expected = "[[0.0], [1.0, 1.0], [2.0, 2.0, 2.0]] 6.5 ['c', 'a', 'b'] [3.0, 30.0]"
-    assert [out.strip() for out, _ in said] == [expected] * 3, said
+    assert said_by(SHARES, 3) == [expected] * 3
+
+
+# ------------------------------------------------------------------------ verdicts
+
+# Grading has a time limit, so two processes can find different verdicts on the same answer. Here
+# they always do: the first finds everything right, the second everything wrong.
+VERDICTS = """
+from types import SimpleNamespace
+import grpo, hindsight_sd
+from common import evaluation
+from common.processes import dealt, process
+from common.sampler import Completion
+
+asked = []
+def verify(response, gold, truncated):
+    asked.append(response)
+    return process()[0] == 0
+for module in (grpo, hindsight_sd, evaluation):
+    module.verify = verify
+
+class Tokenizer:
+    def decode(self, ids, skip_special_tokens=False):
+        return str(ids)
+drawn = [Completion([i], False, [0.0]) for i in range(5)]
+rows = [{"answer": "7", "prompt": "p"}] * 5
+print(dealt(lambda x, y: (process()[0], x + y), [(i, 10) for i in range(5)]))
+print(dealt(lambda x: x, []), dealt(lambda x: x, [(8,)]))
+print(grpo.verdicts(Tokenizer(), rows, drawn, 1), len(asked))
+print(hindsight_sd.verdicts(Tokenizer(), rows, drawn, 1)[1], len(asked))
+evaluation.warm_up = lambda: None
+evaluation.prompt_ids = lambda *_: [5]
+evaluation.sample = lambda model, prompts, **more: drawn
+_, records = evaluation.evaluate(None, Tokenizer(), rows, max_new_tokens=1, bar=False)
+print([r["correct"] for r in records], len(asked))
+"""
+
+
+def test_an_answer_is_graded_once_and_all_processes_take_that_verdict():
+    first, second = (said.split("\n") for said in said_by(VERDICTS, 2))
+    shares = "[(0, 10), (1, 11), (0, 12), (1, 13), (0, 14)]"
+    verdicts = "[True, False, True, False, True]"
+    # The first process has graded three of five answers in each of the three places.
+    assert first == [shares, "[] [8]", *(f"{verdicts} {3 * n}" for n in (1, 2, 3))]
+    assert second == [shares, "[] [8]", *(f"{verdicts} {2 * n}" for n in (1, 2, 3))]
