@@ -19,6 +19,7 @@ the number is resident memory, on a GPU it is what PyTorch allocated.
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -26,6 +27,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +82,7 @@ def cards():
     print("| card | script | student | teacher | flags | predicted peak |")
     for card in CARDS:
         flags = f"--micro_tokens {card.micro_tokens} --max_new_tokens {card.max_new_tokens}"
-        flags += f" --lora {card.lora} --lr 1e-4" if card.lora else ""
+        flags += f" --lora {card.lora} --lr {lora_rate(card)}" if card.lora else ""
         flags += " --adam_bits 8" if card.adam_bits == 8 else ""
         teacher = "itself" if card.teacher is None else f"Qwen3-{card.teacher}"
         if card.script.startswith("grpo"):
@@ -91,6 +93,13 @@ def cards():
             f"| {card.gigabytes} GB | `{card.script}` | Qwen3-{card.student} | {teacher} | "
             f"`{flags}` | {peak / 2**30:.1f} GiB{too_much} |"
         )
+
+
+def lora_rate(card):
+    """Ten times the script's own rate, as adapters are often given. It was not measured here."""
+    script = importlib.import_module(card.script.split(".py")[0])
+    own = next(f for f in fields(script.Args) if f.name == "lr").metadata["either"][1]
+    return f"{10 * own:.0e}".replace("e-0", "e-")
 
 
 def predicted_peak(card):

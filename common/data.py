@@ -8,14 +8,26 @@ Training and evaluation must do all of this in the same way. If they do not, the
 measures a model on prompts that it was never trained on.
 """
 
+import hashlib
 import importlib
-import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from common.arguments import Mistake, require, shorten
-from common.models import ROOT, reach_hub
+from common.models import ROOT
+from common.tables import (
+    ANSWER_COLUMNS,
+    PROBLEM_COLUMNS,
+    check_repetition,
+    check_row,
+    find_columns,
+    in_plain_spaces,
+    is_hub_name,
+    read_file,
+    read_hub,
+    read_own_hub,
+    worked_solution,
+)
 
 # ======================================================================== the benchmarks
 
@@ -38,6 +50,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "toy": Benchmark("toy/{split}.jsonl", train="train", checker="toy.world"),
     "toy-heldout": Benchmark("toy/heldout.jsonl", checker="toy.world"),
+    "toy-validation": Benchmark("toy/validation.jsonl", checker="toy.world"),
     "gsm8k": Benchmark("openai/gsm8k", "main", train="train", problem="question"),
     "math500": Benchmark("HuggingFaceH4/MATH-500"),
     "aime24": Benchmark("HuggingFaceH4/aime_2024", test="train"),
@@ -54,29 +67,43 @@ BENCHMARKS = {
     ),
 }
 
-# A user's own file may call its columns by any of these names.
-PROBLEM_COLUMNS, ANSWER_COLUMNS = ("problem", "question"), ("answer", "final_answer", "gold")
+# "mine.jsonl:held-out" is the part of mine.jsonl that no run on mine.jsonl trains on.
+HELD_OUT = ":held-out"
+OWN_DATA = (
+    "a file (.jsonl, .json, .csv, .tsv, .parquet) with the columns problem and answer, or a data "
+    "set of the hub as OWNER/NAME or OWNER/NAME:CONFIGURATION"
+)
 
 
 def check_name(name, split):
-    """True for a local file, False for a benchmark, a Mistake for anything else.
+    """True for a user's own data (a file, or a data set of the hub that is no benchmark), False
+    for a benchmark, a Mistake for anything else.
 
     This reads no data. So a wrong name is reported before anything slow begins.
     """
-    if name.endswith((".jsonl", ".json")) or name not in BENCHMARKS:
+    whole = name.removesuffix(HELD_OUT)
+    if name not in BENCHMARKS:
+        known = whole in BENCHMARKS  # "toy:held-out": a benchmark has its own test problems
         require(
-            Path(name).is_file(),
+            not known and (Path(whole).is_file() or is_hub_name(whole)),
             f"There is no benchmark and no file named '{name}'. Benchmarks: "
-            f"{', '.join(BENCHMARKS)}; or the path of a JSONL file with the columns problem and "
-            "answer.",
+            f"{', '.join(BENCHMARKS)}; or {OWN_DATA}.",
+        )
+        require(
+            split == "test" or name == whole,
+            f"'{name}' is what is held out for tests; train on '{whole}'.",
         )
         return True
     require(
         getattr(BENCHMARKS[name], split) is not None,
-        f"'{name}' has no training problems; train on toy or gsm8k, or pass a JSONL file with "
-        "the columns problem and answer.",
+        f"'{name}' has no training problems; train on toy or gsm8k, or on {OWN_DATA}.",
     )
     return False
+
+
+def default_benchmark(data):
+    """The test problems that belong to --data: its test split, or what is held out of it."""
+    return data if data in BENCHMARKS else data.removesuffix(HELD_OUT) + HELD_OUT
 
 
 def checker(name):
@@ -94,21 +121,27 @@ def checker(name):
 
 
 def load_benchmark(name, split="test", limit=None):
-    """The rows of a benchmark or of a local JSONL file; at most the first `limit` rows."""
-    local = check_name(name, split)
-    benchmark = Benchmark(name) if local else BENCHMARKS[name]
-    in_repository = not local and benchmark.source.startswith("toy/")
+    """The rows of a benchmark or of a user's own data; at most the first `limit` rows."""
+    own = check_name(name, split)
+    if name.endswith(HELD_OUT):
+        whole = name.removesuffix(HELD_OUT)
+        return hold_out(load_benchmark(whole, "train"), whole)[1][:limit]
+    benchmark = Benchmark(name) if own else BENCHMARKS[name]
+    in_repository = not own and benchmark.source.startswith("toy/")
 
     # 1. The whole table, as an object of the package datasets.
-    if local or in_repository:
-        source = name if local else str(ROOT / benchmark.source.format(split=split))
+    source = benchmark.source
+    if in_repository:
+        source = str(ROOT / source.format(split=split))
+    if in_repository or (own and Path(name).is_file()):
         data = read_file(source)
+    elif own:
+        data = read_own_hub(name, split)
     else:
-        source = benchmark.source
-        data = read_hub(name, split)
+        data = read_hub(source, benchmark.configuration, getattr(benchmark, split), name)
 
     # 2. The two columns that must be there.
-    if local:
+    if own:
         candidates = (PROBLEM_COLUMNS, ANSWER_COLUMNS)
     else:
         candidates = ([benchmark.problem], [benchmark.answer])
@@ -127,123 +160,89 @@ def load_benchmark(name, split="test", limit=None):
     # 4. One form for all benchmarks.
     rows, first_with = [], {}
     for i, row in enumerate(table):
+        which = f"Row {i + 1} of '{source}'"
         problem, answer = row[problem_column], row[answer_column]
         if isinstance(answer, list):  # OlympiadBench has a list of gold answers
             answer = ", ".join(map(str, answer))
-        check_row(problem, answer, f"Row {i + 1} of '{source}'")
+        check_row(problem, answer, which)
         answer = str(answer)
-        if local:
+        worked = worked_solution(answer, answer_column == "solution", own, which)
+        if worked:
+            solution, answer = worked
+            # A box with nothing beside it is no solution, and a column solution stays.
+            known = answer_column != "solution" and row.get("solution")
+            if not known and solution.strip() != f"\\boxed{{{answer}}}":
+                row["solution"] = solution
+        if own:
             check_repetition(first_with, problem, answer, i, source, split)
-        if "####" in answer:  # GSM8K, and files in its format
-            row["solution"], answer = solution_and_gold(answer)
         prompt = problem if in_repository else f"{problem}\n{INSTRUCTION}"
         rows.append({**row, "problem": problem, "answer": answer, "prompt": prompt})
     return rows
 
 
-def quiet_datasets():
-    """The package datasets, without progress bars and without a log.
+# ======================================================================== training and test rows
 
-    Its errors are also exceptions, and each of them is reported once, by this file.
+# A share of a user's own problems, but not more than are needed for a narrow interval.
+SHARE, MOST = 0.1, 500
+
+
+def hold_out(rows, name):
+    """(rows to train on, rows to test on) of a user's own data.
+
+    A hash of the problem decides which rows are held out. --seed does not, so all seeds of all
+    methods are tested on the same problems, and evaluate.py finds them again. A problem that
+    occurs several times lies on one side, and it is tested once.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    return datasets
-
-
-def read_file(path):
-    datasets = quiet_datasets()
-    try:
-        if os.path.getsize(path) > 0:
-            return datasets.load_dataset("json", data_files=path, split="train")
-    except Exception as error:  # a dozen kinds of exception mean that the file cannot be read
-        raise Mistake(
-            f"Could not load the file '{path}' ({type(error).__name__}: {first_words(error)}). "
-            "It must hold one JSON object a line, in UTF-8."
-        ) from None
-    raise Mistake(
-        f"The data file '{path}' is empty; it needs one JSON object a line with the columns "
-        "problem and answer."
-    )
-
-
-def read_hub(name, split):
-    datasets, benchmark = quiet_datasets(), BENCHMARKS[name]
-    hub_split = getattr(benchmark, split)
-    try:
-        reach_hub()
-        return datasets.load_dataset(benchmark.source, benchmark.configuration, split=hub_split)
-    except Exception as error:  # a dozen kinds of exception mean that there is no data set
-        raise Mistake(
-            f"Could not load the data set '{benchmark.source}' ({type(error).__name__}: "
-            f"{first_words(error)}). Without network, save its {hub_split} split as JSONL and "
-            f"pass that file's path instead of '{name}'."
-        ) from None
-
-
-def first_words(error):
-    return " ".join(str(error).split())[:200]
-
-
-def find_columns(data, source, problem_columns, answer_columns):
-    """(column of the problem, column of the answer): of each the first name that exists."""
-    there = data.column_names
-    problem = next((c for c in problem_columns if c in there), None)
-    answer = next((c for c in answer_columns if c in there), None)
-    missing = [what for what, c in (("problem", problem), ("answer", answer)) if c is None]
+    first = {}  # {problem: the first row with it}
+    for row in rows:
+        first.setdefault(in_plain_spaces(row["problem"]), row)
     require(
-        not missing,
-        f"'{source}' has no column for the {' and the '.join(missing)}; its columns are "
-        f"{', '.join(there)}. Rename them, or pass a JSONL file with the columns problem and "
-        "answer.",
+        len(first) > 1,
+        f"'{name}' holds one problem, so none can be held out for testing; pass other problems "
+        "with --benchmark.",
     )
-    return problem, answer
+    order = sorted(first, key=lambda p: hashlib.sha256(f"held out: {p}".encode()).hexdigest())
+    # In the order of the hash: the first --eval_n of them come from everywhere in the file.
+    held = order[: min(MOST, max(1, round(SHARE * len(first))))]
+    tested = set(held)
+    training = [row for row in rows if in_plain_spaces(row["problem"]) not in tested]
+    return training, [first[p] for p in held]
 
 
-def check_row(problem, answer, which):
-    """Refuse a row without a problem or without an answer that can be compared."""
-    require(
-        isinstance(problem, str) and problem.strip(),
-        f"{which} has no text as its problem; mend or delete it.",
-    )
-    not_a_number = answer != answer  # only NaN is unequal to itself
-    require(
-        not (answer is None or isinstance(answer, (bool, dict)) or not_a_number)
-        and str(answer).strip(),
-        f"{which} has an empty answer, or one that is neither text nor a number; mend or delete "
-        "it.",
-    )
-
-
-def check_repetition(first_with, problem, answer, i, source, split):
-    """Refuse a problem that the file holds twice, here in row i.
-
-    With two different answers, one of them is wrong. With the same answer, a test problem
-    is counted twice, and the interval becomes too narrow. In training that does no harm.
-    first_with: {problem: (its first row, its answer there)}.
-    """
-    j, earlier = first_with.setdefault(problem, (i, answer))
-    if earlier != answer or (j < i and split == "test"):
-        both = f" with different answers ({earlier!r}, {answer!r})" if earlier != answer else ""
-        raise Mistake(
-            f"Rows {j + 1} and {i + 1} of '{source}' hold the same problem{both}; delete one of "
-            "them."
+def training_and_tests(data, benchmark, resumed=False):
+    """(training rows, test rows) of a run. No problem is in both."""
+    rows = load_benchmark(data, "train")
+    if benchmark == data + HELD_OUT:
+        rows, tests = hold_out(rows, data)
+        print(
+            f"held out {len(tests)} of its {problem_count(rows) + len(tests)} problems "
+            f"({100 * SHARE:.0f} %, at most {MOST}; the same for every --seed) are only tested; "
+            f"evaluate.py knows them as --benchmark {benchmark}"
         )
+        return rows, tests
+    tests = load_benchmark(benchmark, "test")
+    if data in BENCHMARKS and benchmark in BENCHMARKS:  # published splits are compared as they are
+        return rows, tests
+    trained = {in_plain_spaces(row["problem"]) for row in rows}
+    both = [row["problem"] for row in tests if in_plain_spaces(row["problem"]) in trained]
+    if both:
+        said = (
+            f"{len(both)} of the {len(tests)} problems of '{benchmark}' (--benchmark) are also in "
+            f"'{data}' (--data), for example '{shorten(both[0], 60)}'. A model is not tested on "
+            "what it was trained on"
+        )
+        # A run of an earlier version began with them. It must be possible to finish it.
+        require(
+            resumed,
+            f"{said}: remove them from one of the two, or leave out --benchmark, and a part of "
+            "--data is held out for testing.",
+        )
+        print(f"warning: {said}, but this run has begun so.")
+    return rows, tests
 
 
-def solution_and_gold(answer):
-    """GSM8K stores a whole worked solution as the answer of a row. Returns the solution, with the
-    final number in a box, and the number alone.
-
-    If the whole text was the gold, a teacher that may see only the final answer would see the
-    solution. The stored text has calculator marks, which are left out:
-    48/2 = <<48/2=24>>24 ... #### 72
-    """
-    solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
-    gold = final.strip()
-    return f"{solution.strip()}\nThe answer is \\boxed{{{gold}}}.", gold
+def problem_count(rows):
+    return len({in_plain_spaces(row["problem"]) for row in rows})
 
 
 # ======================================================================== prompts
@@ -284,17 +283,29 @@ def prompt_ids(tokenizer, user, thinking=False):
     return list(encoded["input_ids"])
 
 
+def knows(tokenizer, text):
+    """Does the tokenizer have all words of the text? What it does not have becomes <unk>."""
+    if tokenizer.unk_token_id is None:
+        return True
+    return tokenizer.unk_token_id not in tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def ask_in_known_words(tokenizer, rows):
+    """Ask without INSTRUCTION where the tokenizer does not have its words, as the toy's. So a
+    user's own problems in the toy's language can be given to the toy's models."""
+    if not knows(tokenizer, INSTRUCTION):
+        for row in rows:
+            row["prompt"] = row["problem"]
+
+
 def check_prompts(tokenizer, prompts, data):
     """Refuse data whose words the tokenizer does not have.
 
     Such a word becomes <unk>. Then the model is asked something else than the data says.
     """
-    if tokenizer.unk_token_id is None:
-        return
     for prompt in prompts:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         require(
-            tokenizer.unk_token_id not in ids,
+            knows(tokenizer, prompt),
             f"The tokenizer of '{tokenizer.name_or_path}' does not know the words of '{data}' "
             f"({shorten(prompt, 60)}); the toy's models only speak the toy's language "
             "(--data toy, --benchmark toy).",

@@ -8,7 +8,7 @@ import torch
 
 from common.arguments import choice, either, parse_arguments, require
 from common.checkpoints import recall
-from common.data import check_name
+from common.data import check_name, default_benchmark
 from common.processes import process
 
 
@@ -17,9 +17,12 @@ class Common:
     """The flags that only the run reads. The Args of each script inherit them."""
 
     data: str = either("toy", "gsm8k")
-    """training problems: toy, gsm8k, or a JSONL file with the columns problem and answer"""
+    """training problems: toy, gsm8k, a file (.jsonl, .json, .csv, .tsv, .parquet) with the columns
+    problem and answer, or a data set of the hub as OWNER/NAME or OWNER/NAME:CONFIGURATION"""
     benchmark: str | None = None
-    """test problems of the evaluations during training (default: the test split of --data)"""
+    """test problems of the evaluations during training (default: the test split of --data; of your
+    own --data, 10 % of the problems are held out, at least 1 and at most 500, the same ones for
+    every seed)"""
     steps: int = either(120, 200)
     """number of updates"""
     seed: int = 0
@@ -51,8 +54,8 @@ class Common:
     """compute activations again in the backward pass: less memory, a third more time (default: on
     a GPU)"""
     lora: int = 0
-    """rank of low-rank adapters (package peft); only they learn, with about ten times the --lr
-    (0: all weights learn)"""
+    """rank of low-rank adapters (package peft); only they learn (0: all weights learn). They are
+    often given ten times the --lr; no rate for them was measured here"""
     adam_bits: int = choice(32, 32, 8)
     """bits of each of AdamW's two moments; 8 needs the package bitsandbytes and saves 6 bytes per
     weight outside the embedding"""
@@ -77,13 +80,16 @@ def parse(cls, text, argv, script):
     """The command line as an object of `cls`. What cannot work is refused before any loading."""
     args = parse_arguments(cls, text, argv, GROUPS)
     recall(args, f"runs/{script}-{args.seed}")
-    # Without a GPU, or with toy models or data, the toy's defaults apply.
+    # Without a GPU, or with a toy model or toy data, the toy's defaults apply.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
-    named = args.data or args.student or ("hub" if on_gpu else "toy")
-    for f in dataclasses.fields(args):
-        if "either" in f.metadata and getattr(args, f.name) is None:
-            setattr(args, f.name, f.metadata["either"][0 if named.startswith("toy") else 1])
-    args.benchmark = args.benchmark or args.data
+    open_flags = [f for f in dataclasses.fields(args) if "either" in f.metadata]
+    named = [getattr(args, f.name) for f in open_flags if f.name in ("data", "student", "teacher")]
+    named = [name for name in named if name] or ["hub" if on_gpu else "toy"]
+    toy = any(name.startswith("toy") for name in named)
+    for f in open_flags:
+        if getattr(args, f.name) is None:
+            setattr(args, f.name, f.metadata["either"][0 if toy else 1])
+    args.benchmark = args.benchmark or default_benchmark(args.data)
     check_name(args.data, "train")
     check_name(args.benchmark, "test")
     at_least(args, 1, "steps prompts samples max_new_tokens eval_n micro_tokens chunk_logits")

@@ -1,6 +1,7 @@
 """Models and tokenizers: where they come from, and what must be true before they are used."""
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ from common.arguments import Mistake, require, shorten
 from common.processes import process
 
 ROOT = Path(__file__).resolve().parent.parent
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 # ======================================================================== device and precision
 
@@ -78,6 +80,20 @@ def reach_hub():
         constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def hub_folder(error):
+    """A sentence for a folder of the hub's packages that cannot be written to, else ""."""
+    from huggingface_hub import constants
+
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return (
+                f" The hub's packages store what they load in '{constants.HF_HOME}', and that "
+                "folder cannot be written to; set the environment variable HF_HOME to another one."
+            )
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def where(name):

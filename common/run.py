@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 from common import checkpoints, models, show, weights
 from common.arguments import Mistake, shorten
 from common.batches import Compute, fitting_prompts, prompts_of_step
-from common.data import check_prompts, checker, load_benchmark, prompt_ids
+from common.data import (
+    BENCHMARKS,
+    ask_in_known_words,
+    check_prompts,
+    checker,
+    prompt_ids,
+    training_and_tests,
+)
 from common.evaluation import evaluate
 from common.memory import peak_memory
 from common.processes import gather
@@ -46,13 +53,17 @@ class Run:
         self.out, self.checkpoint = checkpoints.open_run(args, self.script)
         self.dtype = models.compute_dtype(args.dtype, self.device)
         self.tokenizer = models.load_tokenizer(args.student)
-        self.rows = load_benchmark(args.data, "train")
-        self.tests = load_benchmark(args.benchmark, "test", args.eval_n)
+        rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
+        self.rows, self.tests = rows, tests[: args.eval_n]
+        ask_in_known_words(self.tokenizer, [*rows, *tests])
         # The toy knows the truth about a response. Other data have no check.
         self.check = checker(args.benchmark) or checker(args.data)
         self.compute = Compute(args, self.device, self.dtype, len(self.tokenizer))
         self.phase, self.autocast = self.compute.phase, self.compute.autocast
-        check_prompts(self.tokenizer, [r["prompt"] for r in self.rows[:50]], args.data)
+        # The benchmarks are alike from their first row to their last. Own data need not be.
+        checked = self.rows[:50] if args.data in BENCHMARKS else self.rows
+        check_prompts(self.tokenizer, [r["prompt"] for r in checked], args.data)
+        check_prompts(self.tokenizer, [r["prompt"] for r in self.tests[:50]], args.benchmark)
 
     # -------------------------------------------------------------- models
 

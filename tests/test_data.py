@@ -9,11 +9,15 @@ from conftest import ROOT
 from common.arguments import Mistake
 from common.data import (
     BENCHMARKS,
+    INSTRUCTION,
+    ask_in_known_words,
+    check_name,
     check_prompts,
     checker,
     load_benchmark,
     privileged_prompt,
     prompt_ids,
+    training_and_tests,
 )
 from common.grading import grade
 
@@ -94,7 +98,7 @@ def test_loader_on_rows_with_the_real_columns(name, hub, monkeypatch):
 
 
 def test_every_benchmark_is_covered_here():
-    assert set(ROWS) | {"toy", "toy-heldout"} == set(BENCHMARKS)
+    assert set(ROWS) | {"toy", "toy-heldout", "toy-validation"} == set(BENCHMARKS)
     for name, (source, configuration, splits, *_) in ROWS.items():
         assert BENCHMARKS[name][:2] == (source, configuration)
         assert {s for s in BENCHMARKS[name][2:4] if s} == set(splits)
@@ -116,7 +120,7 @@ def test_a_data_set_whose_columns_changed_is_named(columns, missing, tmp_path, m
 
 def test_the_toy_is_asked_in_its_own_words_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, split in (("toy", "train"), ("toy", "test"), ("toy-heldout", "test")):
+    for name, split in (("toy", "train"), *((n, "test") for n in ("toy", "toy-heldout", "toy-validation"))):
         rows = load_benchmark(name, split, 3)
         assert len(rows) == 3
         assert all(r["prompt"] == r["problem"] and isinstance(r["answer"], str) for r in rows)
@@ -210,3 +214,250 @@ def test_a_file_in_the_format_of_gsm8k_has_golds_too(tmp_path):
     file.write_text(json.dumps({"question": "How many clips?", "answer": GSM}) + "\n")
     row = load_benchmark(str(file), "train")[0]
     assert row["answer"] == "72" and row["solution"].endswith("The answer is \\boxed{72}.")
+
+
+# ------------------------------------------------------------------------ a user's own data
+
+OWN = [{"problem": "one?", "answer": "1"}, {"problem": "half,\nor \"0.5\"?", "answer": "0.50"}]
+
+
+def written(folder, name, rows):
+    """The rows as a file in the format that its name says."""
+    import datasets
+    path = folder / name
+    table, suffix = datasets.Dataset.from_list(rows), path.suffix
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    elif suffix in (".csv", ".tsv"):
+        table.to_csv(path, sep="," if suffix == ".csv" else "\t", index=False)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(json.dumps(rows) if suffix == ".json" else lines)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt"])
+def test_every_format_gives_the_same_rows(name, tmp_path):
+    rows = load_benchmark(written(tmp_path, name, OWN), "train")
+    # A gold stays as it was typed. As a number, 0.50 would become 0.5, and 1 would become 1.0.
+    assert [(r["problem"], r["answer"]) for r in rows] == [(r["problem"], r["answer"]) for r in OWN]
+    assert rows[0]["prompt"] == f"one?\n{INSTRUCTION}"
+
+
+@pytest.mark.parametrize("columns, gold, solution", [
+    (dict(question="q", answer="7"), "7", None),
+    (dict(prompt="q", final_answer="7"), "7", None),
+    (dict(problem="q", solution="3 + 4 = \\boxed{7}, done."), "7", "3 + 4 = \\boxed{7}, done."),
+    (dict(problem="q", answer="3 + 4 = \\boxed{7}."), "7", "3 + 4 = \\boxed{7}."),
+    (dict(problem="q", answer="\\boxed{7}"), "7", None),
+    (dict(problem="q", answer="7", solution="my \\boxed{8}"), "7", "my \\boxed{8}"),
+    (dict(problem="q", answer="\\boxed{7}", solution="mine"), "7", "mine"),
+    (dict(prompt="q", solution="3 + 4 = <<3+4=7>>7\n#### 7"), "7",
+     "3 + 4 = 7\nThe answer is \\boxed{7}."),
+    (dict(problem="p", question="other", gold=7, prompt="no"), "7", None),
+])
+def test_columns_that_are_understood(columns, gold, solution, tmp_path):
+    """The gold is never a whole worked solution: an arm that is told the answer only would be told
+    everything."""
+    row = load_benchmark(written(tmp_path, "own.jsonl", [columns]), "train")[0]
+    assert row["problem"] == ("p" if columns.get("problem") == "p" else "q")
+    assert (row["answer"], row.get("solution")) == (gold, solution)
+
+
+def test_a_solution_without_a_final_answer_is_no_gold(tmp_path):
+    rows = [{"problem": "q", "solution": "so \\boxed{7}"}, {"problem": "r", "solution": "thus 7."}]
+    with pytest.raises(Mistake, match=r"Row 2 of .*boxed.*add a column answer"):
+        load_benchmark(written(tmp_path, "own.jsonl", rows), "train")
+    rows = [{"problem": "q", "answer": "so \\boxed{7"}]
+    with pytest.raises(Mistake, match="Row 1 of .*boxed"):
+        load_benchmark(written(tmp_path, "own.jsonl", rows), "train")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_other_columns_are_listed(name, tmp_path):
+    path = written(tmp_path, name, [{"text": "q", "label": "1"}])
+    with pytest.raises(Mistake, match="no column for the problem and the answer; its columns are "
+                                      "text, label. .*problem, question or prompt.*final_answer"):
+        load_benchmark(path, "train")
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.csv", b"problem,answer\na,1\nb,2,3,4\n", "ParserError.*comma-separated table"),
+    ("a.csv", "problem,answer\n\u00e4,1\n".encode("latin-1"), "in UTF-8"),
+    ("a.csv", b"problem,answer\n", "no data"),
+    ("a.csv", b"problem,answer\na,1\nb,\n", "Row 2 of .* has an empty answer"),
+    ("a.parquet", b"nonsense", "Could not load the file .*Parquet"),
+    ("a.jsonl", b'{"problem": "a", "answ', "one JSON object a line"),
+    ("a.parquet", b"", "is empty"),
+])
+def test_files_that_cannot_be_read(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Mistake, match=said):
+        load_benchmark(str(tmp_path / name), "train")
+
+
+def test_a_file_of_a_spreadsheet_has_a_mark_at_its_start(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("\ufeffproblem,answer\r\none?,1\r\n".encode())
+    assert load_benchmark(str(path), "train")[0]["answer"] == "1"
+
+
+@pytest.fixture
+def own_hub(tmp_path, monkeypatch):
+    """A function own_hub(name, **splits) that puts a data set where the hub's would be found."""
+    import datasets
+
+    def put(name, **splits):
+        (tmp_path / name).mkdir(parents=True)
+        for split, rows in splits.items():
+            datasets.Dataset.from_list(rows).to_parquet(tmp_path / name / f"{split}.parquet")
+        return name
+    monkeypatch.chdir(tmp_path)
+    return put
+
+
+def test_a_data_set_of_the_hub_that_is_no_benchmark(own_hub):
+    more = [{"problem": f"more {i}", "answer": str(i)} for i in range(3)]
+    both = own_hub("me/both", train=OWN, test=more)
+    assert [r["answer"] for r in load_benchmark(both, "train")] == ["1", "0.50"]
+    assert [r["answer"] for r in load_benchmark(both, "test")] == ["0", "1", "2"]
+    assert load_benchmark(both, "test")[0]["prompt"] == f"more 0\n{INSTRUCTION}"
+    one = own_hub("me/one", train=OWN)
+    assert len(load_benchmark(one, "test")) == len(load_benchmark(one, "train")) == 2
+    two = own_hub("me/two", validation=OWN, test=more)
+    with pytest.raises(Mistake, match="'me/two' has no split train; it has validation, test"):
+        load_benchmark(two, "train")
+    with pytest.raises(Mistake, match="Could not load the data set 'me/nothing'"):
+        load_benchmark("me/nothing", "train")
+
+
+def test_names_are_checked_without_reading_anything(tmp_path):
+    assert check_name("toy", "train") is False and check_name("me/mine", "train") is True
+    assert check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "test") is True
+    for name in ("nowhere", "me/mine.jsonl", "a/b/c", str(tmp_path), "toy:held-out", "gsm8k:main"):
+        with pytest.raises(Mistake, match="no benchmark and no file named"):
+            check_name(name, "test")
+    with pytest.raises(Mistake, match="held out for tests; train on "):
+        check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "train")
+
+
+def test_a_folder_of_the_hub_that_cannot_be_written_does_not_matter_for_files(tmp_path, monkeypatch):
+    import datasets
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file/below")
+    assert len(load_benchmark("toy", "test", 3)) == 3
+    assert len(load_benchmark(written(tmp_path, "a.csv", OWN), "train")) == 2
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    with pytest.raises(Mistake, match="HF_HOME"):       # where something must be stored
+        (tmp_path / "me/own").mkdir(parents=True)
+        datasets.Dataset.from_list(OWN).to_parquet(tmp_path / "me/own/train.parquet")
+        monkeypatch.chdir(tmp_path)
+        load_benchmark("me/own", "train")
+
+
+# ------------------------------------------------------------------------ rows that are held out
+
+
+def numbered(n, start=0):
+    return [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(start, start + n)]
+
+
+def problems(rows):
+    return [r["problem"] for r in rows]
+
+
+@pytest.mark.parametrize("n, held", [(2, 1), (4, 1), (26, 3), (100, 10), (5100, 500)])
+def test_own_rows_are_held_out_for_testing(n, held, tmp_path, capsys):
+    path = written(tmp_path, "mine.jsonl", numbered(n))
+    rows, tests = training_and_tests(path, f"{path}:held-out")
+    assert len(tests) == held and len(rows) == n - held
+    assert {*problems(rows), *problems(tests)} == set(problems(numbered(n)))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"{held} of its {n} problems" in said, said
+    # They are the same for every seed, every method and evaluate.py, in whatever order they lie.
+    again = written(tmp_path, "again.jsonl", numbered(n)[::-1])
+    assert problems(load_benchmark(f"{again}:held-out")) == problems(tests)
+    assert problems(load_benchmark(f"{again}:held-out", "test", 2)) == problems(tests)[:2]
+    # They are drawn from everywhere, and so are the first ones of them.
+    if n > 100:
+        places = [problems(numbered(n)).index(p) / n for p in problems(tests)[:100]]
+        assert .4 < sum(places) / 100 < .6
+
+
+def test_a_repeated_problem_lies_on_one_side_and_is_tested_once(tmp_path):
+    twice = numbered(40) + [{**r, "problem": r["problem"].replace(" ", "  ") + "\n"}
+                            for r in numbered(40)]
+    path = written(tmp_path, "mine.jsonl", twice)
+    rows, tests = training_and_tests(path, f"{path}:held-out")
+    assert len(tests) == 4 and len(rows) == 72
+    in_tests = {" ".join(p.split()) for p in problems(tests)}
+    assert len(in_tests) == 4
+    assert not in_tests & {" ".join(p.split()) for p in problems(rows)}
+
+
+def test_a_single_problem_cannot_be_divided(tmp_path):
+    path = written(tmp_path, "mine.jsonl", numbered(1) * 3)
+    with pytest.raises(Mistake, match="one problem.*pass other problems with --benchmark"):
+        training_and_tests(path, f"{path}:held-out")
+
+
+def test_problems_of_the_training_are_no_test(tmp_path, own_hub, capsys):
+    mine = written(tmp_path, "mine.jsonl", numbered(50))
+    apart = written(tmp_path, "apart.jsonl", numbered(10, 50))
+    rows, tests = training_and_tests(mine, apart)
+    assert (len(rows), len(tests)) == (50, 10)
+    mixed = numbered(8, 50) + [{"problem": " What is 7 +\n7? ", "answer": "14"},
+                               {"problem": "What is 9 + 9?", "answer": "18"}]
+    mixed = written(tmp_path, "mixed.jsonl", mixed)
+    with pytest.raises(Mistake, match=r"^2 of the 10 problems of '.*mixed.jsonl' .* are also in "
+                       r"'.*mine.jsonl' .*'What is 7 \+ 7\?'.*remove them.*leave out --benchmark"):
+        training_and_tests(mine, mixed)
+    with pytest.raises(Mistake, match="50 of the 50 problems"):
+        training_and_tests(mine, mine)
+    hub = own_hub("me/mine", train=numbered(50))
+    with pytest.raises(Mistake, match="2 of the 10 problems of .*are also in 'me/mine'"):
+        training_and_tests(hub, mixed)
+    # A run of an earlier version goes on, and says so.
+    capsys.readouterr()
+    rows, tests = training_and_tests(mine, mixed, resumed=True)
+    assert len(rows) == 50 and "warning: 2 of the 10 problems" in capsys.readouterr().out
+
+
+def test_the_benchmarks_of_the_repository_do_not_overlap(capsys):
+    train = set(problems(load_benchmark("toy", "train")))
+    for name in ("toy", "toy-heldout", "toy-validation"):
+        rows, tests = training_and_tests("toy", name)
+        assert not train & set(problems(tests)) and len(rows) == len(load_benchmark("toy", "train"))
+    assert capsys.readouterr().out == ""
+
+
+def test_two_answers_to_one_problem_are_found_through_other_spaces(tmp_path):
+    rows = [{"problem": "a  b", "answer": "1"}, {"problem": "a b ", "answer": "2"}]
+    with pytest.raises(Mistake, match="Rows 1 and 2 .*different answers"):
+        load_benchmark(written(tmp_path, "own.jsonl", rows), "train")
+
+
+# ------------------------------------------------------------------------ the toy's language
+
+
+def test_own_problems_in_the_toys_language_are_asked_in_its_words(toy, tmp_path, capsys):
+    *_, tokenizer = toy
+    known = [{k: r[k] for k in ("problem", "answer")} for r in load_benchmark("toy", "test", 60)]
+    path = written(tmp_path, "own.jsonl", known)
+    rows = load_benchmark(path, "test")
+    assert all(r["prompt"].endswith(INSTRUCTION) for r in rows)
+    ask_in_known_words(tokenizer, rows)
+    assert all(r["prompt"] == r["problem"] for r in rows)
+    check_prompts(tokenizer, [r["prompt"] for r in rows], path)
+
+    class Fluent:                                       # Qwen's tokenizer has no unknown token
+        unk_token_id = None
+    rows = load_benchmark(path, "test")
+    ask_in_known_words(Fluent(), rows)
+    assert all(r["prompt"].endswith(INSTRUCTION) for r in rows)
+    # A word that the toy does not have is still refused, wherever it stands.
+    strange = [*known, {"problem": "A train leaves Chicago.", "answer": "5"}]
+    rows = load_benchmark(written(tmp_path, "own.jsonl", strange), "test")
+    ask_in_known_words(tokenizer, rows)
+    with pytest.raises(Mistake, match="does not know the words of"):
+        check_prompts(tokenizer, [r["prompt"] for r in rows], path)

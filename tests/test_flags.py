@@ -1,14 +1,19 @@
 """Flags of a run: defaults on the toy and elsewhere, and what is refused before any loading."""
+import importlib
 import importlib.util
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 
-from common.arguments import Mistake, either
+from common.arguments import Mistake, Parser, either, help_texts
+from common.data import MOST, SHARE
 from common.files import write_json
 from common.flags import Common, at_least, check_packages, in_range, parse
+from common.synonyms import NOTES, SYNONYMS, meant
 
 
 @dataclass
@@ -23,6 +28,12 @@ class Args(Common):
     """a rollout is cut after so many tokens"""
     lr: float = either(1e-3, 1e-5)
     """learning rate"""
+
+
+@dataclass
+class WithTeacher(Args):
+    teacher: str = either("toy/teacher", "larger")
+    """model that scores"""
 
 
 def parsed(*words):
@@ -53,6 +64,36 @@ def test_the_defaults_follow_the_data_then_the_student_then_the_device(monkeypat
     # What is given stays. A default does not depend on it.
     args = parsed("--data", "gsm8k", "--lr", 1, "--benchmark", "toy")
     assert (args.student, args.lr, args.benchmark, args.steps) == ("large", 1.0, "toy", 200)
+
+
+def test_the_toys_models_keep_the_toys_defaults_on_own_data(monkeypatch, tmp_path):
+    """A user's own problems in the toy's language: no other model can read them, and none of the
+    other defaults may be one of a large model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    own = tmp_path / "mine.jsonl"
+    own.write_text('{"problem": "a", "answer": "1"}')
+    args = parsed("--data", own, "--student", "toy/reader")
+    assert (args.lr, args.max_new_tokens, args.steps) == (1e-3, 160, 120)
+    args = parse(WithTeacher, "", ["--data", str(own), "--teacher", "toy/teacher"], "opd")
+    assert args.student == "toy/student"
+    assert parse(WithTeacher, "", ["--teacher", "Qwen/Qwen3-4B"], "opd").student == "large"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parse(WithTeacher, "", [], "opd").teacher == "toy/teacher"
+    assert parse(WithTeacher, "", ["--data", str(own)], "opd").teacher == "larger"
+
+
+def test_own_data_are_tested_on_what_is_held_out(tmp_path):
+    own = tmp_path / "mine.csv"
+    own.write_text("problem,answer\na,1\n")
+    assert parsed("--data", own).benchmark == f"{own}:held-out"
+    assert parsed("--data", own, "--benchmark", own).benchmark == str(own)      # refused later
+    assert parsed("--data", "me/mine:main").benchmark == "me/mine:main:held-out"
+    assert parsed("--data", own, "--benchmark", "math500").benchmark == "math500"
+    with pytest.raises(Mistake, match="held out for tests; train on"):
+        parsed("--data", f"{own}:held-out")
+    for words in ("10 % of the problems are held out", "at most 500", "the same ones for every"):
+        assert words in " ".join(help_texts(Common)["benchmark"].split())
+    assert SHARE == .1 and MOST == 500
 
 
 def test_a_resumed_run_keeps_its_flags(tmp_path):
@@ -127,3 +168,72 @@ def test_what_vllm_cannot_do_is_said_before_it_starts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Mistake, match="with several use --sampler own"):
         check_packages(SimpleNamespace(**asked))
+
+
+# ------------------------------------------------------------------------ names of other programs
+
+
+@pytest.mark.parametrize("script, given, flag", [
+    ("opd", "--learning_rate", "--lr"),
+    ("opd", "--learning-rate", "--lr"),
+    ("opd", "--batch_size", "--prompts"),
+    ("opd", "--per_device_train_batch_size", "--prompts"),
+    ("opd", "--output_dir", "--out"),
+    ("opd", "--epochs", "--steps"),
+    ("grpo", "--num_train_epochs", "--steps"),
+    ("grpo", "--num_generations", "--samples"),
+    ("topd", "--model", "--student"),
+    ("opd", "--teacher_model_name_or_path", "--teacher"),
+    ("opd", "--dataset", "--data"),
+    ("opd", "--max_length", "--max_new_tokens"),
+    ("opd", "--max-new-tokens", "--max_new_tokens"),
+    ("opd", "--gradient_accumulation_steps", "--micro_tokens"),
+    ("hindsight_sd", "--kl_coef", "--beta"),
+    ("opd", "--bf16", "--dtype"),
+    ("opd", "--divergance", "--divergence"),
+    ("evaluate", "--batch_size", "--batch"),
+    ("evaluate", "--model_name_or_path", "--model"),
+    ("evaluate", "--tasks", "--benchmark"),
+    ("evaluate", "--output_dir", "--out"),
+    ("evaluate", "--num_samples", "--n"),
+])
+def test_names_of_other_programs_get_the_right_flag(script, given, flag):
+    module = importlib.import_module(script)
+    with pytest.raises(Mistake) as refused:
+        module.main([given, "1"])
+    assert f"unrecognized arguments: {given} 1; did you mean {flag}?" in str(refused.value)
+
+
+def test_what_nobody_can_know_gets_no_hint_and_every_hint_is_a_flag():
+    assert meant("--frobnicate", {"--lr", "--out"}) == ""
+    with pytest.raises(Mistake, match="--frobnicate; --help explains all flags"):
+        Parser("text").parse_args(["--frobnicate"])
+    flags = {"evaluate": "model benchmark n limit batch out".split(), "look": ["html"]}
+    for script in ("opd", "topd", "ar_opd", "hindsight_sd", "grpo"):
+        flags[script] = [f.name for f in fields(importlib.import_module(script).Args)]
+    everywhere = {name for names in flags.values() for name in names}
+    here = {name for names in SYNONYMS for name in names.split()}
+    assert here <= everywhere and {n.removeprefix("--") for n in NOTES} <= everywhere
+    # A name that is a flag itself is never reached.
+    elsewhere = [name for names in SYNONYMS.values() for name in names.split()]
+    assert len(elsewhere) == len(set(elsewhere))
+    assert not set(elsewhere) & set(flags["opd"])
+    assert "a batch is --prompts x --samples" in meant("--batch_size", {"--prompts", "--samples"})
+
+
+# ------------------------------------------------------------------------ rates for adapters
+
+
+def test_a_rate_for_adapters_is_ten_times_the_scripts_own_wherever_one_is_recommended():
+    """The README recommended 1e-4 for Hindsight SD, a hundred times its own rate."""
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "--lora" in line]
+    recommended = [
+        (re.search(r"(\w+)\.py", line)[1], float(re.search(r"--lr ([\d.e-]+)", line)[1]))
+        for line in lines if "--lr" in line and ".py" in line
+    ]
+    assert {"opd", "hindsight_sd", "ar_opd"} <= {script for script, _ in recommended}
+    for script, rate in recommended:
+        args = {f.name: f for f in fields(importlib.import_module(script).Args)}
+        assert rate == pytest.approx(10 * args["lr"].metadata["either"][1]), script
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "No learning rate for `--lora` was measured" in readme

@@ -1,0 +1,205 @@
+"""Tables: a file of the user or a data set of the hub, read and checked row by row.
+
+What arrives here was written by somebody else. So everything that can be wrong with it ends in
+one sentence that names the place. common/data.py turns the rows into problems.
+"""
+
+import csv
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from common.arguments import Mistake, require
+from common.grading import extract
+from common.models import hub_folder, reach_hub
+
+# ======================================================================== reading
+
+# The package datasets has a reader for each of these formats. Other names are read as JSONL.
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+CONTENT = {
+    "json": "It must hold one JSON object a line, in UTF-8.",
+    "csv": "It must hold a comma-separated table (or .tsv: separated by tabs) whose first line "
+    "names the columns, in UTF-8.",
+    "parquet": "It must hold a table in the format Parquet.",
+}
+
+
+def is_hub_name(name):
+    """OWNER/NAME or OWNER/NAME:CONFIGURATION. A path with the suffix of a file is none."""
+    pattern = r"[\w.-]+/[\w.-]+(:[\w.-]+)?"
+    return bool(re.fullmatch(pattern, name)) and Path(name).suffix.lower() not in READERS
+
+
+def quiet_datasets():
+    """The package datasets, without progress bars and without a log.
+
+    Its errors are also exceptions, and each of them is reported once, by this file.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
+
+
+def read_file(path):
+    """The table in a local file, as an object of the package datasets."""
+    datasets = quiet_datasets()
+    suffix = Path(path).suffix.lower()
+    kind = READERS.get(suffix, "json")
+    require(
+        os.path.getsize(path) > 0,
+        f"The data file '{path}' is empty; it needs rows with the columns problem and answer. "
+        f"{CONTENT[kind]}",
+    )
+    try:
+        how = text_columns(path, "\t" if suffix == ".tsv" else ",") if kind == "csv" else {}
+        # The package writes a copy of every file into a folder. Its own folder may be one that
+        # cannot be written to, and nobody needs the copy after this.
+        with tempfile.TemporaryDirectory() as folder:
+            return datasets.load_dataset(
+                kind, data_files=str(path), split="train", cache_dir=folder, keep_in_memory=True,
+                **how,
+            )
+    except Exception as error:  # a dozen kinds of exception mean that the file cannot be read
+        raise Mistake(
+            f"Could not load the file '{path}' ({cause(error)}). {CONTENT[kind]}"
+        ) from None
+
+
+def text_columns(path, separator):
+    """For the reader of CSV: every column is text, as it was typed. As numbers, a column with 3
+    and 2.5 would become 3.0 and 2.5, and a gold of 22 digits would lose some of them."""
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        columns = next(csv.reader(f, delimiter=separator), [])
+    return {"sep": separator, "converters": dict.fromkeys(columns, str)}
+
+
+def read_hub(source, configuration, split, instead):
+    """A split of a data set of the hub. instead: the name for which a user can pass a file."""
+    datasets = quiet_datasets()
+    try:
+        reach_hub()
+        return datasets.load_dataset(source, configuration, split=split)
+    except Exception as error:  # a dozen kinds of exception mean that there is no data set
+        raise Mistake(
+            f"Could not load the data set '{source}' ({cause(error)}).{hub_folder(error)} "
+            f"Without network, save its {split or 'training or test'} split as JSONL and pass that "
+            f"file's path instead of '{instead}'."
+        ) from None
+
+
+def read_own_hub(name, split):
+    """A data set of the hub that is no benchmark: its split train or test, or its only split."""
+    source, _, configuration = name.partition(":")
+    splits = read_hub(source, configuration or None, None, name)
+    only = list(splits)[0] if len(splits) == 1 else split
+    require(
+        only in splits,
+        f"'{name}' has no split {split}; it has {', '.join(splits)}. Save one of them as JSONL and "
+        "pass that file's path.",
+    )
+    return splits[only]
+
+
+def cause(error):
+    """What went wrong first, in a few words. The package wraps it into an error that says
+    nothing."""
+    inner = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+    error = inner or error
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+# ======================================================================== columns
+
+# A user's own data may call their columns by any of these names. The first that exists counts.
+PROBLEM_COLUMNS = ("problem", "question", "prompt")
+ANSWER_COLUMNS = ("answer", "final_answer", "gold", "solution")
+
+
+def find_columns(data, source, problem_columns, answer_columns):
+    """(column of the problem, column of the answer): of each the first name that exists."""
+    there = data.column_names
+    problem = next((c for c in problem_columns if c in there), None)
+    answer = next((c for c in answer_columns if c in there), None)
+    missing = [what for what, c in (("problem", problem), ("answer", answer)) if c is None]
+    require(
+        not missing,
+        f"'{source}' has no column for the {' and the '.join(missing)}; its columns are "
+        f"{', '.join(there)}. Rename them: a problem is read from problem, question or prompt, an "
+        "answer from answer, final_answer, gold or solution (the final answer stands in its "
+        "\\boxed{}).",
+    )
+    return problem, answer
+
+
+def in_plain_spaces(problem):
+    """Two problems that differ in their spaces and line ends are the same problem."""
+    return " ".join(problem.split())
+
+
+def check_row(problem, answer, which):
+    """Refuse a row without a problem or without an answer that can be compared."""
+    require(
+        isinstance(problem, str) and problem.strip(),
+        f"{which} has no text as its problem; mend or delete it.",
+    )
+    not_a_number = answer != answer  # only NaN is unequal to itself
+    require(
+        not (answer is None or isinstance(answer, (bool, dict)) or not_a_number)
+        and str(answer).strip(),
+        f"{which} has an empty answer, or one that is neither text nor a number; mend or delete "
+        "it.",
+    )
+
+
+def check_repetition(first_with, problem, answer, i, source, split):
+    """Refuse a problem that the file holds twice, here in row i.
+
+    With two different answers, one of them is wrong. With the same answer, a test problem
+    is counted twice, and the interval becomes too narrow. In training that does no harm.
+    first_with: {problem: (its first row, its answer there)}.
+    """
+    j, earlier = first_with.setdefault(in_plain_spaces(problem), (i, answer))
+    if earlier != answer or (j < i and split == "test"):
+        both = f" with different answers ({earlier!r}, {answer!r})" if earlier != answer else ""
+        raise Mistake(
+            f"Rows {j + 1} and {i + 1} of '{source}' hold the same problem{both}; delete one of "
+            "them."
+        )
+
+
+# ======================================================================== golds
+
+
+def worked_solution(answer, is_solution, own, which):
+    """(worked solution, gold) if the answer of a row is a whole worked solution, else None.
+
+    If the whole text was the gold, a teacher that may see only the final answer would see the
+    solution. is_solution: the column says that it is one.  own: the user's own data, whose
+    solutions may also end with a box.
+    """
+    if "####" in answer:
+        return gsm8k_solution(answer)
+    if not own or not (is_solution or "\\boxed" in answer):
+        return None
+    gold = extract(answer)
+    require(
+        gold,
+        f"{which} has a solution without a final answer in \\boxed{{...}} or behind ####; mend it, "
+        "or add a column answer.",
+    )
+    return answer, gold
+
+
+def gsm8k_solution(answer):
+    """GSM8K stores a whole worked solution as the answer of a row. Returns the solution, with the
+    final number in a box, and the number alone.
+
+    The stored text has calculator marks, which are left out: 48/2 = <<48/2=24>>24 ... #### 72
+    """
+    solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
+    gold = final.strip()
+    return f"{solution.strip()}\nThe answer is \\boxed{{{gold}}}.", gold
