@@ -30,7 +30,14 @@ from pathlib import Path
 
 from common import files, models
 from common.arguments import Mistake, Parser, harmless, require, run_script
-from common.data import BENCHMARKS, check_prompts, load_benchmark, privileged_prompt, prompt_ids
+from common.data import (
+    BENCHMARKS,
+    ask_in_known_words,
+    check_prompts,
+    load_benchmark,
+    privileged_prompt,
+    prompt_ids,
+)
 from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summarise, wilson
 from common.flags import check_packages
 from common.grading import extract, grade, verify
@@ -375,6 +382,7 @@ def main(argv=None):
     tokenizer = models.load_tokenizer(args.model)
     model = models.load_model(args.model, device, dtype, tokenizer)
     models.check_head(tokenizer, [(args.model, model)])
+    ask_in_known_words(tokenizer, rows)
     check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
     if args.sampler == "vllm":
         attach_vllm(model, tokenizer, args, dtype)

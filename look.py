@@ -47,7 +47,7 @@ import opd
 import topd
 from common import credit, diagnostics, page
 from common.batches import Compute, log_probabilities, pack, prompts_of_step, states
-from common.data import check_prompts, load_benchmark, prompt_ids
+from common.data import ask_in_known_words, check_prompts, load_benchmark, prompt_ids
 from common.files import write_text
 from common.flags import at_least
 from common.grading import extract, grade
@@ -585,6 +585,7 @@ def main(argv=None):
     if not args.alone:
         same_tokenizer(tokenizer, load_tokenizer(args.teacher))
     chosen = [rows[i] for i in prompts_of_step(1, args.n, len(rows), args.seed)]
+    ask_in_known_words(tokenizer, rows)
     check_prompts(tokenizer, [r["prompt"] for r in chosen], args.data)
     dtype = compute_dtype("auto", device)
     student = load_model(args.student, device, dtype, tokenizer)
