@@ -1,4 +1,5 @@
 """The sampler: frequencies, log-probabilities, padding, reproducibility, end tokens."""
+import contextlib
 import math
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 from conftest import tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import sampler
+from common import cache, recorded, sampler
+from common.arguments import Mistake
+from common.evaluation import evaluate
 from common.models import eos_ids
 from common.sampler import filtered, sample, uniforms
 
@@ -150,9 +153,9 @@ def test_the_models_mode_is_put_back():
 
 def static_shapes(monkeypatch, growth, use=False):
     """On the CPU, too, decode with static shapes, as on a GPU. use: try to record the steps."""
-    monkeypatch.setattr(sampler, "RECORDS", ("cpu", "cuda"))
-    monkeypatch.setattr(sampler, "GROWTH", growth)
-    monkeypatch.setattr(sampler.Replay, "state", {"use": use, "unchecked": 3})
+    monkeypatch.setattr(recorded, "RECORDS", ("cpu", "cuda"))
+    monkeypatch.setattr(recorded, "GROWTH", growth)
+    monkeypatch.setattr(recorded.Replay, "state", {"use": use, "unchecked": 3})
 
 
 def test_static_shapes_draw_the_same(monkeypatch):
@@ -212,14 +215,14 @@ def test_a_static_step_makes_nothing_on_the_cpu():
             seen.update((x.device.type, str(function)) for x in [out] if torch.is_tensor(x))
             return out
     model, there = tiny_qwen3().to("meta"), dict(device="meta")
-    cache = sampler.RowCache(64, model.config.num_hidden_layers - 1)
-    cache.layers = {i: [torch.zeros(3, 1, 32, 16, **there) for _ in range(2)] for i in range(2)}
-    cache.length, cache.slot = 9, torch.zeros(1, dtype=torch.long, **there)
+    rows = cache.RowCache(64, model.config.num_hidden_layers - 1)
+    rows.layers = {i: [torch.zeros(3, 1, 32, 16, **there) for _ in range(2)] for i in range(2)}
+    rows.length, rows.slot = 9, torch.zeros(1, dtype=torch.long, **there)
     column = torch.zeros(3, 1, dtype=torch.long, **there)  # [R, 1]
     mask = torch.ones(3, 1, 1, 32, dtype=torch.bool, **there)  # [R, 1, 1, columns]
     with Watch(), torch.no_grad():
         out = model.base_model(input_ids=column, attention_mask=mask, position_ids=column.clone(),
-                               use_cache=True, **{sampler.cache_parameter(type(model.base_model)): cache})
+                               use_cache=True, **{cache.cache_parameter(type(model.base_model)): rows})
     assert out.last_hidden_state.shape == (3, 1, 32)
     assert {device for device, _ in seen} == {"meta"}, seen
 
@@ -231,11 +234,11 @@ def test_without_a_recording_sampling_goes_on(monkeypatch, capsys):
     static_shapes(monkeypatch, 16, use=True)
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", no_graph)
-    assert all_ids(draw(max_new_tokens=40)) == all_ids(whole) and not sampler.Replay.state["use"]
+    assert all_ids(draw(max_new_tokens=40)) == all_ids(whole) and not recorded.Replay.state["use"]
     assert capsys.readouterr().err.count("CUDA graphs are not used") == 1
 
 
-class StandIn(sampler.Replay):
+class StandIn(recorded.Replay):
     """A recording without a GPU: it makes the step with its own inputs."""
 
     def __init__(self, step, inputs):
@@ -251,7 +254,7 @@ class StandIn(sampler.Replay):
 def test_every_shape_gets_a_recording_of_its_own(monkeypatch):
     whole, made = draw(max_new_tokens=40), []
     static_shapes(monkeypatch, 16)
-    monkeypatch.setattr(sampler, "Replay", StandIn)
+    monkeypatch.setattr(recorded, "Replay", StandIn)
     monkeypatch.setattr(StandIn, "state", {"use": True, "unchecked": 3})
     monkeypatch.setattr(StandIn, "made", made, raising=False)
     for before, after in zip(whole, draw(max_new_tokens=40)):
@@ -271,9 +274,150 @@ def test_a_recording_that_went_wrong_is_noticed(monkeypatch, capsys):
             return self.step(*self.inputs)
     whole = draw(max_new_tokens=40)
     static_shapes(monkeypatch, 16)
-    monkeypatch.setattr(sampler, "Replay", Stale)
+    monkeypatch.setattr(recorded, "Replay", Stale)
     assert all_ids(draw(max_new_tokens=40)) == all_ids(whole) and not Stale.state["use"]
     assert "differs from the step itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("noise, noticed", [(0.0, False), (0.045, True), (math.nan, True)])
+def test_a_recording_may_not_change_the_probabilities(monkeypatch, capsys, noise, noticed):
+    """Hidden states that are 4 % off look harmless, but this takes half a nat from the best token."""
+    class Noisy(StandIn):
+        state, made = {"use": True, "unchecked": 3}, []
+
+        def __call__(self, *inputs):
+            hidden, head = super().__call__(*inputs), MODEL.get_output_embeddings().weight
+            best = (hidden @ head.T).argmax(-1)
+            return hidden - noise * hidden.abs().max() * head[best].sign()
+    static_shapes(monkeypatch, 16)
+    monkeypatch.setattr(recorded, "Replay", Noisy)
+    draw(max_new_tokens=40)
+    assert Noisy.state["use"] != noticed
+    assert ("differs from the step itself" in capsys.readouterr().err) == noticed
+
+
+def test_rounding_in_half_precision_is_no_wrong_recording(monkeypatch):
+    class Rounded(StandIn):
+        state, made = {"use": True, "unchecked": 3}, []
+
+        def __call__(self, *inputs):
+            return super().__call__(*inputs).bfloat16().float()
+    static_shapes(monkeypatch, 16)
+    monkeypatch.setattr(recorded, "Replay", Rounded)
+    draw(max_new_tokens=40)
+    assert Rounded.state == {"use": True, "unchecked": 0}
+
+
+def test_a_failed_recording_leaves_the_stream_that_was_current(monkeypatch):
+    """PyTorch's own torch.cuda.graph does not put the stream back if the end of the recording
+    fails. Everything that follows would then run on the stream of the recording."""
+    current = ["main"]
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Using:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.stream
+
+        def __exit__(self, *_):
+            current[0] = self.before
+
+    class Graph:
+        def capture_begin(self, **_):
+            pass
+
+        def capture_end(self):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Main(Stream):
+        def __eq__(self, other):
+            return other == "main"
+    for name, fake in {
+        "Stream": Stream, "stream": Using, "CUDAGraph": Graph, "synchronize": lambda: None,
+        "empty_cache": lambda: None, "current_stream": lambda: current[0] if current[0] != "main" else Main(),
+        "set_stream": lambda stream: current.__setitem__(0, stream),
+        "device": lambda _: contextlib.nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorded.Replay(lambda x: x, [torch.zeros(1)])
+    assert isinstance(current[0], Main) or current[0] == "main"
+
+
+# ======================================================================== too little memory
+
+
+def little_memory(monkeypatch, most):
+    """A device on which at most `most` rows go through the model at once. Returns the numbers of
+    rows that were tried."""
+    tried, plain = [], sampler.advance
+
+    def advance(model, cache, ids, position, mask):
+        if not tried or tried[-1] != len(ids):
+            tried.append(len(ids))
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return plain(model, cache, ids, position, mask)
+    monkeypatch.setattr(sampler, "advance", advance)
+    monkeypatch.setattr(MODEL, "most_tokens", None, raising=False)
+    return tried
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 11])
+def test_without_memory_fewer_rows_are_drawn_at_once_and_nothing_else_changes(monkeypatch, capsys, most):
+    whole, greedy = draw(), draw(n=1, temperature=0.0, keys=None)
+    tried = little_memory(monkeypatch, most)
+    assert all_ids(draw()) == all_ids(whole)
+    assert max(tried) > most
+    said = capsys.readouterr().err
+    assert "out of memory while sampling" in said and "Traceback" not in said
+    # The smaller number is kept for the rest of the run.
+    tried.clear()
+    assert all_ids(draw()) == all_ids(whole) and max(tried) <= most
+    assert all_ids(draw(n=1, temperature=0.0, keys=None)) == all_ids(greedy)
+    assert not MODEL.training
+
+
+def test_when_not_even_one_row_fits_the_run_ends_with_a_sentence(monkeypatch):
+    little_memory(monkeypatch, 0)
+    with pytest.raises(Mistake, match="out of memory.*one text.*--max_new_tokens"):
+        draw()
+
+
+def test_an_evaluation_goes_on_without_memory(monkeypatch, toy):
+    student, _, tokenizer = toy
+    rows = [{"prompt": "a: starts with 5 shells. How many shells at the end?", "answer": "5"}] * 6
+
+    def responses():
+        return [r["response"] for r in evaluate(student, tokenizer, rows, max_new_tokens=8, bar=False)[1]]
+    whole = responses()
+    tried = little_memory(monkeypatch, 2)
+    monkeypatch.setattr(student, "most_tokens", None, raising=False)
+    assert responses() == whole and max(tried) > 2
+
+
+def test_a_recording_without_memory_is_not_the_end_of_recordings(monkeypatch, capsys):
+    whole = draw(max_new_tokens=40)
+
+    class Large(StandIn):
+        state, made = {"use": True, "unchecked": 3}, []
+
+        def __init__(self, step, inputs):
+            if len(inputs[0]) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            super().__init__(step, inputs)
+    static_shapes(monkeypatch, 16)
+    monkeypatch.setattr(recorded, "Replay", Large)
+    monkeypatch.setattr(MODEL, "most_tokens", None, raising=False)
+    assert all_ids(draw(max_new_tokens=40)) == all_ids(whole)
+    assert Large.state["use"] and Large.made
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to record on")
@@ -282,13 +426,13 @@ def test_recorded_steps_draw_the_same(monkeypatch, half):
     model, keys = tiny().to("cuda"), [(i, j) for i in range(4) for j in range(3)]
 
     def drawn(use):
-        monkeypatch.setattr(sampler.Replay, "state", {"use": use, "unchecked": 3})
+        monkeypatch.setattr(recorded.Replay, "state", {"use": use, "unchecked": 3})
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
             completions = sample(model, PROMPTS, n=3, max_new_tokens=300, keys=keys)
         # Recorded steps were used, and never given up.
-        assert sampler.Replay.state == {"use": use, "unchecked": 0 if use else 3}
+        assert recorded.Replay.state == {"use": use, "unchecked": 0 if use else 3}
         return completions
-    for plain, recorded in zip(drawn(False), drawn(True)):
-        assert plain.ids == recorded.ids
-        assert torch.allclose(torch.tensor(plain.logprobs), torch.tensor(recorded.logprobs),
+    for plain, replayed in zip(drawn(False), drawn(True)):
+        assert plain.ids == replayed.ids
+        assert torch.allclose(torch.tensor(plain.logprobs), torch.tensor(replayed.logprobs),
                               atol=1e-3)
