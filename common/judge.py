@@ -5,11 +5,16 @@ exponents. math-verify's own time limit is a signal, and a signal works in the m
 only. So math-verify runs in a process of its own, the worker:
 
     this process  --[answer, gold, seconds]-->  worker  --fork-->  child, one per question
-                  <-------- true or false -----         <- 1 or 0 -
+                  <-- [verdict, seconds] -----          <- 1 or 0 -
 
 The worker starts once and loads sympy, which takes a second or two. Then it forks a child
-for each question. A child that takes too long is killed, and the worker answers the next
-question at once.
+for each question. The time limit of a question is CPU time of its child, because on a busy
+machine a right answer takes long on the clock too. A child beyond its limit is killed, and
+the worker answers the next question at once.
+
+Nothing outlives a question. The kernel kills a child with too much CPU time, and on Linux
+also a child whose worker has died. The worker ends itself and its child when this process
+has died. The worker has a session of its own, so that Ctrl-C does not reach it.
 
 The text of a model is never executed. math-verify has two ways to read an expression. The
 worker uses only `LatexExtractionConfig`, which parses LaTeX by a grammar. The other way is
@@ -19,25 +24,27 @@ sympy's `parse_expr`, which is Python's `eval`. It is never called on a model's 
 import atexit
 import json
 import os
-import select
+import queue
 import subprocess
 import sys
 import threading
-import time
+from dataclasses import dataclass
 
 from common.arguments import Mistake
 
 # No gold of a benchmark comes near this many characters. More would take seconds to parse.
 LONGEST_EXPRESSION = 300
-# The time limit of a question that had to wait for the start of the worker.
+# The CPU time that math-verify may take for one answer. `grade` promises two seconds.
 SECONDS = 1.5
-# A worker that is late by more seconds than this is broken, and is killed.
-GRACE = 0.3
+# The longest wait on the clock for one question, on however busy a machine.
+PATIENCE = 30
+# The same on a system without fork (Windows), where nothing else limits a question.
+PATIENCE_WITHOUT_FORK = 6
 
 # The worker's program. It writes "ready" when sympy is loaded. Then each line of its input
-# is a question, and it answers with a line: true or false.
+# is a question, and it answers with a line: [verdict, CPU seconds].
 WORKER = r"""
-import json, os, select, signal, sys
+import json, os, queue, select, signal, sys, threading, time
 from math_verify import LatexExtractionConfig, parse, verify
 
 READ_LATEX = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -63,44 +70,112 @@ def judge_within_memory(said, gold):
     except BaseException:
         return False
 
-# The first question is the slow one: sympy loads the rest of itself.
-judge("x+1", "1+x")
-print("ready", flush=True)
+def limit_this_child(seconds, worker):
+    # After so much CPU time the kernel sends SIGPROF, which ends a process.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    # The same once more in whole seconds. A system without it has the first limit.
+    try:
+        import resource
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
+    except Exception:
+        pass
+    # On Linux the kernel kills this child when its worker dies: 1 is PR_SET_PDEATHSIG.
+    try:
+        import ctypes
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    except Exception:
+        pass
+    # The worker may have died before that.
+    if os.getppid() != worker:
+        os._exit(1)
 
-for line in sys.stdin:
-    said, gold, seconds = json.loads(line)
-
-    # A system without fork has no child that could be killed. The worker answers itself.
-    if not hasattr(os, "fork"):
-        print(json.dumps(judge_within_memory(said, gold)), flush=True)
-        continue
-
+def ask_child(said, gold, seconds, patience):
+    worker = os.getpid()
     reading_end, writing_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading_end)
+        limit_this_child(seconds, worker)
         os.write(writing_end, b"1" if judge_within_memory(said, gold) else b"0")
         os._exit(0)
     os.close(writing_end)
 
-    # Wait for the verdict, at most as long as the question may take. Too late means False.
-    answered = select.select([reading_end], [], [], seconds)[0]
-    verdict = os.read(reading_end, 1) if answered else b"0"
+    # Wait for the verdict. A child that was killed closes the pipe without one. The input
+    # of the worker has something to read only if the process that asks has died.
+    readable = select.select([reading_end, sys.stdin], [], [], patience)[0]
+    verdict = os.read(reading_end, 1) if reading_end in readable else b"0"
     os.close(reading_end)
 
     # Kill the child in any case, and wait for its end, so that no dead children pile up.
+    before = os.times()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    print(json.dumps(verdict == b"1"), flush=True)
+    after = os.times()
+    used = after.children_user - before.children_user
+    used += after.children_system - before.children_system
+    return verdict == b"1", used if readable else seconds
+
+def lines_until_the_end():
+    # A worker without fork computes in its main thread, and could not see the end of its
+    # input there. So another thread reads the input, and ends the process with it.
+    lines = queue.Queue()
+    def watch():
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+    while True:
+        yield lines.get()
+
+# The first question of each kind is slow, because sympy loads the rest of itself for it.
+# All children inherit what is loaded here.
+for said, gold in (
+    ("x+1", "1+x"),
+    ("(x+1)^2", "x^2+2x+1"),
+    (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
+    (r"\sin(2x)", r"2\sin(x)\cos(x)"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\1+1\end{pmatrix}"),
+    (r"\{1,\frac{2}{2}+1\}", r"\{1,2\}"),
+    (r"(0,1]\cup[2,\infty)", r"(0,\frac{2}{2}]\cup[2,\infty)"),
+    ("2x=y", "y=2x"),
+    ("3<x", "x>3"),
+):
+    judge(said, gold)
+
+forks = hasattr(os, "fork")
+print("ready" if forks else "ready without fork", flush=True)
+
+for line in sys.stdin if forks else lines_until_the_end():
+    said, gold, seconds, patience = json.loads(line)
+    if forks:
+        verdict, used = ask_child(said, gold, seconds, patience)
+    else:
+        begun = time.process_time()
+        verdict, used = judge_within_memory(said, gold), time.process_time() - begun
+    print(json.dumps([verdict, used]), flush=True)
 """
 
 # All threads share one worker. The lock gives each thread the verdict on its own question.
 _worker, _worker_lock = None, threading.Lock()
 
 
-def _is_ready():
-    """Whether the worker has loaded sympy and is alive."""
-    return _worker is not None and _worker.ready and _worker.poll() is None
+@dataclass
+class Budget:
+    """The CPU seconds that are left for one answer. All of its comparisons share them."""
+
+    seconds: float = SECONDS
+
+
+def _alive():
+    """Whether this process has a worker. A forked process must not use that of its parent:
+    the two would read each other's verdicts."""
+    return _worker is not None and _worker.owner == os.getpid() and _worker.poll() is None
+
+
+@atexit.register
+def _stop():
+    if _alive():
+        _worker.kill()
+        _worker.wait()
 
 
 def warm_up(wait=False):
@@ -109,7 +184,7 @@ def warm_up(wait=False):
     wait: return only when the worker can answer questions.
     """
     global _worker
-    if _worker is None or _worker.poll() is not None:
+    if not _alive():
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
@@ -118,47 +193,82 @@ def warm_up(wait=False):
             text=True,
             encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # Ctrl-C goes to all processes of a group. So the worker gets a session of its
+            # own, or on Windows a group.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        worker.ready = False
-        atexit.register(worker.kill)
+        worker.ready, worker.owner, worker.lines = None, os.getpid(), queue.Queue()
+        # A thread reads, because Windows cannot wait for a pipe with a time limit.
+        threading.Thread(target=_read_lines, args=(worker,), daemon=True).start()
         _worker = worker
 
-    if wait and not _worker.ready:
-        if _worker.stdout.readline().strip() != "ready":
+    if wait and _worker.ready is None:
+        first = _worker.lines.get().strip()
+        if not first.startswith("ready"):
             raise Mistake(
                 "math-verify could not be loaded; "
                 "install the requirements: pip install -r requirements.txt"
             )
-        _worker.ready = True
+        _worker.ready = first
 
 
-def math_verify(said, gold, until):
+def _read_lines(worker):
+    for line in worker.stdout:
+        worker.lines.put(line)
+    worker.lines.put("")  # it has died
+
+
+def math_verify(said, gold, budget):
     """Whether math-verify finds two expressions equal. Too late or too long means False.
 
-    until: the value of time.monotonic() at which the verdict must be there.
+    budget: the CPU time that may be used. What was used is taken from it.
     """
     if len(said) > LONGEST_EXPRESSION or len(gold) > LONGEST_EXPRESSION:
         return False
 
     with _worker_lock:
-        # The answer must not pay for the start of the worker. So a question that had to
-        # wait for the start gets the full time.
-        was_ready = _is_ready()
-        warm_up(wait=True)
-        seconds = until - time.monotonic() if was_ready else SECONDS
-        if seconds <= 0:
-            return False
-
-        try:
-            _worker.stdin.write(json.dumps([said, gold, seconds]) + "\n")
-            _worker.stdin.flush()
-            if not select.select([_worker.stdout], [], [], seconds + GRACE)[0]:
-                # The worker itself hangs. Kill it; the next question starts a new one.
-                _worker.kill()
-                _worker.wait()
+        # A worker that died, of whatever cause, says nothing about the answer. So the
+        # question is asked once more.
+        for _ in range(2):
+            if budget.seconds <= 0:
                 return False
-            # An empty line means that the worker has died.
-            return json.loads(_worker.stdout.readline() or "false")
-        except (OSError, ValueError):
-            # The worker died while it was asked. The next question starts a new one.
-            return False
+            reply = _ask(said, gold, budget)
+            if reply is not None:
+                return reply
+    return False
+
+
+def _ask(said, gold, budget):
+    """True or False, or None if the worker has died."""
+    warm_up(wait=True)
+    patience = PATIENCE if _worker.ready == "ready" else PATIENCE_WITHOUT_FORK
+    try:
+        _worker.stdin.write(json.dumps([said, gold, budget.seconds, patience]) + "\n")
+        _worker.stdin.flush()
+        # The worker itself gives up after its patience. One second later it is broken.
+        line = _worker.lines.get(timeout=patience + 1)
+        if line:
+            verdict, used = json.loads(line)
+            budget.seconds -= used
+            return verdict
+    except OSError:
+        pass
+    except queue.Empty:
+        # The worker hangs. The next question starts a new one.
+        budget.seconds = 0
+        _kill()
+        return False
+    except BaseException:
+        # Ctrl-C, for example. The verdict is still to come, and the next question would
+        # take it for its own.
+        _kill()
+        raise
+    # The worker has closed its pipes. Wait until it is dead, so that nobody asks it again.
+    _kill()
+    return None
+
+
+def _kill():
+    _worker.kill()
+    _worker.wait()

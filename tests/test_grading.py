@@ -1,13 +1,16 @@
 """extract and grade: all kinds of answers in the benchmarks, traps, and hostile text."""
+import os
 import random
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import grading, judge
-from common.grading import extract, grade, number
+from common import judge
+from common.grading import extract, grade
+from common.notation import LONGEST_ANSWER, number, tidy
 
 
 def box(answer):
@@ -233,7 +236,7 @@ GRADED = [
     (box(r"\sqrt[3]{8}"), "2", True, "a cube root"),
     (box(r"\sqrt[3]{2}"), r"2^{1/3}", True, "a root as a power"),
     (box(r"\sqrt{3}"), "1.732", False, "rounded"),
-    (box(r"\sqrt{-1}"), "i", False, "known limit: the library reads i as a letter here"),
+    (box(r"\sqrt{-1}"), "i", True, "the imaginary unit"),
     (box(r"\pm 2"), r"\pm 2", True, "two signs"),
     (box("2, -2"), r"\pm 2", True, "both written out"),
     (box("2"), r"\pm 2", False, "one of the two"),
@@ -298,7 +301,8 @@ GRADED = [
      "a union in another order"),
     (box(r"(-\infty,2)"), r"(-\infty,2)\cup(3,\infty)", False, "half a union"),
     (box(r"x \in (0,1)"), "(0,1)", True, "membership"),
-    (box("0<x<1"), "(0,1)", False, "known limit: an inequality is not read as an interval"),
+    (box("0<x<1"), "(0,1)", True, "an inequality"),
+    (box(r"0 \le x<1"), "(0,1)", False, "an inequality with another end"),
     (box("4, 4"), "4", False, "two answers where one was asked for"),
     (box(r"\left(\frac12, 3\right)"), "(0.5, 3)", True,
      "sized brackets, a fraction without braces"),
@@ -429,6 +433,8 @@ DIFFERENCES = {
     "the other sign for the empty set": ["\\varnothing"],
     "it makes no difference between sets, lists and tuples, or between one member and two": [
         "\\{1,2\\}", "\\{1,2,2,3\\}", "4, 4", "1,2", "6, 5", "3, 4, 5"],
+    "it makes an interval of an inequality only where the gold is one": ["0<x<1"],
+    "it does not know i in a gold without a root": ["\\sqrt{-1}"],
 }
 
 
@@ -466,7 +472,7 @@ def against_math_verify():
         gold = gold.rpartition("####")[2].strip() if "####" in gold else extract(gold) or gold
         if said is not None and gold:
             compared.append(said)
-            if judge.math_verify(said, gold, time.monotonic() + 3) is not verdict:
+            if judge.math_verify(said, gold, judge.Budget(3)) is not verdict:
                 differing.append(said)
     return compared, differing
 
@@ -488,17 +494,31 @@ def test_numbers_are_exact():
 # ======================================================================== hostile text
 
 
+def cpu_seconds():
+    """CPU time that this process, the worker and the worker's children have used. A clock would
+    also count the time that other programs take on a busy machine."""
+    try:
+        fields = Path(f"/proc/{judge._worker.pid}/stat").read_text().rpartition(")")[2].split()
+        worker = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        worker = 0
+    return time.process_time() + worker
+
+
 def timed(function, *arguments):
-    begun = time.perf_counter()
+    begun = cpu_seconds()
     result = function(*arguments)
-    return time.perf_counter() - begun, result
+    return cpu_seconds() - begun, result
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=[repr(t[:20]) for t in HOSTILE])
-def test_hostile_text_is_graded_within_two_seconds(text):
+def test_hostile_text_is_graded_in_time(text, monkeypatch):
+    # math-verify gets less time here than its 1.5 seconds, to keep the test short. All the rest
+    # must be done in half a second.
+    monkeypatch.setattr("common.grading.Budget", lambda: judge.Budget(0.2))
     for response, gold in ((box(text), "7x"), (text, "7"), (box("x+y^2"), text)):
         seconds, verdict = timed(grade, response, gold)
-        assert seconds < 2 and verdict is False
+        assert seconds < 0.7 and verdict is False
     assert timed(extract, text)[0] < 0.5
 
 
@@ -527,7 +547,7 @@ INTEGERS = st.integers(-10**12, 10**12)
 @given(TEXTS)
 def test_extract_returns_a_part_of_the_text_or_nothing(text):
     said = extract(text)
-    assert said is None or (said and said in text and len(said) <= grading.LONGEST_ANSWER)
+    assert said is None or (said and said in text and len(said) <= LONGEST_ANSWER)
 
 
 @FEW
@@ -560,7 +580,7 @@ def test_every_way_to_write_a_fraction_is_the_same_number(x, y):
     if n > d > 1:
         ways.append(f"{sign}{n // d}\\frac{{{n % d}}}{{{d}}}")
     for way in ways:
-        assert grade(box(way), f"{x.numerator}/{d}") and number(grading.tidy(way)) == x
+        assert grade(box(way), f"{x.numerator}/{d}") and number(tidy(way)) == x
         assert grade(box(way), f"{y.numerator}/{y.denominator}") is (x == y)
 
 

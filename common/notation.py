@@ -1,0 +1,114 @@
+r"""One way to write each thing: `tidy` undoes what is only typesetting, `number` reads numbers.
+
+\dfrac12 and \frac{1}{2} look different and say the same. What is left different after
+`tidy` is compared in `common/answers.py`.
+"""
+
+import re
+from fractions import Fraction
+
+# No gold has more characters than this. Every step below takes at most linear time in it.
+LONGEST_ANSWER = 1000
+
+# Signs of Unicode, and the LaTeX that means the same.
+SIGNS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
+    "∞": r"\infty ", "π": r"\pi ", "√": r"\sqrt ", "∪": r"\cup ", "∈": r"\in ", "°": r"^\circ ",
+    "∅": r"\emptyset ", "~": " ",
+}  # fmt: skip
+UNICODE = str.maketrans(SIGNS)
+# Names of functions, which some write without their backslash.
+FUNCTIONS = "sqrt|pi|sin|cos|tan|arcsin|arccos|arctan|ln|log|exp"
+BARE_NAMES = rf"(?<![\\a-zA-Z])(?:np\.)?({FUNCTIONS})(?![a-zA-Z])"
+
+
+def tidy(text):
+    """The answer without spacing, sizes, dollar signs, wrappers of text and a full stop."""
+    text = text.strip().strip("$").strip().translate(UNICODE)
+    # 12,\!345 and 12{,}345 are 12,345.
+    text = re.sub(r"(?<!\\)\\! *", "", text).replace("{,}", ",")
+    # Spacing and sizes: \left( is (, and \, is a space.
+    size = "left|right|displaystyle|quad|qquad|[bB]igg?[lr]?"
+    text = re.sub(rf"(?<!\\)\\(?:(?:{size})(?![a-zA-Z])|[,;:> ])", " ", text)
+    # One name for each sign.
+    text = re.sub(r"\\leq(?:slant)?(?![a-zA-Z])|<=", r"\\le ", text)
+    text = re.sub(r"\\geq(?:slant)?(?![a-zA-Z])|>=", r"\\ge ", text)
+    text = re.sub(r"\\lt(?![a-zA-Z])", "<", re.sub(r"\\gt(?![a-zA-Z])", ">", text))
+    # All wrappers of words become \text{...}.
+    wrapper = r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|operatorname)\s*\{([^{}]*)\}"
+    text = re.sub(wrapper, r" \\text{\1} ", text)
+    if "\\text" not in text:
+        text = re.sub(BARE_NAMES, r"\\\1 ", text)
+    # All fractions become \frac{1}{2}: from \dfrac, \tfrac and \cfrac, from \frac12 and
+    # \frac1{2}. All roots become \sqrt{2}.
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    part = r"(\d|\\[a-zA-Z]+(?![a-zA-Z{ ])|[a-zA-Z])"
+    text = re.sub(rf"(\\frac|\\sqrt) ?{part}", r"\1{\2}", text)
+    text = re.sub(rf"(\\frac ?\{{[^{{}}]*\}}) ?{part}", r"\1{\2}", text)
+    # Currencies are units.
+    text = re.sub(r"\\?\$|[£€]", "", text)
+    # The empty set has three signs.
+    text = re.sub(r"\\varnothing(?![a-zA-Z])|\\\{ *\\\}", r"\\emptyset", text)
+    # "3 and 5", "3 or 5" and "3; 5" are lists: 3, 5.
+    joined = r";|\\text\{ *(?:and|or) *\}|(?<=[\d)}\]]) (?:and|or) (?=[-\d(\\\[]|[a-zA-Z] ?[=<>\\])"
+    text = re.sub(joined, ",", text)
+    # Degrees are a unit, and so is percent: 50\% is 50 and never 0.5. Accepting both would
+    # accept an error by a factor of 100.
+    text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
+    text = re.sub(r"\\?%", "", text)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
+
+
+# A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2.
+UNIT = r"\s*\\text\{[^{}]*\}(?:\s?\^\s?\{?[23]\}?)?$"
+# A unit in plain letters: 5 cm, 5 km/h, 5 apples. 5 x is a product.
+WORDS = r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
+PLAIN_UNIT = rf"(?<=[\d}}])\s+{WORDS}(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
+# A number with more characters is not read: it would cost time, and no gold is so long.
+LONGEST_NUMBER = 80
+
+SEPARATED = r"[-+]?\d{1,3}(?:(?:, ?\d{3})+|(?: \d{3})+)(?:\.\d+)?"  # 1,234.5   1 234.5
+PERIODIC = r"(\d*)\.(\d*)\\overline ?\{ ?(\d+) ?\}"  # 0.1\overline{6}
+POWER = r" ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{? ?([-+]?\d{1,3}) ?\}?"  # \times 10^{3}
+DECIMAL = rf"(\d*\.?\d*)(?:[eE]([-+]?\d{{1,3}})|{POWER})?"  # 27   27.0   .5   1e11
+SLASHED = r"(?:(\d+) )?(\d+) ?/ ?(\d+)"  # 3/4   1 3/4
+FRACTION = r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}"  # \frac{3}{4}   1\frac{3}{4}
+
+
+def number(text):
+    r"""The exact value of a plain number as a Fraction, or None for any other text.
+
+    It reads 025, 27.0, 1,234, -3/4, \frac{3}{4}, 3\frac{1}{2}, 1e11 and 5 cm.
+    """
+    # Take the number out of its wrapper and away from its unit.
+    text = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text.strip()).strip()
+    text = re.sub(PLAIN_UNIT, "", re.sub(UNIT, "", text))
+    if len(text) > LONGEST_NUMBER:
+        return None
+
+    # Thousands may be separated by commas or spaces. 10,00 and 1 2 are not such numbers.
+    if re.fullmatch(SEPARATED, text):
+        text = text.replace(",", "").replace(" ", "")
+
+    # The sign belongs to the whole of a mixed number: -1\frac{1}{2} is -1.5 and not -0.5.
+    negative = text.startswith("-")
+    sign = -1 if negative else 1
+    body = text[1:].strip() if negative else text.removeprefix("+").strip()
+    body = re.sub(r"^10 ?\^", "1*10^", body)
+
+    # 0.1\overline{6} repeats its 6 forever: it is (1 + 6/9) / 10.
+    if m := re.fullmatch(PERIODIC, body):
+        fixed, period = int(m[1] + m[2] or 0), Fraction(int(m[3]), 10 ** len(m[3]) - 1)
+        return sign * (fixed + period) / 10 ** len(m[2])
+
+    # A decimal, with or without a power of ten. It needs a digit: "." is not a number.
+    if m := re.fullmatch(DECIMAL, body):
+        if not re.search(r"\d", m[1]):
+            return None
+        return sign * Fraction(m[1].removesuffix(".")) * Fraction(10) ** int(m[2] or m[3] or 0)
+
+    # A fraction, perhaps with a whole number before it. A division by zero is not a number.
+    if m := re.fullmatch(SLASHED, body) or re.fullmatch(FRACTION, body):
+        whole, above, below = int(m[1] or 0), int(m[2]), int(m[3])
+        return sign * (whole + Fraction(above, below)) if below else None
+    return None
