@@ -51,6 +51,7 @@ def save_checkpoint(out, step, model, tokenizer, optimizer, extra=None):
         "optimizer": optimizer.state_dict(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "processes": process()[1],
         "python_rng": [version, list(internal), gauss],
         **(extra or {}),
     }
@@ -107,16 +108,41 @@ def load_state(checkpoint, optimizer, device):
         saved = state.get("optimizer") or state["optimiser"]  # its name in older versions
         optimizer.load_state_dict(saved)
         torch.set_rng_state(state["torch_rng"])
-        if device.type == "cuda" and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if device.type == "cuda" and state["cuda_rng"]:  # there may be fewer GPUs than before
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         version, internal, gauss = state["python_rng"]
         random.setstate((version, tuple(internal), gauss))
+    except torch.OutOfMemoryError:  # nothing is wrong with the checkpoint
+        raise
     except Exception as error:
         raise Mistake(
-            f"The checkpoint '{checkpoint}' is damaged ({type(error).__name__}); delete that "
-            "folder, and --resume starts from the beginning."
+            f"The checkpoint '{checkpoint}' could not be loaded ({type(error).__name__}). If it is "
+            "damaged, move that folder away, and --resume starts from the beginning."
         ) from None
+    _say_where_it_was_written(state, device)
     return state
+
+
+def _say_where_it_was_written(state, device):
+    """Print if the run had another number of processes or GPUs when the checkpoint was written.
+    It goes on all the same: however many processes there are, they take the steps of one."""
+    cards = len(state["cuda_rng"]) if device.type == "cuda" else 0
+    cards_here = torch.cuda.device_count() if device.type == "cuda" else 0
+    here = process()[1]
+    before = state.get("processes", here)  # older versions did not write it down
+    if (before, cards) != (here, cards_here):
+        written = " with ".join(_counted(before, cards))
+        now = " and ".join(_counted(here, cards_here))
+        print(
+            f"the checkpoint was written by {written}; it goes on with {now}: the same updates, up "
+            "to rounding"
+        )
+
+
+def _counted(processes, cards):
+    """["4 processes", "1 GPU"]; without GPUs only the first."""
+    words = [f"{processes} process{'' if processes == 1 else 'es'}"]
+    return words + [f"{cards} GPU{'' if cards == 1 else 's'}"] * (cards > 0)
 
 
 # ======================================================================== the folder of a run

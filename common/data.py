@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.arguments import Mistake, require, shorten
-from common.models import ROOT
+from common.hub import ROOT
 from common.tables import (
     ANSWER_COLUMNS,
     PROBLEM_COLUMNS,

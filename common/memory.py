@@ -16,6 +16,7 @@ import torch
 from common.arguments import require
 from common.models import cache_bytes
 from common.processes import process
+from common.size import human, machine_memory
 from common.weights import trainable
 
 # ======================================================================== measured
@@ -40,13 +41,6 @@ def resident_memory(device):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     return peak_memory(device)  # no /proc here: the peak is the nearest number there is
-
-
-def human(size):
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
 
 
 # ======================================================================== predicted: the parts
@@ -247,11 +241,15 @@ def check_memory(total, device, flags):
     """Refuse what cannot fit before an hour is spent on it. flags: what the user can lower."""
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory
-        require(
-            total <= room,
-            f"This run needs about {human(total)} and the GPU has {human(room)}; lower {flags}, "
-            "or choose smaller models.",
-        )
+        place, more = "the GPU has", ""
+    else:
+        room = machine_memory()
+        place, more = "this machine has", ", add --gradient_checkpointing"
+    require(
+        room is None or total <= room,
+        f"This run needs about {human(total)} and {place} {human(room or 0)}; lower {flags}{more}, "
+        "or choose smaller models.",
+    )
 
 
 # ======================================================================== when it is not enough

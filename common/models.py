@@ -1,20 +1,15 @@
 """Models and tokenizers: where they come from, and what must be true before they are used."""
 
 import contextlib
-import errno
 import os
-import socket
-import sys
-import urllib.parse
 from pathlib import Path
 
 import torch
 
-from common.arguments import Mistake, require, shorten
+from common.arguments import Mistake, require
+from common.hub import from_the_hub, missing_model, quiet, read_config, refuse_run, where
 from common.processes import process
-
-ROOT = Path(__file__).resolve().parent.parent
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+from common.size import say_loading
 
 # ======================================================================== device and precision
 
@@ -54,62 +49,14 @@ def autocaster(device, dtype):
 # ======================================================================== loading
 
 
-def quiet():
-    """transformers prints dozens of lines while it loads. The scripts say what matters."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def reach_hub():
-    """Switch the hub off if its name cannot be resolved.
-
-    Without a network the hub's client repeats every request for half a minute, and prints each
-    failure, before the user sees the sentence that matters. Behind a proxy names need not
-    resolve on this machine, so then nothing is tested.
-    """
-    from huggingface_hub import constants
-
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    if constants.HF_HUB_OFFLINE or proxy:
-        return
-    try:
-        socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
-
-
-def hub_folder(error):
-    """A sentence for a folder of the hub's packages that cannot be written to, else ""."""
-    from huggingface_hub import constants
-
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return (
-                f" The hub's packages store what they load in '{constants.HF_HOME}', and that "
-                "folder cannot be written to; set the environment variable HF_HOME to another one."
-            )
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def where(name):
-    """toy/student is a folder of this repository, in whatever folder a script is started."""
-    here = ROOT / name
-    in_repository = str(name).startswith("toy/") and not Path(name).exists() and here.exists()
-    return str(here) if in_repository else str(name)
-
-
 def load_tokenizer(name):
     from transformers import AutoTokenizer
 
     quiet()
     name = where(name)
+    refuse_run(name)
     if not Path(name).exists():
-        reach_hub()
+        from_the_hub()
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -126,8 +73,11 @@ def load_model(name, device, dtype, tokenizer=None):
 
     quiet()
     name = where(name)
+    refuse_run(name)
     if not Path(name).exists():
-        reach_hub()
+        from_the_hub()
+    check_family(name)
+    say_loading(name, device, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -141,6 +91,25 @@ def load_model(name, device, dtype, tokenizer=None):
     model = model.to(device).eval()
     check_architecture(model, name)
     return model if tokenizer is None else know(model, tokenizer)
+
+
+NEEDED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads"
+).split()
+
+
+def check_family(name):
+    """Refuse a family that lacks what the sampler and the memory's prediction need, before its
+    weights are loaded."""
+    config = read_config(name)
+    lacking = [field for field in NEEDED if config is not None and not hasattr(config, field)]
+    require(
+        not lacking,
+        f"'{name}' is a model of the family {getattr(config, 'model_type', '?')}; only models like "
+        "Qwen3, Qwen2.5, Llama, SmolLM2 work here (its config.json has no "
+        f"{', '.join(lacking)}).",
+    )
 
 
 def check_architecture(model, name):
@@ -184,25 +153,6 @@ def eos_ids(model, tokenizer):
         ids = getattr(config, "eos_token_id", None)
         found |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
     return sorted(i for i in found if i is not None)
-
-
-def missing_model(name, what, error):
-    why = shorten(error, 160)
-    if Path(name, "state.pt").exists():
-        return (
-            f"The checkpoint '{name}' is damaged ({type(error).__name__}: {why}); delete that "
-            "folder, and --resume starts from the beginning."
-        )
-    if Path(name).exists():
-        return (
-            f"The folder '{name}' holds no {what} that transformers can load "
-            f"({type(error).__name__}: {why})."
-        )
-    return (
-        f"There is no {what} '{name}': no such folder, and the model hub did not give it "
-        f"({type(error).__name__}). Check the spelling and the network, or pass the path of a "
-        "downloaded model folder."
-    )
 
 
 # ======================================================================== do they fit together?

@@ -24,6 +24,7 @@ from common.data import (
 from common.evaluation import evaluate
 from common.memory import peak_memory
 from common.processes import gather
+from common.size import check_machine
 
 
 def attach_vllm(model, tokenizer, args, dtype):
@@ -53,6 +54,7 @@ class Run:
         self.out, self.checkpoint = checkpoints.open_run(args, self.script)
         self.dtype = models.compute_dtype(args.dtype, self.device)
         self.tokenizer = models.load_tokenizer(args.student)
+        check_machine(args, self.device, self.dtype)
         rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
         self.rows, self.tests = rows, tests[: args.eval_n]
         ask_in_known_words(self.tokenizer, [*rows, *tests])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.arguments import Mistake, require
 from common.grading import extract
-from common.models import hub_folder, reach_hub
+from common.hub import hub_folder, reach_hub
 
 # ======================================================================== reading
 

@@ -1,13 +1,17 @@
 """Models and tokenizers: what is written down on a model, and what is refused before it is used."""
 import copy
+import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import ROOT, tiny_qwen3
 from helpers import CPU
 
-from common import models
-from common.arguments import Mistake
+from common import hub, size
+from common.arguments import Mistake, choice, either
+from common.flags import Common
+from common.memory import check_memory
 from common.models import (
     autocaster,
     cache_bytes,
@@ -22,6 +26,7 @@ from common.models import (
     same_tokenizer,
     where,
 )
+from common.size import check_machine, machine_memory, parameter_count
 
 
 def test_a_model_knows_its_vocabulary_and_its_ends(toy):
@@ -112,17 +117,186 @@ def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(monkeypatch):
     def unknown(host, port):
         asked.append(host)
         raise OSError("no name")
-    monkeypatch.setattr(models.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(hub.socket, "getaddrinfo", unknown)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://localhost:1")
-    models.reach_hub()                                  # behind a proxy names need not resolve
+    hub.reach_hub()                                  # behind a proxy names need not resolve
     assert not asked and not constants.HF_HUB_OFFLINE
     monkeypatch.delenv("HTTPS_PROXY")
-    monkeypatch.setitem(models.sys.modules, "datasets", __import__("datasets"))
-    monkeypatch.setattr(models.sys.modules["datasets"].config, "HF_HUB_OFFLINE", False)
-    models.reach_hub()
+    monkeypatch.setitem(hub.sys.modules, "datasets", __import__("datasets"))
+    monkeypatch.setattr(hub.sys.modules["datasets"].config, "HF_HUB_OFFLINE", False)
+    hub.reach_hub()
     assert len(asked) == 1 and constants.HF_HUB_OFFLINE
-    assert models.sys.modules["datasets"].config.HF_HUB_OFFLINE
+    assert hub.sys.modules["datasets"].config.HF_HUB_OFFLINE
+
+
+# ------------------------------------------------------------------------ what is not a model
+
+
+def tell(path, **config):
+    """A folder that holds a config.json."""
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def test_the_folder_of_a_run_is_not_its_model(tmp_path):
+    """Its config.json has the flag "dtype": "auto", which transformers takes for a type of torch:
+    module 'torch' has no attribute 'auto'."""
+    run = tell(tmp_path / "run", script="opd.py", student="toy/student", dtype="auto", seed=0)
+    (tmp_path / "run/checkpoint-000020").mkdir()
+    for load in (load_tokenizer, lambda name: load_model(name, CPU, torch.float32)):
+        with pytest.raises(Mistake, match="'.*/run' is the folder of a run of opd.py.* its last "
+                                          "checkpoint is '.*/run/checkpoint-000020'") as refused:
+            load(run)
+        assert "auto" not in str(refused.value)
+        (tmp_path / "run/final").mkdir(exist_ok=True)
+        with pytest.raises(Mistake, match="its model is in '.*/run/final'"):
+            load(run)
+        (tmp_path / "run/final").rmdir()
+    (tmp_path / "run/checkpoint-000020").rmdir()
+    with pytest.raises(Mistake, match="folder of a run of opd.py.*has no model yet"):
+        load_tokenizer(run)
+    result = tell(tmp_path / "eval", model="toy/student", benchmark="toy", dtype="auto", n=1)
+    with pytest.raises(Mistake, match="holds an evaluation of 'toy/student' and no model"):
+        load_tokenizer(result)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_never_to_be_deleted(tmp_path):
+    (tmp_path / "state.pt").write_text("")
+    said = hub.missing_model(tmp_path, "model", OSError("cut off"))
+    assert "delete" not in said and "move that folder away" in said and "cut off" in said
+
+
+@pytest.mark.parametrize("family, more", [("gpt2", {}), ("opt", {}), ("mamba", {})])
+def test_a_family_without_what_is_needed_is_refused_before_it_is_loaded(family, more, tmp_path):
+    from transformers import AutoConfig
+    AutoConfig.for_model(family, **more).save_pretrained(tmp_path)
+    sentence = f"is a model of the family {family}; .*Qwen3, Qwen2.5, Llama, SmolLM2"
+    with pytest.raises(Mistake, match=sentence):
+        load_model(str(tmp_path), CPU, torch.float32)   # there are no weights in the folder
+
+
+def test_a_folder_of_the_hub_that_cannot_be_written_is_named(monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HOME", "/read/only")
+    error = OSError("wrapped")
+    error.__cause__ = PermissionError(13, "Permission denied", "/read/only/hub")
+    said = hub.missing_model("me/model", "model", error)
+    assert "'/read/only'" in said and "HF_HOME" in said
+    assert "HF_HOME" not in hub.missing_model("me/model", "model", OSError("404"))
+
+
+# ------------------------------------------------------------------------ size, before loading
+
+FOUR_BILLION = dict(
+    model_type="qwen3", vocab_size=151936, hidden_size=2560, intermediate_size=9728, head_dim=128,
+    num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True)
+SMALL = {**FOUR_BILLION, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+         "num_attention_heads": 16}
+GIB = 2**30
+
+
+def test_parameters_are_counted_without_any_weights(tmp_path, toy):
+    assert parameter_count(tell(tmp_path / "large", **FOUR_BILLION)) == 4_022_468_096
+    assert parameter_count(tell(tmp_path / "small", **SMALL)) == 596_049_920
+    assert parameter_count("toy/student") == sum(p.numel() for p in toy[0].parameters())
+    assert parameter_count(tell(tmp_path / "odd", nothing=1)) is None
+    assert parameter_count(str(tmp_path / "nowhere")) is None
+
+
+def test_a_model_that_takes_long_to_come_is_announced(tmp_path, monkeypatch, capsys):
+    large = tell(tmp_path / "large", **FOUR_BILLION)
+    monkeypatch.setattr(size, "machine_memory", lambda: 64 * GIB)
+    with pytest.raises(Mistake, match="holds no model that transformers can load"):
+        load_model(large, CPU, torch.float32)
+    assert capsys.readouterr().out == f"loading {large} (16.1 GB) ...\n"
+    with pytest.raises(Mistake, match="holds no model"):
+        load_model(large, CPU, torch.bfloat16)
+    assert "(8.0 GB)" in capsys.readouterr().out
+    load_model("toy/student", CPU, torch.float32)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(size, "machine_memory", lambda: 14 * GIB)
+    with pytest.raises(Mistake, match="'.*large' takes 15.0 GiB and this machine has 14.0 GiB.*"
+                                      "--dtype bfloat16"):
+        load_model(large, CPU, torch.float32)
+
+
+def test_the_hubs_progress_bars_are_shown_while_something_is_downloaded(monkeypatch):
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+    disable_progress_bars()
+    load_model("toy/student", CPU, torch.float32)
+    assert are_progress_bars_disabled()                 # nothing to download
+    with pytest.raises(Mistake, match="There is no model 'me/nothing'"):
+        load_model("me/nothing", CPU, torch.float32)
+    assert not are_progress_bars_disabled()
+    disable_progress_bars()
+
+
+def test_what_the_machine_has(tmp_path, monkeypatch):
+    assert GIB // 4 < machine_memory() < 2**50
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(size, "CONTAINER_LIMITS", (tmp_path / "none", limit))
+    whole = machine_memory()
+    limit.write_text("max\n")
+    assert machine_memory() == whole
+    limit.write_text(f"{GIB // 8}\n")
+    assert machine_memory() == GIB // 8
+
+
+@dataclass
+class Pair(Common):
+    student: str = either("toy/student", "small")
+    teacher: str = either("toy/teacher", "large")
+
+
+@dataclass
+class Alone(Common):
+    student: str = either("toy/reader", "small")
+    teacher: str = choice("ema", "ema", "frozen")
+
+
+def test_a_run_on_a_cpu_that_cannot_fit_is_refused_before_loading(tmp_path, monkeypatch):
+    args = Pair(student=tell(tmp_path / "s", **SMALL), teacher=tell(tmp_path / "t", **FOUR_BILLION))
+    # Counted once: this test asks a dozen times.
+    counts = {name: parameter_count(name) for name in (args.student, args.teacher)}
+    monkeypatch.setattr(size, "parameter_count", counts.get)
+
+    def refused(room, dtype=torch.float32, device=CPU):
+        monkeypatch.setattr(size, "machine_memory", lambda: room and round(room * GIB))
+        try:
+            check_machine(args, device, dtype)
+        except Mistake as mistake:
+            return str(mistake)
+        return None
+    # 596 million x 16 bytes (weights, gradients, two moments), 4,022 million x 4 bytes.
+    said = refused(16)
+    assert "needs at least 23.9 GiB" in said and "student 8.9 GiB" in said
+    assert "teacher 15.0 GiB" in said and "this machine has 16.0 GiB" in said
+    assert "--dtype bfloat16 --lora 32 needs 8.6 GiB" in said and "--teacher" in said
+    assert refused(23.8) and not refused(24)
+    assert "--dtype bfloat16 needs 17.5 GiB" in refused(18)     # the smallest change that is enough
+    assert "--lora 32 needs 17.2 GiB" in refused(17.3)
+    said = refused(4)
+    assert "needs" not in said.split("this machine has")[1] and "smaller models" in said
+    assert refused(None) is None                        # nobody knows how much there is
+    assert refused(1, device=torch.device("cuda")) is None
+    args.lora = 32
+    assert not refused(17.3) and "needs at least 17.2 GiB" in refused(17)
+    args = Alone(student=args.student)                  # its teacher is no model
+    assert "needs at least 8.9 GiB (student 8.9 GiB)" in refused(8)
+    args.student = str(tmp_path / "nowhere")            # loading will say what is wrong
+    assert refused(1) is None
+
+
+def test_the_predicted_peak_is_refused_on_a_cpu_too(monkeypatch):
+    monkeypatch.setattr("common.memory.machine_memory", lambda: GIB)
+    check_memory(GIB, CPU, "--prompts")
+    with pytest.raises(Mistake, match="needs about 2.0 GiB and this machine has 1.0 GiB; lower "
+                                      "--prompts.*--gradient_checkpointing"):
+        check_memory(2 * GIB, CPU, "--prompts")
+    monkeypatch.setattr("common.memory.machine_memory", lambda: None)
+    check_memory(2**50, CPU, "--prompts")

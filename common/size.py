@@ -1,0 +1,109 @@
+"""How large things are: the memory of the machine, and a model before it is loaded."""
+
+import contextlib
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from common.arguments import Mistake, require
+from common.hub import read_config
+
+
+def human(size):
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+
+
+# ======================================================================== the machine
+
+# Where a container's limit stands on Linux (control groups, versions 2 and 1).
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def machine_memory():
+    """Bytes of memory of this machine, or of the container around this process. None: unknown."""
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            sizes.append(int(file.read_text()))
+    return min(sizes, default=None)
+
+
+# ======================================================================== a model
+
+
+def parameter_count(name):
+    """The number of weights of a model that is not loaded yet, from the shapes that its
+    config.json gives. None: unknown."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(name)
+    with contextlib.suppress(Exception), torch.device("meta"):  # there weights have no numbers
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return sum(p.numel() for p in model.parameters())
+
+
+LONG = 10**9  # bytes that take so long to load that a user wonders what is going on
+
+
+def say_loading(name, device, dtype):
+    """Name a large model before it is loaded. On a CPU, refuse one that cannot fit."""
+    size = (parameter_count(name) or 0) * torch.empty(0, dtype=dtype).element_size()
+    room = machine_memory() if device.type == "cpu" else None
+    require(
+        room is None or size <= room,
+        f"'{name}' takes {size / 2**30:.1f} GiB and this machine has {(room or 0) / 2**30:.1f} GiB "
+        "of memory; choose a smaller model, or --dtype bfloat16, which halves it.",
+    )
+    if size >= LONG:
+        print(f"loading {name} ({size / 1e9:.1f} GB) ...", flush=True)
+
+
+# ======================================================================== a run
+
+
+def check_machine(args, device, dtype):
+    """On a CPU: refuse a run before anything is loaded if not even the weights, gradients and
+    moments fit into the machine's memory. A system out of memory kills a process without a word.
+    """
+    room = machine_memory()
+    # A self-teacher's --teacher is a choice like "ema" and names no model.
+    models = [f for f in fields(args) if f.name in ("student", "teacher")]
+    names = [f.name for f in models if "choices" not in f.metadata]
+    sizes = {n: parameter_count(getattr(args, n)) for n in names} if device.type == "cpu" else {}
+    if room is None or not sizes.get("student"):
+        return
+
+    def needed(half, lora):
+        """{name: bytes} with --dtype bfloat16, with --lora. Adapters are small beside the rest."""
+        width = 2 if half else 4
+        # All weights learn: weight, gradient and moments, and the copies that autocast makes.
+        learning = 8 + (8 if args.adam_bits == 32 else 2) + (2 if half else 0)
+        each = {"student": width if lora else learning, "teacher": width}
+        return {name: each[name] * size for name, size in sizes.items() if size}
+
+    now = dtype != torch.float32, args.lora > 0
+    parts = needed(*now)
+    if sum(parts.values()) <= room:
+        return
+    ways = []
+    for half, lora in ((True, now[1]), (now[0], True), (True, True)):
+        total = sum(needed(half, lora).values())
+        if total <= room:
+            flags = " ".join(["--dtype bfloat16"] * half + ["--lora 32"] * lora)
+            ways.append(f"{flags} needs {human(total)}; or ")
+    what = ", ".join(f"{name} {human(size)}" for name, size in parts.items())
+    raise Mistake(
+        f"This run needs at least {human(sum(parts.values()))} ({what}) and this machine has "
+        f"{human(room)} of memory. {ways[0] if ways else ''}choose smaller models with "
+        f"{' and '.join(f'--{name}' for name in parts)}."
+    )
