@@ -7,7 +7,8 @@
     python evaluate.py --compare runs/opd-0 runs/opd-1 runs/topd-0 runs/topd-1
 
 An evaluation writes responses.jsonl (one line per sample) and summary.json. If it is
-interrupted, the same command continues it. --compare prints a table of arms over seeds,
+interrupted, the same command continues it. config.json holds a hash of the model's weights, so
+responses of other weights are never continued. --compare prints a table of arms over seeds,
 each compared to the first one, and draws one picture.
 
 Most disagreements between published scores are not about models. They are about five
@@ -17,19 +18,23 @@ things, and each of them is in one file that training uses, too:
     sampling           common/sampler.py     exact samples, whatever the batch is
     grading            common/grading.py     what counts as the answer of a response, and
                        common/judge.py       whether that answer is the gold
-    statistics         common/evaluation.py  intervals, avg@n, pass@k, majority vote
+    statistics         common/evaluation.py  intervals, avg@n, pass@k, majority vote, and
+                       common/compare.py     what can be compared with what
 
 This file is the command line. Other scripts can also import the functions above from here.
 """
 
+import hashlib
 import json
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from common import files, models
-from common.arguments import Mistake, Parser, harmless, require, run_script
+from common.arguments import Mistake, Parser, require, run_script
+from common.checkpoints import latest_checkpoint
+from common.compare import NEUTRAL, compare, read_run
 from common.data import (
     BENCHMARKS,
     ask_in_known_words,
@@ -44,7 +49,6 @@ from common.grading import extract, grade, verify
 from common.processes import process
 from common.run import attach_vllm
 from common.sampler import Completion, sample, uniforms
-from common.show import draw_arms
 
 # What other scripts and notebooks may import from here.
 __all__ = [
@@ -54,163 +58,6 @@ __all__ = [
     "evaluate", "majority", "mean_interval", "pass_at_k", "summarise", "wilson",
     "compare", "read_run",
 ]
-
-# ======================================================================== --compare: one run
-
-# Flags that not all versions have, each with the value that means the same as no flag. So a
-# run with this value and a run without the flag belong to the same arm.
-NEUTRAL = {
-    "sampler": "own", "adam_bits": 32, "lora": 0,  # the first versions did not have these
-    "off_policy_data": "reference", "beta_norm": "token",  # only the first versions had these
-}
-# These differ between runs of one arm, or say nothing about what a run computes.
-NOT_COMPARED = ("seed", "out", "resume", "model", "script", "versions", "vllm_memory")
-
-
-@dataclass
-class Result:
-    """What --compare takes from the folder of a training run or of an evaluation."""
-
-    script: str  # of an evaluation: its model
-    settings: dict  # the flags that all runs of an arm share
-    seed: int | None
-    final: float  # accuracy at the end
-    curve: list | None = None  # training run: [(update, accuracy)]
-    scores: dict | None = None  # evaluation: {problem: share of right samples}
-    benchmark: str | None = None  # evaluation
-
-
-def read_run(folder):
-    """The Result of a training run, or of an evaluation."""
-    folder = Path(folder)
-    missing = f"'{folder}' is not a run: it has no config.json."
-    config = files.read_json(folder / "config.json", missing)
-    settings = {
-        k: v
-        for k, v in config.items()
-        if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)
-    }
-    if (folder / "metrics.jsonl").exists():
-        metrics = files.read_jsonl(folder / "metrics.jsonl", ["step"])
-        curve = [(m["step"], m["eval"]["accuracy"]) for m in metrics if "eval" in m]
-        require(curve, f"'{folder}' has no evaluation yet; let it run to its first one.")
-        return Result(
-            script=config.get("script", "run"),
-            settings=settings,
-            seed=config.get("seed"),
-            final=curve[-1][1],
-            curve=curve,
-        )
-    if (folder / "responses.jsonl").exists():
-        by_problem = {}
-        for r in files.read_jsonl(folder / "responses.jsonl", ["index", "correct"]):
-            by_problem.setdefault(r["index"], []).append(r["correct"])
-        require(by_problem, f"'{folder}' has no responses yet; let the evaluation go on.")
-        scores = {i: sum(v) / len(v) for i, v in by_problem.items()}
-        return Result(
-            script=str(config.get("model")),
-            settings={**settings, "model": config.get("model")},
-            seed=config.get("seed"),
-            final=sum(scores.values()) / len(scores),
-            scores=scores,
-            benchmark=config.get("benchmark"),
-        )
-    raise Mistake(f"'{folder}' is not a run: it has neither metrics.jsonl nor responses.jsonl.")
-
-
-# ======================================================================== --compare: all runs
-
-
-def compare(folders, out):
-    """A table of arms over seeds, as text. Curves of training runs are drawn into `out`.
-
-    An arm is all runs that differ in their seed only. Each arm is compared to the first one
-    in pairs: training runs with the same seed (they see the same prompts in the same
-    order), and evaluations on the same problem. What both sides of a pair share cancels in
-    the difference, and that is most of the noise.
-    """
-    runs = [read_run(folder) for folder in folders]
-    require(
-        len({run.curve is None for run in runs}) == 1,
-        "Compare training runs with training runs, or evaluations with evaluations, not both at "
-        "once.",
-    )
-    benchmarks = {str(run.benchmark) for run in runs}
-    require(
-        len(benchmarks) == 1,
-        f"These evaluations are of different benchmarks: {', '.join(sorted(benchmarks))}.",
-    )
-    arms = {}  # {(script, its flags as JSON): runs}
-    for run in runs:
-        arms.setdefault((run.script, json.dumps(run.settings, sort_keys=True)), []).append(run)
-    names, groups = arm_names(arms), list(arms.values())
-
-    lines = [
-        f"{'arm':<44} {'runs':>4} {'accuracy':>9} {'95 % interval':>17}   "
-        "difference to the first (paired)"
-    ]
-    for name, group in zip(names, groups):
-        mean, low, high = mean_interval(arm_values(group))
-        interval = f"{100 * low:5.1f} .. {100 * high:5.1f}"
-        if low == -math.inf:  # a single value has no interval
-            interval = "one run: none"
-        difference = "" if group is groups[0] else paired_difference(group, groups[0])
-        lines.append(
-            f"{name:<44} {len(group):>4} {100 * mean:>8.1f}% {interval:>17}   {difference}"
-        )
-    if runs[0].curve:
-        draw_arms({n: [run.curve for run in group] for n, group in zip(names, groups)}, Path(out))
-        lines.append(f"curves: {out}")
-    return "\n".join(lines)
-
-
-def arm_names(keys):
-    """The name of an arm: its script, and the flags that are not the same in all arms."""
-    settings = [json.loads(text) for _, text in keys]
-    flags = dict.fromkeys(flag for s in settings for flag in s)  # a set that keeps the order
-    varying = [f for f in flags if len({json.dumps(s.get(f)) for s in settings}) > 1]
-    names = []
-    for (script, _), s in zip(keys, settings):
-        shown = [f"{f}={s[f]}" for f in varying if f in s and f != "model"]
-        # The text comes from the files of the runs, which can be a stranger's.
-        names.append(harmless(" ".join([script, *shown])))
-    return names
-
-
-def arm_values(group):
-    """The independent values of an arm: one per training run, or one per problem."""
-    if group[0].scores is None:
-        return [run.final for run in group]
-    return list(mean_scores(group).values())
-
-
-def mean_scores(group):
-    """{problem: mean score over the evaluations of an arm}.
-
-    Only problems count that all these evaluations have. An evaluation has fewer problems
-    than the others if it ran with --limit or was stopped.
-    """
-    shared = [i for i in group[0].scores if all(i in run.scores for run in group)]
-    require(shared, f"The evaluations of '{group[0].script}' have no problem in common.")
-    return {i: sum(run.scores[i] for run in group) / len(group) for i in shared}
-
-
-def paired_difference(group, first):
-    """The mean difference between an arm and the first arm, with its interval, as text."""
-    if group[0].scores is None:
-        unit, by_seed = "seeds", {run.seed: run.final for run in first}
-        differences = [run.final - by_seed[run.seed] for run in group if run.seed in by_seed]
-    else:
-        unit, scores, first_scores = "problems", mean_scores(group), mean_scores(first)
-        differences = [scores[i] - first_scores[i] for i in scores if i in first_scores]
-    if not differences:
-        return ""
-    mean, low, high = mean_interval(differences)
-    interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-    if low == -math.inf:
-        interval = "(one pair: no interval)"
-    return f"{100 * mean:+.1f} {interval} over {len(differences)} {unit}"
-
 
 # ======================================================================== records and summary
 
@@ -235,8 +82,9 @@ def as_text(summary):
     return f"{first}\n{'  '.join(others)}"
 
 
-def resume_records(out, config, rows, n):
-    """The records of an evaluation in `out` that was interrupted.
+def resume_records(out, config, rows, limited):
+    """(records of these rows, records of further rows) of an evaluation in `out` that was
+    interrupted, or that was made with a larger --limit.
 
     A last line that was half written is dropped. A folder with another evaluation or with a
     training run is refused.
@@ -247,26 +95,66 @@ def resume_records(out, config, rows, n):
             not metrics.exists() and not responses.exists(),
             f"'{out}' holds another run; choose another --out.",
         )
-        return []
+        return [], []
     before = {**NEUTRAL, **files.read_json(out / "config.json")}
+    if same_place(before.get("model"), config["model"]):
+        before["model"] = config["model"]
     changed = [k for k in config if before.get(k) != config[k]]
     first_changed = ", ".join(f"{k}: {before.get(k)}" for k in changed[:3])
     require(
         not changed and not metrics.exists(),
-        f"'{out}' holds another evaluation ({first_changed}); choose another --out or delete it.",
+        f"'{out}' holds another evaluation ({first_changed}); choose another --out.",
     )
     if not responses.exists():
-        return []
+        return [], []
     fields = "index sample response gold extracted correct tokens truncated".split()
     records = files.read_jsonl(responses, fields, drop_broken_end=True)
-    # A smaller --limit takes a part of the records.
-    records = [r for r in records if r["index"] < len(rows) and r["sample"] < n]
+    done = [r for r in records if r["index"] < len(rows)]
+    further = [r for r in records if r["index"] >= len(rows)]
     require(
-        all(r["gold"] == rows[r["index"]]["answer"] for r in records),
-        f"'{out}' holds responses to other problems; choose another --out or delete it.",
+        all(r["gold"] == rows[r["index"]]["answer"] for r in done) and (limited or not further),
+        f"'{out}' holds responses to other problems; choose another --out.",
     )
-    files.write_text(responses, as_jsonl(records))
-    return records
+    return done, further
+
+
+def same_place(name, other):
+    """runs/x and ./runs/x/ are one model."""
+    return name is not None and Path(name).resolve() == Path(other).resolve()
+
+
+def check_origin(out, weights, tokenizer, rows, records, thinking):
+    """Refuse to continue responses that other weights wrote, or that answer other prompts: under
+    the old names there may be a new model, or other problems."""
+    if not records:
+        return
+    before = files.read_json(out / "config.json").get("weights")
+    require(
+        before is not None,
+        f"'{out}' does not say which weights wrote its responses: an older version made it. They "
+        "cannot be continued; choose another --out.",
+    )
+    require(
+        before == weights,
+        f"'{out}' holds responses of other weights than this model's, or of the same weights in "
+        "another precision; choose another --out.",
+    )
+    for r in records:
+        prompt = tokenizer.decode(prompt_ids(tokenizer, rows[r["index"]]["prompt"], thinking))
+        require(
+            r["prompt"] == prompt,
+            f"'{out}' holds responses to other prompts: the problems or the model's chat template "
+            "have changed; choose another --out.",
+        )
+
+
+def fingerprint(model):
+    """A hash of all weights of a model, in the precision in which they are used."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 # ======================================================================== flags
@@ -286,7 +174,8 @@ def arguments(argv):
         help="sample from the smallest set of tokens with this much mass (default 1: all)")
     add("--top_k", type=int, default=0, help="sample from the k likeliest tokens (default 0: all)")
     add("--k", type=int, default=1, help="also report pass@k, for k up to n (default 1)")
-    add("--limit", type=int, help="only the first so many problems")
+    add("--limit", type=int,
+        help="only the first so many problems; results of further ones in the folder are kept")
     add("--max_new_tokens", type=int,
         help="longest response (default: 256 on the toy, 4096 elsewhere)")
     add("--thinking", action="store_true",
@@ -346,6 +235,27 @@ def check(args):
     )
 
 
+def model_folder(name):
+    """The model that is meant by the folder of a training run: its final one."""
+    folder = Path(name)
+    config = folder / "config.json"
+    if (folder / "adapter.safetensors").exists():
+        raise Mistake(
+            f"'{folder}' holds adapters and no whole model (--lora); let the run end, and "
+            f"evaluate {folder.parent / 'final'}."
+        )
+    if not config.exists() or "script" not in files.read_json(config):
+        return name
+    if (folder / "final").is_dir():
+        print(f"'{folder}' is a run: evaluating its final model, {folder / 'final'}")
+        return str(folder / "final")
+    checkpoint = latest_checkpoint(folder)
+    instead = f", or evaluate {checkpoint}" if checkpoint else ""
+    raise Mistake(
+        f"'{folder}' is a run without a final model; let it go on with --resume{instead}."
+    )
+
+
 def default_folder(args):
     """runs/eval-MODEL-BENCHMARK. MODEL is the last two names of the model's folder, because
     the last name alone is mostly "final"."""
@@ -363,6 +273,7 @@ def main(argv=None):
         print(compare(args.compare, args.out or "compare.png"))
         return
     check(args)
+    args.model = model_folder(args.model)
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = models.pick_device(args.device)
     toy = args.benchmark.startswith("toy")
@@ -370,13 +281,18 @@ def main(argv=None):
         args.max_new_tokens = 256 if toy else 4096
     if args.batch is None:
         args.batch = 256 if toy or device.type == "cpu" else 64
+    out = files.make_folder(args.out or default_folder(args))
+    with files.locked(out):
+        evaluate_into(out, args, rows, device)
 
+
+def evaluate_into(out, args, rows, device):
+    """Evaluate into a folder, and continue what is there."""
     # config.json holds what the samples depend on. With other values of these flags the
     # samples in the folder cannot be continued. The other flags may change.
     free = ("out", "compare", "batch", "device", "limit", "k", "vllm_memory")
     config = {k: v for k, v in vars(args).items() if k not in free}
-    out = files.make_folder(args.out or default_folder(args))
-    done = resume_records(out, config, rows, args.n)
+    done, further = resume_records(out, config, rows, args.limit is not None)
 
     dtype = models.compute_dtype(args.dtype, device)
     tokenizer = models.load_tokenizer(args.model)
@@ -384,10 +300,14 @@ def main(argv=None):
     models.check_head(tokenizer, [(args.model, model)])
     ask_in_known_words(tokenizer, rows)
     check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
+    config["weights"] = fingerprint(model)
+    check_origin(out, config["weights"], tokenizer, rows, done, args.thinking)
     if args.sampler == "vllm":
         attach_vllm(model, tokenizer, args, dtype)
 
     files.write_json(out / "config.json", config)
+    # Written again without a line that was cut off. What is there is never removed.
+    files.write_text(out / "responses.jsonl", as_jsonl(done + further))
     if done:
         print(f"continuing {out}: {len(done)} of {len(rows) * args.n} samples are there")
     with open(out / "responses.jsonl", "a", encoding="utf-8") as f:
@@ -415,10 +335,15 @@ def main(argv=None):
         )
     # The file is written again in the order of the problems. So it does not depend on the
     # batches or on interruptions.
-    files.write_text(out / "responses.jsonl", as_jsonl(records))
-    about = {"model": args.model, "benchmark": args.benchmark}
-    files.write_json(out / "summary.json", {**about, **summary})
+    further.sort(key=lambda r: (r["index"], r["sample"]))
+    files.write_text(out / "responses.jsonl", as_jsonl(records + further))
     print(f"{args.model} on {args.benchmark}: {as_text(summary)}")
+    about = {"model": args.model, "benchmark": args.benchmark}
+    path = out / "summary.json"
+    if path.exists() and files.read_json(path).get("n", 0) > len(rows):
+        print(f"{path} stays as it is: it is about more problems")
+    else:
+        files.write_json(path, {**about, **summary})
     print(f"responses and summary: {out}/")
 
 

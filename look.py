@@ -33,7 +33,6 @@ model goes on from it, and from the peer's token there, several times each.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 # Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
 from common.arguments import Parser, harmless, require, run_script
@@ -48,7 +47,7 @@ import topd
 from common import credit, diagnostics, page
 from common.batches import Compute, log_probabilities, pack, prompts_of_step, states
 from common.data import ask_in_known_words, check_prompts, load_benchmark, prompt_ids
-from common.files import write_text
+from common.files import check_writable, write_text
 from common.flags import at_least
 from common.grading import extract, grade
 from common.models import compute_dtype, load_model, load_tokenizer, pick_device, same_tokenizer
@@ -566,10 +565,8 @@ def parse(argv):
         args.window_size >= 2,
         f"--window_size is {args.window_size}; a window needs at least 2 tokens.",
     )
-    folder = Path(args.html or "").absolute().parent
-    require(
-        not args.html or folder.is_dir(), f"There is no folder '{folder}' to write the page into."
-    )
+    if args.html:
+        check_writable(args.html, "--html")
     return args
 
 

@@ -3,6 +3,9 @@
 A record is one graded sample, as a dict: index (which problem), sample (which of its n
 samples), prompt, response, gold, extracted, correct, tokens, truncated. `evaluate` returns
 all records and a summary of them.
+
+`extracted` is the answer that was graded. For a gold that is a number it can be the last number
+of the response. It is None if there was nothing to grade.
 """
 
 import math
@@ -10,14 +13,20 @@ import re
 import time
 from collections import Counter
 
+from scipy.special import stdtrit
+
 from common.data import prompt_ids
-from common.grading import extract, verify
+from common.grading import graded_answer, verify
 from common.judge import warm_up
 from common.models import no_autocast
+from common.processes import dealt
 from common.sampler import sample
 from common.show import progress
 
 # ======================================================================== statistics
+
+
+Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 
 
 def wilson(successes, total):
@@ -31,19 +40,11 @@ def wilson(successes, total):
     """
     if total == 0:
         return [0.0, 1.0]
-    z, p = 1.959964, successes / total
+    z, p = Z, successes / total
     centre = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
     return [max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)]
-
-
-# Quantiles of Student's t at 0.975, for 1 to 30 degrees of freedom.
-T975 = [
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-]
 
 
 def mean_interval(values):
@@ -57,8 +58,38 @@ def mean_interval(values):
         return mean, -math.inf, math.inf
     free = len(values) - 1  # degrees of freedom
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / free / len(values))
-    half = (T975[free - 1] if free <= len(T975) else 1.96) * error
+    half = float(stdtrit(free, 0.975)) * error  # the quantile of t: 12.7 for two values
     return mean, mean - half, mean + half
+
+
+def bounded_interval(values, least=0.0, most=1.0):
+    """(mean, low, high) of numbers that lie in [least, most]: one per problem, for example the
+    share of right samples.
+
+    Student's interval has no width if all values are equal, as if no other problem could turn out
+    otherwise. So this one is at least as wide as if Z^2 (nearly 4) further values lay at the end
+    of the range. For 0 or n right answers of n that is Wilson's interval. For n differences that
+    are all 0 it is the score interval of Tango (1998).
+
+    >>> [round(x, 3) for x in bounded_interval([1.0] * 10)]
+    [1.0, 0.722, 1.0]
+    """
+    n, (mean, low, high) = len(values), mean_interval(values)
+    low = min(low, (n * mean + Z**2 * least) / (n + Z**2))
+    high = max(high, (n * mean + Z**2 * most) / (n + Z**2))
+    return mean, max(least, low), min(most, high)
+
+
+def newcombe(share, total, other, other_total):
+    """95 % interval of the difference share - other of two proportions: Newcombe's method 10,
+    from the two intervals of Wilson. It is too wide, never too narrow, if both are proportions
+    of the same problems."""
+    low, high = wilson(share * total, total)
+    other_low, other_high = wilson(other * other_total, other_total)
+    return (
+        share - other - math.hypot(share - low, other_high - other),
+        share - other + math.hypot(high - share, other - other_low),
+    )
 
 
 def pass_at_k(n, correct, k):
@@ -102,8 +133,7 @@ def summarise(records, k=1):
     else:
         # Samples of one problem are not independent, but problems are. An interval over all
         # samples would be too narrow.
-        accuracy, low, high = mean_interval([right / n for right in rights])
-        interval = [max(0.0, low), min(1.0, high)]
+        accuracy, *interval = bounded_interval([right / n for right in rights])
 
     def chance(j):
         return sum(pass_at_k(n, right, j) for right in rights) / len(rights)
@@ -202,12 +232,12 @@ def evaluate(
                     top_k=top_k,
                     rows=batch,
                 )
-            fresh = []
-            for (i, j), completion in zip(pairs, completions):
-                if (i, j) in have:
-                    continue
-                graded = graded_record(tokenizer, prompts[i], completion, rows[i]["answer"])
-                fresh.append({"index": i, "sample": j, **graded})
+            new = [(i, j, c) for (i, j), c in zip(pairs, completions) if (i, j) not in have]
+            graded = dealt(
+                graded_record,
+                [(tokenizer, prompts[i], c, rows[i]["answer"]) for i, _, c in new],
+            )
+            fresh = [{"index": i, "sample": j, **g} for (i, j, _), g in zip(new, graded)]
             records += fresh
             if each:
                 each(fresh)
@@ -224,7 +254,7 @@ def graded_record(tokenizer, prompt, completion, gold):
         "prompt": tokenizer.decode(prompt),
         "response": response,
         "gold": gold,
-        "extracted": extract(response),
+        "extracted": graded_answer(response, gold, completion.truncated),
         "correct": verify(response, gold, completion.truncated),
         "tokens": len(completion.ids),
         "truncated": completion.truncated,

@@ -7,6 +7,7 @@ so that no control character of theirs reaches the terminal.
 import math
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -302,8 +303,11 @@ def draw_arms(arms, path):
     """Learning curves of several arms: the mean over seeds, and pale lines for the seeds.
     arms: {name: one list of (update, accuracy) per seed}."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for i, (name, curves) in enumerate(arms.items()):
+    # The names stand below the plot, where they cover no curve, and each makes it higher.
+    names = [textwrap.fill(name, 90) for name in arms]
+    height = 4.2 + 0.2 * sum(name.count("\n") + 1 for name in names)
+    figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
+    for i, curves in enumerate(arms.values()):
         colour = f"C{i % 10}"
         for curve in curves:
             updates, accuracy = [s for s, _ in curve], [100 * a for _, a in curve]
@@ -311,11 +315,11 @@ def draw_arms(arms, path):
         # A mean only where all seeds were evaluated: elsewhere the line would jump.
         shared = sorted(set.intersection(*({s for s, _ in curve} for curve in curves)))
         mean = [100 * sum(dict(curve)[s] for curve in curves) / len(curves) for s in shared]
-        label = f"{name} ({len(curves)} seeds)" if len(curves) > 1 else name
+        label = names[i] + (f" ({len(curves)} seeds)" if len(curves) > 1 else "")
         axis.plot(shared, mean, "o-", color=colour, label=label)
     axis.set(xlabel="update", ylabel="accuracy (%)")
     whole_updates(axis)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower left", frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,11 +1,20 @@
-"""evaluate.py as a user runs it: an evaluation that can be interrupted, and --compare."""
+"""evaluate.py as a user runs it: an evaluation that can be interrupted, and that never mixes the
+responses of different models or loses those that are there."""
 import json
+import shutil
 
 import pytest
-from conftest import run_script
+import torch
+from conftest import ROOT, run_script, tiny_qwen3
+from safetensors.torch import load_file, save_file
+from test_files import holder
 
 import evaluate
 from common.arguments import Mistake
+from common.files import read_jsonl
+
+COMMAND = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--device", "cpu",
+           "--max_new_tokens", 40]
 
 
 def test_help_of_evaluation():
@@ -43,87 +52,122 @@ def test_evaluation_reports_and_continues_where_it_stopped(tmp_path):
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
 
-# ---- --compare
+def answered(folder):
+    return [(r["index"], r["sample"]) for r in read_jsonl(folder / "responses.jsonl")]
 
 
-def fake_run(folder, config, *accuracies):
-    """A training run: accuracies at the updates 0, 10, 20 ..."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"script": "opd.py", **config}))
-    rows = [{"step": 10 * i, "eval": {"accuracy": a, "interval": [0, 1], "n": 10}}
-            for i, a in enumerate(accuracies)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+def test_a_smaller_limit_removes_nothing(tmp_path):
+    out = tmp_path / "e"
+    assert run_script(*COMMAND, "--limit", 8, "--out", out).returncode == 0
+    before = (out / "responses.jsonl").read_text(), (out / "summary.json").read_text()
+    done = run_script(*COMMAND, "--limit", 3, "--out", out)
+    assert done.returncode == 0 and "3 of 3 samples are there" in done.stdout, done.stderr
+    assert "(3 problems x 1 samples)" in done.stdout and "it is about more problems" in done.stdout
+    assert ((out / "responses.jsonl").read_text(), (out / "summary.json").read_text()) == before
+    # And the other way round: what is there is used, what is missing is added.
+    records = (out / "responses.jsonl").read_text().splitlines(keepends=True)
+    (out / "responses.jsonl").write_text("".join(records[5:] + records[:1]))
+    done = run_script(*COMMAND, "--limit", 2, "--out", out)
+    assert done.returncode == 0 and "1 of 2 samples are there" in done.stdout, done.stderr
+    assert (out / "responses.jsonl").read_text() == "".join(records[:2] + records[5:])
+    done = run_script(*COMMAND, "--limit", 9, "--out", out)
+    assert done.returncode == 0 and "5 of 9 samples are there" in done.stdout, done.stderr
+    assert answered(out) == [(i, 0) for i in range(9)]
+    assert json.loads((out / "summary.json").read_text())["n"] == 9
 
 
-def fake_evaluation(folder, verdicts, model="m", benchmark="toy", seed=0):
-    """verdicts: {problem: verdicts of its samples}."""
-    folder.mkdir()
-    config = {"model": model, "benchmark": benchmark, "seed": seed}
-    (folder / "config.json").write_text(json.dumps(config))
-    rows = [{"index": i, "correct": v} for i, values in verdicts.items() for v in values]
-    (folder / "responses.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+def copied_model(folder):
+    shutil.copytree(ROOT / "toy/student", folder)
+    return folder
 
 
-def test_compare_pairs_by_seed(tmp_path):
-    for seed, a, b in ((0, .50, .55), (1, .60, .66), (2, .40, .45)):
-        for arm, final, lr in (("a", a, 1e-3), ("b", b, 2e-3)):
-            folder = tmp_path / f"{arm}{seed}"
-            fake_run(folder, {"seed": seed, "out": str(folder), "lr": lr}, .2, final)
-    folders = [tmp_path / f"{arm}{seed}" for arm in "ab" for seed in range(3)]
-    text = evaluate.compare(folders, tmp_path / "picture.png")
-    first, second = [line for line in text.split("\n") if line.startswith("opd.py")]
-    assert "50.0%" in first and "55.3%" in second
-    # differences .05 .06 .05: mean .0533, standard error .00333, t(2) = 4.303
-    assert "+5.3 [+3.9, +6.8] over 3 seeds" in second
-    assert (tmp_path / "picture.png").stat().st_size > 5000
-    with pytest.raises(Mistake):
-        evaluate.compare([tmp_path], tmp_path / "x.png")
+def test_responses_of_other_weights_are_never_continued(tmp_path):
+    """Trained again into the same folder, evaluated into the same default folder: the name of the
+    model is the old one, and its weights are not."""
+    model, out = copied_model(tmp_path / "m/final"), tmp_path / "e"
+    command = [*COMMAND, "--limit", 3, "--out", out, "--model"]
+    assert run_script(*command, model).returncode == 0
+    before = (out / "responses.jsonl").read_bytes(), (out / "config.json").read_bytes()
+    done = run_script(*command, tmp_path / "m/../m/final/")     # the same model by another name
+    assert done.returncode == 0 and "3 of 3 samples are there" in done.stdout, done.stderr
+    weights = load_file(model / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[0] += 1e-3                           # one number of one tensor
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    done = run_script(*command, model)
+    assert done.returncode == 2 and "holds responses of other weights" in done.stderr
+    assert (out / "responses.jsonl").read_bytes() == before[0]
+    config = json.loads(before[1])
+    del config["weights"]                                       # as an older version wrote it
+    (out / "config.json").write_text(json.dumps(config))
+    done = run_script(*command, model)
+    assert done.returncode == 2 and "does not say which weights wrote its resp" in done.stderr
+    assert (out / "responses.jsonl").read_bytes() == before[0]
 
 
-def test_runs_of_another_version_are_the_same_arm(tmp_path):
-    """Flags that came later (sampler, adam_bits, lora) or went (off_policy_data) do not tear an
-    arm apart. What was really set differently still does."""
-    new = {"lr": 1e-3, "sampler": "own", "adam_bits": 32, "lora": 0, "vllm_memory": .3}
-    fake_run(tmp_path / "old", {"lr": 1e-3, "off_policy_data": "reference", "seed": 0}, .5)
-    fake_run(tmp_path / "new", {**new, "seed": 1}, .6)
-    fake_run(tmp_path / "eight0", {**new, "adam_bits": 8, "seed": 0}, .6)
-    fake_run(tmp_path / "eight1", {**new, "adam_bits": 8, "seed": 1}, .7)
-    folders = [tmp_path / name for name in ("old", "new", "eight0", "eight1")]
-    lines = evaluate.compare(folders, tmp_path / "x.png").split("\n")
-    arms = [line.split() for line in lines if line.startswith("opd.py")]
-    assert len(arms) == 2 and arms[0][:3] == ["opd.py", "2", "55.0%"], lines
-    assert arms[1][:4] == ["opd.py", "adam_bits=8", "2", "65.0%"], lines
-    assert "+10.0" in arms[1] and arms[1][-2:] == ["2", "seeds"]
+def test_the_fingerprint_sees_every_number_its_place_and_its_precision():
+    model, other = tiny_qwen3(seed=1), tiny_qwen3(seed=1)
+    found = {evaluate.fingerprint(model)}
+    assert found == {evaluate.fingerprint(other)}
+    with torch.no_grad():
+        for p in other.parameters():
+            flat = p.view(-1)
+            last = flat[-1].item()
+            flat[-1] = last + 1
+            found.add(evaluate.fingerprint(other))
+            flat[-1] = last
+        a, b = other.model.layers[0].mlp.gate_proj, other.model.layers[0].mlp.up_proj
+        a.weight.data, b.weight.data = b.weight.data, a.weight.data
+        found.add(evaluate.fingerprint(other))
+    found.add(evaluate.fingerprint(tiny_qwen3(seed=1).bfloat16()))
+    assert len(found) == 3 + len(list(other.parameters()))
 
 
-def test_compare_pairs_evaluations_by_problem(tmp_path):
-    fake_evaluation(tmp_path / "a", {0: [True, False], 1: [False, False], 2: [True, True]}, "base")
-    fake_evaluation(tmp_path / "b", {0: [True, True], 1: [False, True], 2: [True, True]}, "tuned")
-    text = evaluate.compare([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png")
-    _, first, second = text.split("\n")
-    assert first.split()[:3] == ["base", "1", "50.0%"]
-    assert second.split()[:3] == ["tuned", "1", "83.3%"]
-    # differences .5 .5 0: mean .333, standard error .1667, t(2) = 4.303
-    assert "+33.3 [-38.4, +105.0] over 3 problems" in second
-    assert not (tmp_path / "x.png").exists()  # there are no curves to draw
-    fake_evaluation(tmp_path / "c", {0: [True]}, benchmark="gsm8k")
-    with pytest.raises(Mistake, match="different benchmarks: gsm8k, toy"):
-        evaluate.compare([tmp_path / "a", tmp_path / "c"], tmp_path / "x.png")
+def test_other_problems_under_the_same_name_are_refused(tmp_path):
+    data, out = tmp_path / "mine.jsonl", tmp_path / "e"
+    rows = [json.loads(x) for x in (ROOT / "toy/test.jsonl").read_text().splitlines()[:3]]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command = [*COMMAND, "--benchmark", data, "--out", out]
+    assert run_script(*command).returncode == 0
+    before = (out / "responses.jsonl").read_bytes()
+    # Other problems with the old golds; other golds; fewer problems.
+    problems = [{**r, "answer": old["answer"]} for r, old in zip(reversed(rows), rows)]
+    golds = [{**r, "answer": "12345"} for r in rows]
+    for changed, sentence in ((problems, "other prompts"), (golds, "other problems"),
+                              (rows[:2], "other problems")):
+        data.write_text("".join(json.dumps(r) + "\n" for r in changed))
+        done = run_script(*command)
+        assert done.returncode == 2 and f"holds responses to {sentence}" in done.stderr
+        assert (out / "responses.jsonl").read_bytes() == before
 
 
-def test_an_evaluation_with_fewer_problems_counts_on_the_shared_ones(tmp_path):
-    """With --limit, or stopped: a problem that was not asked is not a wrong answer."""
-    fake_evaluation(tmp_path / "whole", {0: [True], 1: [True], 2: [False]}, "base", seed=0)
-    fake_evaluation(tmp_path / "part", {0: [True], 1: [True]}, "base", seed=1)
-    fake_evaluation(tmp_path / "other", {0: [True], 1: [True], 2: [True]}, "tuned")
-    for folders in (("whole", "part", "other"), ("part", "whole", "other")):
-        text = evaluate.compare([tmp_path / f for f in folders], tmp_path / "x.png")
-        _, first, second = text.split("\n")
-        assert first.split()[:3] == ["base", "2", "100.0%"]
-        assert "+0.0 [+0.0, +0.0] over 2 problems" in second
+def test_a_second_evaluation_into_the_same_folder_is_refused(tmp_path):
+    process = holder(tmp_path)
+    try:
+        done = run_script(*COMMAND, "--limit", 1, "--out", tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close(), process.stdout.close()
+    assert done.returncode == 2 and "Another process works in" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_that_was_stopped_before_its_first_batch_is_named(tmp_path):
-    fake_evaluation(tmp_path / "none", {})
-    with pytest.raises(Mistake, match="has no responses yet"):
-        evaluate.compare([tmp_path / "none"], tmp_path / "x.png")
+def test_the_folder_of_a_run_stands_for_its_final_model(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert evaluate.model_folder("toy/student") == "toy/student"
+    assert evaluate.model_folder("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    (run / "config.json").write_text('{"script": "opd.py"}')
+    with pytest.raises(Mistake, match="a run without a final model; let it go on with --resume.$"):
+        evaluate.model_folder(run)
+    copied_model(run / "checkpoint-000020")
+    with pytest.raises(Mistake, match="--resume, or evaluate .*run/checkpoint-000020"):
+        evaluate.model_folder(run)
+    assert evaluate.model_folder(run / "checkpoint-000020") == run / "checkpoint-000020"
+    copied_model(run / "final")
+    assert evaluate.model_folder(run) == str(run / "final")
+    assert f"evaluating its final model, {run}/final" in capsys.readouterr().out
+    (run / "checkpoint-000020/adapter.safetensors").write_bytes(b"")
+    with pytest.raises(Mistake, match="holds adapters and no whole model"):
+        evaluate.model_folder(run / "checkpoint-000020")

@@ -5,10 +5,22 @@ from itertools import combinations
 
 import pytest
 import torch
+from scipy import stats
 
 from common import evaluation, grading
 from common.data import load_benchmark
-from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summarise, wilson
+from common.evaluation import (
+    bounded_interval,
+    evaluate,
+    graded_record,
+    majority,
+    mean_interval,
+    newcombe,
+    pass_at_k,
+    summarise,
+    wilson,
+)
+from common.sampler import Completion
 
 
 def test_worked_examples_in_docstrings():
@@ -63,6 +75,67 @@ def test_intervals_of_means_cover_95_percent():
         _, low, high = mean_interval(rights)
         hits += low <= truth <= high
     assert .94 <= hits / 3000 <= .96
+
+
+@pytest.mark.parametrize("n", (2, 3, 5, 31, 32, 61, 500))
+def test_the_quantiles_of_t_are_exact_for_any_number_of_values(n):
+    values = [i / 7 for i in range(n)]
+    mean, low, high = mean_interval(values)
+    found = stats.t.interval(.95, n - 1, loc=stats.tmean(values), scale=stats.sem(values))
+    assert (low, high) == pytest.approx(found, rel=1e-12) and mean == pytest.approx((low + high) / 2)
+
+
+def test_one_value_has_no_interval():
+    assert mean_interval([.5]) == (.5, -math.inf, math.inf)
+    assert bounded_interval([.5]) == (.5, 0, 1)
+
+
+@pytest.mark.parametrize("n", (2, 30, 500))
+def test_an_interval_without_any_variance_has_a_width(n):
+    for right in (0, n):            # all wrong, all right: Wilson's interval
+        values = [float(right > 0)] * n
+        assert bounded_interval(values)[1:] == pytest.approx(wilson(right, n), abs=1e-12)
+    _, low, high = bounded_interval([.5] * n)
+    assert 0 < low < .5 < high < 1
+    # Differences without any variance: the score interval of Tango (1998), which can be solved in
+    # closed form if no pair of verdicts differs, or if all of them do.
+    z2 = 1.959964**2
+    _, low, high = bounded_interval([0.0] * n, -1, 1)
+    assert (low, high) == pytest.approx((-z2 / (n + z2), z2 / (n + z2)), abs=1e-6)
+    _, low, high = bounded_interval([1.0] * n, -1, 1)
+    assert (low, high) == pytest.approx(((n - z2) / (n + z2), 1), abs=1e-6)
+
+
+def test_a_bounded_interval_stays_inside_and_is_student_s_where_that_is_wide_enough():
+    assert bounded_interval([1, .5, 0])[1:] == (0, 1)
+    assert bounded_interval([1.0, -1.0, 1.0], -1, 1)[1:] == (-1, 1)
+    values = [0, .3, .4, .5, 1] * 10
+    assert bounded_interval(values) == pytest.approx(mean_interval(values))
+
+
+@pytest.mark.parametrize("hard", (.02, .1, .5))
+def test_bounded_intervals_cover_where_most_problems_are_easy(hard):
+    """avg@8: most problems are always right, and a few are right at one time of ten. Student's
+    interval alone covers far less if 30 problems hold none of the hard ones."""
+    g, hits, students, trials, truth = torch.Generator().manual_seed(9), 0, 0, 2000, 1 - .9 * hard
+    p = torch.where(torch.rand(trials, 30, generator=g) < hard, .1, 1.0)
+    shares = (torch.rand(trials, 30, 8, generator=g) < p[..., None]).double().mean(2).tolist()
+    for values in shares:
+        _, low, high = bounded_interval(values)
+        hits += low <= truth <= high
+        _, low, high = mean_interval(values)
+        students += low - 1e-12 <= truth <= high + 1e-12
+    assert hits >= students and hits / trials >= .93
+    assert hard != .02 or students / trials < .6
+
+
+def test_newcombe_against_his_table():
+    # Newcombe (1998), Statistics in Medicine 17, 873-890, Table II: method 10, 56/70 - 48/80
+    low, high = newcombe(56 / 70, 70, 48 / 80, 80)
+    assert (low, high) == pytest.approx((.0524, .3339), abs=1e-4)
+    low, high = newcombe(1, 10, 0, 10)
+    assert 0 < low < 1 and high == 1
+    assert newcombe(1, 500, 1, 500) == pytest.approx((-.00762, .00762), abs=1e-5)
 
 
 def test_majority_shares_a_tie_and_nobody_votes_with_no_answer():
@@ -132,3 +205,31 @@ def test_only_new_samples_are_handed_on(toy):
     handed.clear()
     evaluate(student, tokenizer, rows, done=whole[:3], each=handed.extend, **more)
     assert sorted((r["index"], r["sample"]) for r in handed) == [(1, 1), (2, 0), (2, 1)]
+
+
+class Words:
+    """A tokenizer whose tokens are the words of a text."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def decode(self, ids, skip_special_tokens=False):
+        return self.texts[ids[0]]
+
+
+def test_what_was_graded_is_the_answer_of_a_record():
+    """An answer may be the last number of a response. It then has a vote, and it is an answer."""
+    said = ["so it is 7", "it is 8", "therefore 7", "I do not know", "\\boxed{8}", "7 or"]
+    tokenizer = Words(*said)
+    found = [
+        {"index": 0, "sample": j,
+         **graded_record(tokenizer, [0], Completion([j], j == 5, []), "7")}
+        for j in range(len(said))
+    ]
+    assert [r["extracted"] for r in found] == ["7", "8", "7", None, "8", None]
+    assert [r["correct"] for r in found] == [True, False, True, False, False, False]
+    summary = summarise(found)
+    assert summary["no_answer"] == pytest.approx(2 / 6) and summary["majority"] == .5
+    # The last number of a response is no answer where the gold is no number.
+    record = graded_record(tokenizer, [0], Completion([0], False, []), "x + 1")
+    assert record["extracted"] is None and not record["correct"]

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, ended, tiny_qwen3
+from transformers import GPT2Config
 
 SCRIPTS = {"opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py", "evaluate.py", "look.py"}
 PAIR = "--student toy/student --teacher toy/teacher"
@@ -62,6 +63,8 @@ def spoil_models(tmp):
                                    auto_map={"AutoModelForCausalLM": "evil.Model"}))
     # A tokenizer without <|unk|>, as Qwen's: no problem has a word that it would not know.
     altered(tmp, "fluent", change("tokenizer_config.json", unk_token=None))
+    altered(tmp, "gpt2", lambda folder: GPT2Config().save_pretrained(folder))
+    altered(tmp, "huge", change("config.json", hidden_size=2**17, intermediate_size=2**19))
     (tmp / "odd").mkdir()
     (tmp / "odd/config.json").write_text("{}")
     (tmp / "file").write_text("")
@@ -81,9 +84,17 @@ def spoil_data(tmp):
     write(tmp / "columns.jsonl", {"text": "a", "label": "b"})
     write(tmp / "broken.jsonl", '{"problem": "a", "answ')
     write(tmp / "hollow.jsonl", {"problem": "a", "answer": ""})
-    write(tmp / "words.jsonl", {"problem": "A train leaves Chicago at noon.", "answer": "5"})
-    known = json.loads((ROOT / "toy/train.jsonl").read_text().split("\n")[0])
-    write(tmp / "foreign.jsonl", {**known, "solution": "A train leaves Chicago at noon."})
+    # Two problems: of own data a tenth, at least one, is held out.
+    words = {"problem": "A train leaves Chicago at noon.", "answer": "5"}
+    write(tmp / "words.jsonl", words, {**words, "problem": "A train leaves Boston at noon."})
+    known = map(json.loads, (ROOT / "toy/train.jsonl").read_text().split("\n")[:2])
+    foreign = [{**k, "solution": "A train leaves Chicago at noon."} for k in known]
+    write(tmp / "foreign.jsonl", *foreign)
+    write(tmp / "single.jsonl", row, row)
+    write(tmp / "unboxed.jsonl", {"problem": "a", "solution": "thus 5."})
+    (tmp / "columns.csv").write_text("text,label\na,b\n")
+    (tmp / "broken.csv").write_text("problem,answer\na,1\nb,2,3,4\n")
+    (tmp / "broken.parquet").write_text("nonsense")
     write(tmp / "list.jsonl", {"problem": ["a"], "answer": "5"})
     write(tmp / "flag.jsonl", {"problem": "a", "answer": True})
     write(tmp / "null.jsonl", row, {"problem": "b", "answer": None})
@@ -120,6 +131,7 @@ def spoil_folders(tmp):
     folder_of(tmp / "half", {"script": "opd.py"}, metrics=updates)
     whole = {"step": 0, "eval": {"accuracy": .5, "interval": [0, 1], "n": 10}}
     folder_of(tmp / "whole", {"script": "opd.py", "seed": 0}, metrics=[whole])
+    folder_of(tmp / "early", {"script": "opd.py", "steps": 20}, metrics=[whole, {**whole, "step": 10}])
 
 
 # ------------------------------------------------------------------------ the table
@@ -188,6 +200,12 @@ def mistakes(tmp):
         ("topd.py --samp 4", "did you mean --samples?"),
         ("opd.py --off_policy_data teacher", "did you mean --off_policy?"),     # earlier versions
         ("topd.py --plan exact", "unrecognized arguments: --plan"),
+        ("opd.py --learning_rate 1e-5", "did you mean --lr?"),
+        ("grpo.py --batch_size 8", "did you mean --prompts? (a batch is --prompts x --samples"),
+        ("topd.py --output_dir runs/mine", "did you mean --out?"),
+        ("hindsight_sd.py --epochs 3", "did you mean --steps? (a run is measured in updates"),
+        ("evaluate.py --model_name_or_path toy/student --tasks toy", "did you mean --model?"),
+        ("look.py opd --output_dir here", "did you mean --html?"),
         ("look.py sft", "invalid choice: 'sft'"),
         ("hindsight_sd.py --device gpu", "no usable device 'gpu' here; use --device cpu"),
         ("opd.py --data toy --device cuda:9", "no usable device 'cuda:9' here; use --device cpu"),
@@ -211,6 +229,13 @@ def mistakes(tmp):
         (f"opd.py --student {tmp}/windows --data toy", "sliding_attention; only models with full "
          "attention work here"),
         (f"hindsight_sd.py --student {tmp}/strange --data toy", "that transformers can load"),
+        (f"opd.py --student {tmp}/gpt2 --data toy", "is a model of the family gpt2; only models"),
+        (f"{JUDGE} toy --model {tmp}/gpt2", "is a model of the family gpt2; only models"),
+        (f"opd.py --student {tmp}/huge --data toy", "choose smaller models with --student and"),
+        (f"ar_opd.py --student {tmp}/huge --data toy", "choose smaller models with --student."),
+        (f"{JUDGE} toy --model {tmp}/huge", "choose a smaller model"),
+        (f"{JUDGE} toy --model {tmp}/whole", "is the folder of a run of opd.py, which has no model"),
+        (f"grpo.py --data toy --student {tmp}/other", "holds an evaluation of 'toy/student'"),
         ("opd.py --student toy/student --teacher toy/student --data toy",
          "would learn nothing from itself; choose a better teacher"),
         ("topd.py --student toy/teacher --teacher toy/teacher --data toy",
@@ -225,6 +250,16 @@ def mistakes(tmp):
         (f"opd.py {PAIR} --data {tmp}/empty.jsonl", "is empty; it needs one JSON object a line"),
         (f"opd.py {PAIR} --data {tmp}/columns.jsonl", "no column for the problem and the answer"),
         (f"{JUDGE} {tmp}/columns.jsonl", "no column"),
+        (f"{JUDGE} {tmp}/columns.csv", "its columns are text, label. Rename them: a problem is"),
+        (f"opd.py {PAIR} --data {tmp}/broken.csv", "It must hold a comma-separated table"),
+        (f"opd.py {PAIR} --data {tmp}/broken.parquet", "It must hold a table in the format Parquet"),
+        (f"opd.py {PAIR} --data {tmp}/unboxed.jsonl", "without a final answer in \\boxed{...} or"),
+        (f"opd.py {PAIR} --data me/nothing", "Could not load the data set 'me/nothing'"),
+        (f"opd.py {PAIR} --data {tmp}/missing.csv", "no benchmark and no file named"),
+        (f"opd.py {PAIR} --data {tmp}/single.jsonl", "holds one problem, so none can be held out"),
+        (f"opd.py {PAIR} --data {tmp}/words.jsonl --benchmark {tmp}/words.jsonl",
+         "2 of the 2 problems of"),
+        (f"opd.py {PAIR} --data {tmp}/words.jsonl:held-out", "is held out for tests; train on"),
         (f"opd.py {PAIR} --data {tmp}/broken.jsonl", "Could not load"),
         (f"opd.py {PAIR} --data {tmp}/hollow.jsonl", "Row 1 of"),
         (f"opd.py {PAIR} --data {tmp}/list.jsonl", "no text as its problem; mend or delete it"),
@@ -269,7 +304,16 @@ def mistakes(tmp):
         (f"evaluate.py --compare {tmp}/half", "Line 1 of"),
         (f"evaluate.py --compare {tmp}/foreign {tmp}/whole", "not both at once"),
         (f"evaluate.py --compare {tmp}/odd", "neither metrics.jsonl nor responses.jsonl"),
-        (f"look.py opd --html {tmp}/no/such/page.html", "no folder"),
+        (f"{JUDGE} toy --out {tmp}/file", "Cannot write into"),
+        (f"{JUDGE} toy --model {tmp}/run", "is a run without a final model; let it go on with"),
+        (f"evaluate.py --compare {tmp}/whole {tmp}/./whole", "are the same folder; name a run once"),
+        (f"evaluate.py --compare {tmp}/whole --out {tmp}/other", "must end in .png"),
+        (f"evaluate.py --compare {tmp}/whole --out {tmp}/file/x.png", "Cannot write into"),
+        (f"evaluate.py --compare {tmp}/early", "is at update 10 of 20; let it go on (python opd.py"),
+        (f"evaluate.py --compare {tmp}/foreign", "was stopped after 1 problems, those with the"),
+        (f"look.py opd --html {tmp}/no/such/page.html", "create it, or choose another --html"),
+        (f"look.py opd --html {tmp}", "is a folder; give --html the name of a file in it"),
+        (f"look.py opd --html {tmp}/file/page.html", "There is no folder"),
     ]
 
 

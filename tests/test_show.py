@@ -168,6 +168,30 @@ def test_arms_with_several_seeds_and_unequal_lengths(tmp_path):
     assert (tmp_path / "new" / "arms.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("names", [
+    ["opd.py", "topd.py"],
+    [f"topd.py window_size={n} lam=0.1 candidate_share=0.05 embedding=static rho={n / 7}"
+     for n in range(12)],
+])
+def test_the_legend_of_arms_covers_no_curve(tmp_path, monkeypatch, names):
+    plt, boxes = show.pyplot(), []
+    real = plt.close
+
+    def measure(figure):
+        figure.canvas.draw()
+        legend, axis = figure.legends[0], figure.axes[0]
+        boxes.extend(x.get_window_extent() for x in (legend, axis, figure))
+        real(figure)
+    monkeypatch.setattr(plt, "close", measure)
+    # Curves that fill the whole plot: a legend inside could only lie on one of them.
+    arms = {name: [[(0, .05 * i), (20, 1 - .05 * i)]] for i, name in enumerate(names)}
+    show.draw_arms(arms, tmp_path / "arms.png")
+    legend, axis, figure = boxes
+    assert not legend.overlaps(axis)
+    assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1 and figure.y0 <= legend.y0
+    assert axis.height > 200                            # there is still a plot to be seen
+
+
 def test_the_bar_is_hidden_where_it_should_be(monkeypatch, capsys):
     with show.progress(3, "opd", "update", show=True) as bar:
         bar.update()
