@@ -201,6 +201,8 @@ class Clock:
     def _now(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()
 
     @contextlib.contextmanager

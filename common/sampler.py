@@ -144,7 +144,7 @@ def sample_batch(model, prompts, keys, max_new_tokens, rule):
     tokens = torch.zeros(total, max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(total, max_new_tokens, device=device)
     if keys is not None:  # one random number per token: [total, max_new_tokens]
-        draws = torch.stack([uniforms(k, max_new_tokens) for k in keys]).to(device)
+        draws = on_device(torch.stack([uniforms(k, max_new_tokens) for k in keys]), device)
     steps = recorded.RecordedSteps(model, rows) if device.type in recorded.RECORDS else None
     # Counting ended rows means waiting for the GPU, so it is done every few tokens. Until
     # then an ended row continues and writes tokens behind its end, which `cut` removes.
@@ -209,8 +209,8 @@ def choose(model, hidden, uniform, *, temperature, top_p, top_k):
         logits = model.get_output_embeddings()(hidden[part])[:, : model.vocabulary]  # [r, V]
         if temperature > 0:
             logp = filtered(logits, temperature, top_p, top_k)  # [r, V]
-            # Invert the cumulative sum in float64: one uniform number gives one exact draw.
-            cumulative = logp.double().exp().cumsum(-1)  # [r, V]
+            # Invert the cumulative sum: one uniform number gives one exact draw.
+            cumulative = cumulative_sums(logp)  # [r, V]
             target = uniform[part, None] * cumulative[:, -1:]  # [r, 1]
             token = torch.searchsorted(cumulative, target, right=True).clamp(max=logp.shape[1] - 1)
         else:
@@ -218,6 +218,28 @@ def choose(model, hidden, uniform, *, temperature, top_p, top_k):
             token = logp.argmax(-1, keepdim=True)  # [r, 1]
         chosen.append((token.squeeze(1), logp.gather(1, token).squeeze(1)))
     return [torch.cat(parts) for parts in zip(*chosen)]
+
+
+def cumulative_sums(logp):
+    """Sums of the probabilities up to each token, [r, V], from log-probabilities [r, V].
+
+    In float64, because 150,000 small numbers are added. On a GPU only the sum is: graphics cards
+    are slow in float64. Apple's have none. There a token's share can be wrong by some 1e-7.
+    """
+    logp = logp.double() if logp.device.type == "cpu" else logp
+    return logp.exp().cumsum(-1, dtype=exact_type(logp.device))
+
+
+def exact_type(device):
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def on_device(uniform, device):
+    """Random numbers of [0, 1), moved to the device. Rounded to float32 some would become 1, and
+    that would draw a token behind the last one that has a probability."""
+    if exact_type(device) == torch.float32:
+        uniform = uniform.clamp(max=1 - 2**-20).float()
+    return uniform.to(device)
 
 
 def drop_ended(rows, few):
