@@ -57,7 +57,7 @@ def read_json(path, missing=""):
     except ValueError:
         raise Mistake(
             f"'{path}' is not the JSON object that a run writes; it was cut off or edited. "
-            "Delete the folder or choose another one."
+            "Mend it, or choose another folder."
         ) from None
 
 
@@ -81,7 +81,7 @@ def read_jsonl(path, keys=(), drop_broken_end=False):
                 break
             raise Mistake(
                 f"Line {i + 1} of '{path}' is not what was written there; "
-                "delete that line or the file."
+                "mend or delete that line."
             ) from None
     return rows
 

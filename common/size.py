@@ -59,10 +59,11 @@ def say_loading(name, device, dtype):
     """Name a large model before it is loaded. On a CPU, refuse one that cannot fit."""
     size = (parameter_count(name) or 0) * torch.empty(0, dtype=dtype).element_size()
     room = machine_memory() if device.type == "cpu" else None
+    halved = dtype == torch.float32 and size / 2 <= (room or 0)
     require(
         room is None or size <= room,
-        f"'{name}' takes {size / 2**30:.1f} GiB and this machine has {(room or 0) / 2**30:.1f} GiB "
-        "of memory; choose a smaller model, or --dtype bfloat16, which halves it.",
+        f"'{name}' takes {human(size)} and this machine has {human(room or 0)} of memory; choose a "
+        f"smaller model{', or --dtype bfloat16, which halves it' if halved else ''}.",
     )
     if size >= LONG:
         print(f"loading {name} ({size / 1e9:.1f} GB) ...", flush=True)
@@ -100,10 +101,10 @@ def check_machine(args, device, dtype):
         total = sum(needed(half, lora).values())
         if total <= room:
             flags = " ".join(["--dtype bfloat16"] * half + ["--lora 32"] * lora)
-            ways.append(f"{flags} needs {human(total)}; or ")
+            ways.append(f"{flags} needs {human(total)}; or choose")
     what = ", ".join(f"{name} {human(size)}" for name, size in parts.items())
     raise Mistake(
         f"This run needs at least {human(sum(parts.values()))} ({what}) and this machine has "
-        f"{human(room)} of memory. {ways[0] if ways else ''}choose smaller models with "
+        f"{human(room)} of memory. {ways[0] if ways else 'Choose'} smaller models with "
         f"{' and '.join(f'--{name}' for name in parts)}."
     )

@@ -86,8 +86,9 @@ def read_hub(source, configuration, split, instead):
     except Exception as error:  # a dozen kinds of exception mean that there is no data set
         raise Mistake(
             f"Could not load the data set '{source}' ({cause(error)}).{hub_folder(error)} "
-            f"Without network, save its {split or 'training or test'} split as JSONL and pass that "
-            f"file's path instead of '{instead}'."
+            "Check the spelling and the network. Without network, save its "
+            f"{split or 'training or test'} split as JSONL and pass that file's path instead of "
+            f"'{instead}'."
         ) from None
 
 

@@ -34,7 +34,7 @@ def test_a_missing_file_and_a_spoiled_one_are_named(tmp_path):
         read_json(path, "not a run")
     for text in ('{"a": 1', "[1, 2]", ""):
         path.write_text(text)
-        with pytest.raises(Mistake, match="cut off or edited. Delete the folder or choose another"):
+        with pytest.raises(Mistake, match="cut off or edited. Mend it, or choose another"):
             read_json(path)
 
 
@@ -46,7 +46,7 @@ def test_half_a_last_line_is_dropped_only_where_that_is_asked_for(tmp_path):
     for half in ('{"step": 3, "lo', '{"step": 3, "lo\n', '{"other": 3}\n', "[3]\n"):
         path.write_text(whole + half)
         assert read_jsonl(path, ["step"], drop_broken_end=True) == rows
-        with pytest.raises(Mistake, match="Line 3 of .*; delete that line or the file"):
+        with pytest.raises(Mistake, match="Line 3 of .*; mend or delete that line"):
             read_jsonl(path, ["step"])
     path.write_text('{"step": 1, "lo\n' + whole)        # not the last one
     with pytest.raises(Mistake, match="Line 1 of"):

@@ -281,7 +281,7 @@ def test_a_run_on_a_cpu_that_cannot_fit_is_refused_before_loading(tmp_path, monk
     assert "--dtype bfloat16 needs 17.5 GiB" in refused(18)     # the smallest change that is enough
     assert "--lora 32 needs 17.2 GiB" in refused(17.3)
     said = refused(4)
-    assert "needs" not in said.split("this machine has")[1] and "smaller models" in said
+    assert "needs" not in said.split("this machine has")[1] and "Choose smaller models" in said
     assert refused(None) is None                        # nobody knows how much there is
     assert refused(1, device=torch.device("cuda")) is None
     args.lora = 32
