@@ -33,7 +33,6 @@ import torch
 
 from common import files, models
 from common.arguments import Mistake, Parser, require, run_script
-from common.checkpoints import latest_checkpoint
 from common.compare import NEUTRAL, compare, read_run
 from common.data import (
     BENCHMARKS,
@@ -244,16 +243,11 @@ def model_folder(name):
             f"'{folder}' holds adapters and no whole model (--lora); let the run end, and "
             f"evaluate {folder.parent / 'final'}."
         )
-    if not config.exists() or "script" not in files.read_json(config):
-        return name
-    if (folder / "final").is_dir():
-        print(f"'{folder}' is a run: evaluating its final model, {folder / 'final'}")
-        return str(folder / "final")
-    checkpoint = latest_checkpoint(folder)
-    instead = f", or evaluate {checkpoint}" if checkpoint else ""
-    raise Mistake(
-        f"'{folder}' is a run without a final model; let it go on with --resume{instead}."
-    )
+    is_run = config.exists() and "script" in files.read_json(config)
+    if not is_run or not (folder / "final").is_dir():
+        return name  # a run without a final model is refused when the model is loaded
+    print(f"'{folder}' is a run: evaluating its final model, {folder / 'final'}")
+    return str(folder / "final")
 
 
 def default_folder(args):

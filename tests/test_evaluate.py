@@ -159,11 +159,9 @@ def test_the_folder_of_a_run_stands_for_its_final_model(tmp_path, capsys):
     assert evaluate.model_folder("toy/student") == "toy/student"
     assert evaluate.model_folder("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     (run / "config.json").write_text('{"script": "opd.py"}')
-    with pytest.raises(Mistake, match="a run without a final model; let it go on with --resume.$"):
-        evaluate.model_folder(run)
     copied_model(run / "checkpoint-000020")
-    with pytest.raises(Mistake, match="--resume, or evaluate .*run/checkpoint-000020"):
-        evaluate.model_folder(run)
+    done = run_script(*COMMAND, "--model", run, "--out", tmp_path / "e")
+    assert done.returncode == 2 and "its last checkpoint is" in done.stderr
     assert evaluate.model_folder(run / "checkpoint-000020") == run / "checkpoint-000020"
     copied_model(run / "final")
     assert evaluate.model_folder(run) == str(run / "final")
