@@ -63,6 +63,14 @@ CONTROLS = {
 }
 
 
+def arithmetic_target(partial_logp, full_logp, lam, clip):
+    """A control for ar_opd.py's target: the mixture of the probabilities, not of their logarithms.
+    Here a token needs support in EITHER view; in (4) it needs support in both."""
+    weights = torch.tensor([1 - lam, lam]).log()
+    both = torch.stack([partial_logp, full_logp], -1) + weights.to(partial_logp)
+    return both.logsumexp(-1), torch.zeros(len(partial_logp)).to(partial_logp)  # [n, V], [n]
+
+
 def shortcuts(runs, name):
     """A function (arm, seed) -> the share of the responses of a final evaluation that state
     a true value before the values that it is computed from."""

@@ -1,0 +1,512 @@
+"""The laboratory: does each method do what its paper says, at a fair setting?
+
+    python benchmarks/lab.py                 make the next missing runs, one after the other
+    python benchmarks/lab.py --jobs 2        two at a time, one thread each
+    python benchmarks/lab.py --status        what is done, what is missing
+
+A finished run is one line in benchmarks/results/. Nothing else is needed for the report. The
+queue can be stopped at any time (Ctrl-C) and goes on where it was. Several machines can share
+it: `--share 1/3` takes every third run. Put their lines into the same files afterwards.
+
+THE PROTOCOL, written on 24 November 2026, before the first line of results.
+
+1. Splits. Training problems to learn from; toy-validation (1,002 problems) to choose settings;
+   toy (2,001 problems) and toy-heldout (2,001 longer ones) for the verdict. No setting is chosen
+   on the last two. A run of the stage `pilot` never sees them.
+2. Pilots, one budget for all arms: a grid of three learning rates, a factor of three apart, and
+   three values of one knob (ARMS below). The knob is the one that the paper leaves open or that
+   is known to matter; the paper's own value is among them. All nine settings run with the first
+   pilot seed, the best three also with the second. The setting with the best mean validation
+   accuracy after the last update is the tuned one. If its learning rate lies at the edge of the
+   grid, the next rate beyond it runs with both seeds, too, at most twice. An arm without a knob
+   (SFT) has the learning rates alone.
+   "The paper's setting" is the paper's value of the knob, with the best learning rate for it.
+   (The learning rates of the papers are for models a thousand times as large.)
+3. Confirmation. Eight fresh seeds on the shipped models, four on the second set of models
+   (toy/pair1). Every arm at the paper's setting and at the tuned one. All arms of a seed see the
+   same problems in the same order, so differences are paired by seed.
+4. Verdicts. A claim "A is better than B" is judged by the paired difference of test accuracies,
+   A - B, with its 95 % interval by Student's t over the eight seeds:
+   holds            if the whole interval lies above 0,
+   does not hold    if the whole interval lies below half of the difference that the paper reports,
+                    or below 1 point where the paper reports no number,
+   cannot be told   otherwise; then the half-width of the interval says what could have been seen.
+   The headline family is T5, A1 (AR-OPD against Full), H4 (HSD against GRPO, and against answer
+   only). Its p values (paired t) are corrected by Holm's method; "holds" needs the corrected
+   p < .05.
+   Both verdicts are printed, at the paper's setting and at the tuned one.
+5. Equal time. Beside equal updates, arms are compared at the time at which the base arm has made
+   its updates. The time of an update comes from runs side by side (`--times`), not from the
+   seconds of the queue.
+6. Controls run at the tuned setting of their arm, with four seeds. They change one thing.
+7. The long budget: the best arms of each family with three times the updates, four seeds. A method
+   that is ahead at update 120 and behind at 360 has not won.
+8. Null results and failures stand where they fall.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from common.arguments import Parser, require, run_script  # noqa: E402
+from common.files import read_jsonl  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
+UPDATES = 120
+
+# ======================================================================== the arms
+
+
+@dataclass
+class Arm:
+    """A method with what is tuned about it."""
+
+    family: str  # T, A or H: a table and a file of results
+    script: str
+    start: str  # the student: student, reader or reader2
+    flags: list  # what makes it this arm
+    rates: list  # the learning rates of the pilots
+    knobs: dict  # {label: flags}
+    paper: str | None = None  # the label of the paper's own value; None: no paper has this arm
+    swap: str | None = None  # a function of the script is replaced, see SWAPS
+
+
+FAST, MIDDLE, SLOW = [3e-4, 1e-3, 3e-3], [1e-4, 3e-4, 1e-3], [3e-5, 1e-4, 3e-4]
+
+
+def values(flag, *numbers):
+    return {f"{flag} {n}": [f"--{flag}", str(n)] for n in numbers}
+
+
+EMA = values("ema", 0.003, 0.01, 0.03)
+TEACHER = {
+    "current": ["--teacher", "current"],
+    "ema 0.01": ["--teacher", "ema", "--ema", "0.01"],
+    "frozen": ["--teacher", "frozen"],
+}
+ONLY_RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+HSD = "hindsight_sd.py"
+ARMS = {
+    # The student learns from a stronger model.
+    "OPD": Arm(
+        "T", "opd.py", "student", [], FAST, paper="reverse",
+        knobs={d: ["--divergence", d] for d in ("reverse", "forward", "jsd")},
+    ),
+    "TOPD": Arm(
+        "T", "topd.py", "student", [], FAST, values("lam", 0.03, 0.1, 0.3), paper="lam 0.1"
+    ),
+    # Control and rival at once: plain cross-entropy on the same windows of the teacher, in the
+    # teacher's own context.
+    "forcing": Arm(
+        "T", "topd.py", "student", [], FAST, values("lam", 0.1, 0.3, 1), swap="forcing"
+    ),
+    "SFT (T)": Arm("T", "opd.py", "student", ["--off_policy", "1"], ONLY_RATES, {"": []}, paper=""),
+    # The student learns from itself, with a worked solution in view.
+    "AR-OPD": Arm("A", "ar_opd.py", "reader", [], FAST, EMA, paper="ema 0.01"),
+    "Full": Arm("A", "ar_opd.py", "reader", ["--target", "full"], FAST, EMA, paper="ema 0.01"),
+    "Partial": Arm(
+        "A", "ar_opd.py", "reader", ["--target", "partial"], FAST, EMA, paper="ema 0.01"
+    ),
+    "SFT (A)": Arm("A", "ar_opd.py", "reader", ["--target", "sft"], ONLY_RATES, {"": []}, paper=""),
+    # The student learns from a verifier, and from itself with a successful rollout in view.
+    "HSD": Arm("H", HSD, "reader2", [], SLOW, TEACHER, paper="current"),
+    "GRPO": Arm(
+        "H", "grpo.py", "reader2", [], MIDDLE, values("beta", 0.0, 0.001, 0.01),
+        paper="beta 0.001",
+    ),
+    "answer only": Arm(
+        "H", HSD, "reader2", ["--context", "answer"], SLOW, TEACHER, paper="current"
+    ),
+    "GRPO + answer": Arm(
+        "H", HSD, "reader2", ["--context", "answer", "--rl_weight", "0.5"], SLOW, TEACHER,
+        paper="current",
+    ),
+    "SDPO's choices": Arm(
+        "H", HSD, "reader2", ["--divergence", "jsd", "--fallback", "mask"], MIDDLE,
+        {"ema 0.05": ["--teacher", "ema", "--ema", "0.05"], **dict(list(TEACHER.items())[1:])},
+        paper="ema 0.05",
+    ),
+    "DAPO": Arm(
+        "H", "grpo.py", "reader2", ["--variant", "dapo"], MIDDLE, values("reuse", 1, 2, 4),
+        paper="reuse 1",
+    ),
+}
+# The arms of the headline claims come first in the queue.
+HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing"]
+
+# Controls: (the arm whose setting they take, flags, swapped function). They change one thing.
+CONTROLS = {
+    "suppress low": ("OPD", ["--guidance", "off", "--suppress", "low"], None),
+    "suppress high": ("OPD", ["--guidance", "off", "--suppress", "high"], None),
+    "random positions": ("TOPD", [], "random"),
+    "every candidate": ("TOPD", ["--drop_share", "0"], None),
+    "positional plan": ("TOPD", [], "positional"),
+    "shuffled plan": ("TOPD", [], "shuffled"),
+    "self target": ("TOPD", [], "self"),
+    "contextual": ("TOPD", ["--embedding", "contextual"], None),
+    "AR-OPD, frozen": ("AR-OPD", ["--teacher", "frozen"], None),
+    "AR-OPD, clip 1": ("AR-OPD", ["--clip", "1"], None),
+    "AR-OPD, no clip": ("AR-OPD", ["--clip", "0"], None),
+    "AR-OPD, arithmetic": ("AR-OPD", [], "arithmetic"),
+    "AR-OPD, answer kept": ("AR-OPD", ["--partial_answer", "keep"], None),
+    **{f"AR-OPD, lam {x}": ("AR-OPD", ["--lam", str(x)], None) for x in (0.4, 0.8, 1.0, 1.2)},
+    "HSD, wrong peer": ("HSD", [], "wrong"),
+    "HSD, other question's peer": ("HSD", [], "other"),
+    "HSD, peer without answer": ("HSD", [], "no_answer"),
+    "HSD, failures only": ("HSD", ["--train", "failures"], None),
+    "HSD, no fallback": ("HSD", ["--fallback", "mask"], None),
+    **{f"HSD, {p} peer": ("HSD", ["--peer", p], None) for p in ("shortest", "low_ppl", "high_ppl")},
+    **{f"HSD, beta {b}": ("HSD", ["--beta", b], None) for b in ("0", "0.1")},
+}
+
+
+# ======================================================================== a run
+
+
+@dataclass
+class Job:
+    """One run: everything that its line needs to be told apart from others."""
+
+    stage: str  # pilot, confirm, control or long; the accuracy of a pilot is validation accuracy
+    arm: str
+    knob: str
+    rate: float
+    seed: int
+    start: str
+    pair: int = 0  # 0: the shipped models; 1: toy/pair1
+    updates: int = UPDATES
+    control: str = ""
+    flags: list = field(default_factory=list)
+
+    @property
+    def key(self):
+        """Equal for equal runs. A confirmation at the paper's setting that is also the tuned
+        setting is one run."""
+        split = "validation" if self.stage == "pilot" else "test"
+        parts = [split, self.control or self.arm, self.knob, f"lr {self.rate:g}", self.start]
+        return " / ".join([*parts, f"pair {self.pair}", f"{self.updates}", f"seed {self.seed}"])
+
+    @property
+    def folder(self):
+        name = hashlib.sha256(self.key.encode()).hexdigest()[:16]
+        return ROOT / "runs" / "lab" / name
+
+
+def model(name, pair):
+    return f"toy/{'pair1/' if pair else ''}{name}"
+
+
+def command(job):
+    """The script and its flags, as somebody would type them."""
+    arm = ARMS[job.arm]
+    flags = [*arm.flags, *arm.knobs.get(job.knob, []), "--lr", f"{job.rate:g}"]
+    flags += ["--student", model(job.start, job.pair)]
+    if arm.family == "T":
+        flags += ["--teacher", model("teacher", job.pair)]
+    flags += [*job.flags, "--data", "toy", "--benchmark", "toy-validation", "--eval_n", "300"]
+    flags += ["--steps", str(job.updates), "--seed", str(job.seed), "--device", "cpu"]
+    script = "topd.py" if "--guidance" in job.flags else arm.script
+    if script == "topd.py" and arm.script == "opd.py":
+        flags = [f for f in flags if f not in ("--divergence", job.knob)]
+    return script, flags
+
+
+def swaps(name):
+    """{function: its replacement}. The replacements live beside the older experiments."""
+    if name is None:
+        return {}
+    if name == "arithmetic":
+        from ar_opd_toy import arithmetic_target
+
+        return {"anchored_target": arithmetic_target}
+    module = "topd_toy" if name in ("random", "positional", "shuffled", "self", "forcing") else 0
+    return importlib.import_module(module or "hindsight_toy").SWAPS[name]
+
+
+@contextlib.contextmanager
+def swapped(module, functions):
+    before = {name: getattr(module, name) for name in functions}
+    for name, function in functions.items():
+        setattr(module, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
+def execute(job):
+    """Train, evaluate the final model, and return the line."""
+    import torch
+
+    torch.set_num_threads(1)
+    script, flags = command(job)
+    module = importlib.import_module(script.removesuffix(".py"))
+    out, began = job.folder, time.time()
+    swap = CONTROLS[job.control][2] if job.control else ARMS[job.arm].swap
+    resume = ["--resume"] if (out / "config.json").exists() else []
+    if not (out / "final").exists():
+        with swapped(module, swaps(swap)):
+            module.main([*flags, "--out", str(out), *resume])
+    rows = read_jsonl(out / "metrics.jsonl")
+    line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **origin()}
+    line["curve"] = [[r["step"], r["eval"]["accuracy"]] for r in rows if "eval" in r]
+    splits = ["toy-validation"] if job.stage == "pilot" else ["toy", "toy-heldout"]
+    for split in splits:
+        line[split] = final_accuracy(out / "final", split)
+    line["course"] = course([r for r in rows if "tokens" in r])
+    line["seconds"] = round(time.time() - began)
+    return line
+
+
+def final_accuracy(folder, split):
+    """Accuracy of a final model, with the verdict on every problem as a bit (1: right)."""
+    import torch
+
+    from common.data import load_benchmark
+    from common.evaluation import evaluate
+    from common.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    student = load_model(str(folder), torch.device("cpu"), torch.float32, tokenizer)
+    rows = load_benchmark(split)
+    summary, records = evaluate(student, tokenizer, rows, max_new_tokens=256, bar=False)
+    found = {k: round(summary[k], 5) for k in ("accuracy", "mean_tokens", "truncated")}
+    bits = "".join(str(int(r["correct"])) for r in records)
+    found |= {"n": len(records), "right": f"{int(bits, 2):x}"}
+    if split == "toy-heldout":
+        return found
+    sampled, _ = evaluate(
+        student, tokenizer, rows[:200], n=8, k=8, temperature=1.0, max_new_tokens=256, bar=False
+    )
+    return found | {k: round(sampled[k], 5) for k in ("pass@1", "pass@8", "distinct")}
+
+
+def course(rows):
+    """Every number of metrics.jsonl, as means over sixths of the run."""
+    names = [k for k, v in rows[-1].items() if isinstance(v, (int, float)) and k != "step"]
+    size = max(1, len(rows) // 6)
+    means = {}
+    for name in names:
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        known = [[r[name] for r in part if r.get(name) is not None] for part in parts]
+        means[name] = [float(f"{mean(k):.5g}") if k else None for k in known]
+    return means
+
+
+def origin():
+    """The commit and the versions that made a line."""
+    import torch
+    import transformers
+
+    def git(*words):
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    code = ["*.py", "common", "toy", "benchmarks/*.py"]
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    commit = git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    return {"commit": commit, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+# ======================================================================== choosing
+
+
+def accuracy(line):
+    return line["toy-validation"]["accuracy"]
+
+
+def settings(lines, arm):
+    """{(knob, rate): {seed: validation accuracy}} of the pilots of an arm."""
+    found = {}
+    for x in lines:
+        if x["stage"] == "pilot" and x["arm"] == arm:
+            found.setdefault((x["knob"], x["rate"]), {})[x["seed"]] = accuracy(x)
+    return found
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def best(found, both=False):
+    """The settings, the best first. Ties go to the smaller rate. both: only settings that have
+    run with both pilot seeds."""
+    pool = {s: of for s, of in found.items() if len(of) == len(PILOT_SEEDS) or not both}
+    return sorted(pool, key=lambda s: (-mean(pool[s].values()), s[1], s[0]))
+
+
+def pilots(lines, arm):
+    """The pilots that are still missing for an arm: [(knob, rate, seed)]. Empty: it is tuned."""
+    spec, found = ARMS[arm], settings(lines, arm)
+    grid = [(knob, rate) for knob in spec.knobs for rate in spec.rates]
+    first = [(*s, PILOT_SEEDS[0]) for s in grid if PILOT_SEEDS[0] not in found.get(s, {})]
+    if first:
+        return first
+    of_grid = {s: {PILOT_SEEDS[0]: found[s][PILOT_SEEDS[0]]} for s in grid}
+    # The paper's setting needs both seeds, too.
+    paper = [s for s in best(of_grid) if s[0] == spec.paper][:1]
+    again = [s for s in [*best(of_grid)[:3], *paper] if PILOT_SEEDS[1] not in found.get(s, {})]
+    if again:
+        return [(*s, PILOT_SEEDS[1]) for s in dict.fromkeys(again)]
+    for beyond in (1, 2):
+        knob, rate = best(found, both=True)[0]
+        low, high = min(spec.rates) / 3**beyond, max(spec.rates) * 3**beyond
+        rates = sorted(r for k, r in found if k == knob)
+        if rate not in (rates[0], rates[-1]):
+            break
+        wider = float(f"{low if rate == rates[0] else high:.0e}")
+        missing = [s for s in PILOT_SEEDS if s not in found.get((knob, wider), {})]
+        if missing:
+            return [(knob, wider, seed) for seed in missing]
+    return []
+
+
+def chosen(lines, arm):
+    """{"tuned": (knob, rate), "paper": (knob, rate)} of an arm whose pilots are done."""
+    found, spec = settings(lines, arm), ARMS[arm]
+    two = {"tuned": best(found, both=True)[0]}
+    papers = [s for s in best(found, both=True) if s[0] == spec.paper]
+    return two | ({"paper": papers[0]} if papers else {})
+
+
+# ======================================================================== the queue
+
+
+def confirmations(lines, arm, pair, seeds, starts=None):
+    spec, two = ARMS[arm], chosen(lines, arm)
+    for start in starts or [spec.start]:
+        for seed in seeds:
+            for knob, rate in dict.fromkeys(two.values()):
+                yield Job("confirm", arm, knob, rate, seed, start, pair)
+
+
+def queue(lines):
+    """All runs that the protocol asks for and that can be named now, in their order. A run whose
+    setting is not chosen yet is not in it."""
+    order = [*HEADLINE, *(a for a in ARMS if a not in HEADLINE)]
+    jobs = []
+    for arms in (HEADLINE[:6], order[6:]):
+        for arm in arms:
+            jobs += [
+                Job("pilot", arm, knob, rate, seed, ARMS[arm].start)
+                for knob, rate, seed in pilots(lines, arm)
+            ]
+        for arm in [a for a in arms if not pilots(lines, a)]:
+            jobs += confirmations(lines, arm, 0, SEEDS)
+    tuned = [a for a in order if not pilots(lines, a)]
+    for arm in tuned:
+        jobs += confirmations(lines, arm, 1, FEW)
+        if ARMS[arm].family == "H":
+            jobs += confirmations(lines, arm, 0, FEW, starts=["reader"])
+    for name, (arm, flags, _) in CONTROLS.items():
+        if arm in tuned:
+            knob, rate = chosen(lines, arm)["tuned"]
+            start = ARMS[arm].start
+            jobs += [
+                Job("control", arm, knob, rate, s, start, control=name, flags=flags) for s in FEW
+            ]
+    for arm in [a for a in HEADLINE if a in tuned]:
+        knob, rate = chosen(lines, arm)["tuned"]
+        jobs += [
+            Job("long", arm, knob, rate, s, ARMS[arm].start, updates=3 * UPDATES) for s in FEW
+        ]
+    return jobs
+
+
+def all_lines(folder=RESULTS):
+    found = [x for path in sorted(Path(folder).glob("*.jsonl")) for x in read_jsonl(path)]
+    return list({x["key"]: x for x in found}.values())
+
+
+def missing(lines, share=(1, 1), only=None):
+    have, (number, of) = {x["key"] for x in lines}, share
+    for job in {j.key: j for j in queue(lines)}.values():
+        mine = int(hashlib.sha256(job.key.encode()).hexdigest(), 16) % of == number - 1
+        if mine and job.key not in have and (only is None or job.arm in only):
+            yield job
+
+
+def claim(job):
+    """True if no other process of this machine works on the run."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    mark = job.folder / "worker"
+    if mark.exists():
+        pid = int(mark.read_text() or 0)
+        with contextlib.suppress(OSError):
+            if pid and pid != os.getpid() and not os.kill(pid, 0):
+                return False
+    mark.write_text(str(os.getpid()))
+    return mark.read_text() == str(os.getpid())
+
+
+def append(line, family):
+    """One line more, written at once, so that two processes cannot mix theirs."""
+    RESULTS.mkdir(exist_ok=True)
+    handle = os.open(RESULTS / f"{family}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(handle, (json.dumps(line) + "\n").encode())
+    os.close(handle)
+
+
+def work(share, only, most):
+    """Make missing runs until none is left, one after the other."""
+    made = 0
+    while made < most:
+        job = next((j for j in missing(all_lines(), share, only) if claim(j)), None)
+        if job is None:
+            return
+        print(f"{time.strftime('%H:%M')} {job.key}", flush=True)
+        log = job.folder / "log"
+        with open(log, "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
+            line = execute(job)
+        append(line, ARMS[job.arm].family)
+        split = "toy-validation" if job.stage == "pilot" else "toy"
+        print(f"      {100 * line[split]['accuracy']:.1f} % after {line['seconds']} s", flush=True)
+        made += 1
+
+
+def status(lines):
+    for stage in ("pilot", "confirm", "control", "long"):
+        done = sum(x["stage"] == stage for x in lines)
+        left = sum(j.stage == stage for j in missing(lines))
+        print(f"{stage:<8} {done} done, {left} that can be named now are missing")
+    for arm in ARMS:
+        if not pilots(lines, arm):
+            print(f"{arm:<16} {chosen(lines, arm)}")
+
+
+def main():
+    p = Parser(__doc__)
+    p.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    p.add_argument("--share", default="1/1", help="K/N: every N-th run, of N machines this is K")
+    p.add_argument("--only", help='arms, as in --only "AR-OPD,Full" (default: all)')
+    p.add_argument("--most", type=int, default=10**9, help="stop after so many runs")
+    p.add_argument("--status", action="store_true", help="what is done, what is missing")
+    args = p.parse_args()
+    only = args.only.split(",") if args.only else None
+    require(only is None or set(only) <= set(ARMS), f"--only: the arms are {', '.join(ARMS)}.")
+    if args.status:
+        return status(all_lines())
+    if args.jobs == 1:
+        return work(tuple(map(int, args.share.split("/"))), only, args.most)
+    again = [sys.executable, __file__, "--share", args.share, "--most", str(args.most)]
+    again += ["--only", args.only] if args.only else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [subprocess.Popen(again, env=environment) for _ in range(args.jobs)]
+    for worker in workers:
+        worker.wait()
+
+
+if __name__ == "__main__":
+    run_script(main)
