@@ -51,7 +51,7 @@ import re
 from dataclasses import dataclass
 
 # Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
-from common.arguments import choice, either, harmless, require, run_script
+from common.arguments import choice, either, require, run_script
 
 # isort: split
 import torch
@@ -63,6 +63,7 @@ from common.flags import Common, in_range, parse
 from common.memory import within_memory
 from common.run import Run
 from common.sampler import sample
+from common.views import print_views
 from common.weights import adamw, clip_gradient, copy_of, follow
 
 # ======================================================================== flags
@@ -303,8 +304,7 @@ def main(argv=None):
 
     copied = None if teacher is student else teacher  # stored in checkpoints, frozen or not
     run.begin(student, optimizer, teacher=copied, longest=longest, average=copied)
-    for name in ("plain", "partial", "full"):
-        print(f"{name:<8} {harmless(run.tokenizer.decode(run.rows[0][name]))!r}")
+    print_views(run.rows[0], **views(run.rows[0], args))
 
     def accuracy():
         summary, records = run.evaluate(student)

@@ -49,7 +49,7 @@ import math
 from dataclasses import dataclass
 
 # Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
-from common.arguments import choice, either, harmless, require, run_script
+from common.arguments import choice, either, require, run_script
 
 # isort: split
 import torch
@@ -63,6 +63,7 @@ from common.memory import within_memory
 from common.processes import dealt
 from common.run import Run
 from common.sampler import sample, uniforms
+from common.views import print_views
 from common.weights import adamw, clip_gradient, copy_of, follow
 
 # ======================================================================== flags
@@ -423,7 +424,8 @@ def main(argv=None):
     )
     for row in run.rows:
         row["ids"] = prompt_ids(run.tokenizer, row["prompt"])
-    print(f"context  {harmless(context(run.rows[0], '(a successful rollout)', args))!r}")
+    with_peer, alone = (context(run.rows[0], p, args) for p in ("(a right rollout)", None))
+    print_views(run.rows[0], student=run.rows[0]["prompt"], with_peer=with_peer, alone=alone)
     if run.fresh:
         accuracies = open_gate(run, student, args)
         run.log(0, eval=run.accuracy_and_variety(student), gate=accuracies)

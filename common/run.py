@@ -25,6 +25,7 @@ from common.evaluation import evaluate
 from common.memory import peak_memory
 from common.processes import gather
 from common.size import check_machine
+from common.views import print_views
 
 
 def attach_vllm(model, tokenizer, args, dtype):
@@ -119,6 +120,7 @@ class Run:
         """
         args, tokenizer = self.args, self.tokenizer
         self.student, self.optimizer, self.average = student, optimizer, average
+        same_prompt = longest is None
         longest = longest or (lambda row: prompt_ids(tokenizer, row["prompt"]))
         self.rows = fitting_prompts(self.rows, longest, student, args.max_new_tokens + margin)
         self.start = 0
@@ -132,6 +134,9 @@ class Run:
         self.metrics = checkpoints.Metrics(self.out, resumed_step)
         self.fresh = self.start == 0 and not self.metrics.rows
         show.announce(self.script, self, teacher, more, teacher_cache)
+        if same_prompt:  # a self-teacher's script prints what its views show
+            names = ("student",) if teacher is None else ("student", "teacher")
+            print_views(self.rows[0], **dict.fromkeys(names, self.rows[0]["prompt"]))
         if args.sampler == "vllm":
             attach_vllm(student, tokenizer, args, self.dtype)
         # Nothing can be refused any more: from here on the folder holds a run.

@@ -27,12 +27,14 @@ def qwen(qwen3_tokenizer_folder, tmp_path_factory):
         generation.top_k, generation.top_p, generation.do_sample = 20, 0.95, True
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    with open(folder / "problems.jsonl", "w") as f:
-        for i in range(6):
+    for name, first in (("problems", 0), ("tests", 6)):
+        lines = []
+        for i in range(first, first + 6):
             question = f"Tom has {i} apples and buys {i + 2} more. How many apples does he have?"
             solution = f"{i} + {i + 2} = {2 * i + 2}. The answer is \\boxed{{{2 * i + 2}}}."
             row = {"question": question, "answer": str(2 * i + 2), "solution": solution}
-            f.write(json.dumps(row) + "\n")
+            lines.append(json.dumps(row) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder, tokenizer
 
 
@@ -81,11 +83,11 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
 def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, more):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder, tokenizer = qwen
-    out, data = tmp_path / "run", folder / "problems.jsonl"
+    out, data, tests = tmp_path / "run", folder / "problems.jsonl", folder / "tests.jsonl"
     teacher = ["--teacher", folder / "teacher"] if script in ("opd.py", "topd.py") else []
     done = run_script(
         script, *more, "--student", folder / "student", *teacher, "--data", data, "--benchmark",
-        data, "--steps", 2, "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4,
+        tests, "--steps", 2, "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4,
         "--lr", 1e-3, "--out", out, "--show_every", 1, "--device", "cpu", "--chunk_logits",
         151669 * 5)
     assert done.returncode == 0, done.stderr
