@@ -11,13 +11,14 @@ import argparse
 import ast
 import contextlib
 import dataclasses
-import difflib
 import errno
 import inspect
 import os
 import re
 import sys
 import textwrap
+
+from common.synonyms import meant
 
 SUPPRESS = argparse.SUPPRESS  # no default for argparse, so a flag that was given can be told apart
 
@@ -174,9 +175,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         flags = self._option_string_actions
-        near = difflib.get_close_matches(unknown[1], flags, 1) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near else "; --help explains all flags."
-        raise Mistake(message + hint)
+        hint = meant(unknown[1], flags) if unknown else ""
+        raise Mistake(f"{message}; {hint or '--help explains all flags.'}")
 
 
 def help_texts(cls):
