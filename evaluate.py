@@ -122,9 +122,9 @@ def same_place(name, other):
     return name is not None and Path(name).resolve() == Path(other).resolve()
 
 
-def check_origin(out, weights, tokenizer, rows, records, thinking):
-    """Refuse to continue responses that other weights wrote, or that answer other prompts: under
-    the old names there may be a new model, or other problems."""
+def check_origin(out, weights, records):
+    """Refuse to continue responses that other weights wrote: a model that was trained again has
+    the old name."""
     if not records:
         return
     before = files.read_json(out / "config.json").get("weights")
@@ -138,6 +138,11 @@ def check_origin(out, weights, tokenizer, rows, records, thinking):
         f"'{out}' holds responses of other weights than this model's, or of the same weights in "
         "another precision; choose another --out.",
     )
+
+
+def check_same_prompts(out, tokenizer, rows, records, thinking):
+    """Refuse to continue responses to other problems with the same golds, or in another chat
+    template."""
     for r in records:
         prompt = tokenizer.decode(prompt_ids(tokenizer, rows[r["index"]]["prompt"], thinking))
         require(
@@ -295,7 +300,8 @@ def evaluate_into(out, args, rows, device):
     ask_in_known_words(tokenizer, rows)
     check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
     config["weights"] = fingerprint(model)
-    check_origin(out, config["weights"], tokenizer, rows, done, args.thinking)
+    check_origin(out, config["weights"], done + further)
+    check_same_prompts(out, tokenizer, rows, done, args.thinking)
     if args.sampler == "vllm":
         attach_vllm(model, tokenizer, args, dtype)
 

@@ -97,6 +97,11 @@ def test_responses_of_other_weights_are_never_continued(tmp_path):
     done = run_script(*command, model)
     assert done.returncode == 2 and "holds responses of other weights" in done.stderr
     assert (out / "responses.jsonl").read_bytes() == before[0]
+    # Also if none of the problems asked for has been answered yet.
+    (out / "responses.jsonl").write_bytes(before[0].splitlines(keepends=True)[-1])
+    done = run_script(*command, model, "--limit", 2)
+    assert done.returncode == 2 and "holds responses of other weights" in done.stderr
+    (out / "responses.jsonl").write_bytes(before[0])
     config = json.loads(before[1])
     del config["weights"]                                       # as an older version wrote it
     (out / "config.json").write_text(json.dumps(config))
