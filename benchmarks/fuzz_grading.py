@@ -3,14 +3,20 @@ is anything executed?
 
     python benchmarks/fuzz_grading.py           # 100,000 pairs; half an hour on one core
     python benchmarks/fuzz_grading.py --n 2000 --seed 1
+    python benchmarks/fuzz_grading.py --golds golds.jsonl    # are real golds recognised?
 
 A pair is a response and a gold. A third of the texts is random characters. A third is
 random pieces of LaTeX. A third is real answers (those of tests/test_grading.py) with
 characters that are deleted, doubled, swapped or replaced by pieces of other answers. Among
 the pieces are Python code that would create a file if anything ran it, control characters,
 towers of exponents, and hundreds of unbalanced braces.
+
+--golds takes a file with a gold in the field "answer" of each line. Each gold is typeset anew
+by the rules of tests/golds.py, and changed into near misses. Printed is how many of both
+are accepted, here and by math-verify alone with the same extracted answers.
 """
 
+import json
 import random
 import sys
 import tempfile
@@ -20,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from golds import boxed, near_misses, nearest, typesettings  # noqa: E402
 from test_grading import GRADED, HOSTILE, against_math_verify  # noqa: E402
 
 from common import judge  # noqa: E402
@@ -69,13 +76,52 @@ def random_text(rng, canary):
     return "".join(text)
 
 
+def compare_on_golds(file, count, show):
+    """The property of tests/test_golds.py on the golds of a file, at most `count` pairs."""
+    rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+    golds = list(dict.fromkeys(str(row["answer"]).rpartition("####")[2].strip() for row in rows))
+    # Numbers are easy: at most a third of the golds that are tried are plain integers.
+    random.Random(0).shuffle(golds)
+    others = [gold for gold in golds if not gold.lstrip("-").isdigit()]
+    golds = others + [gold for gold in golds if gold.lstrip("-").isdigit()][: len(others) // 2]
+    right = [(gold, *made) for gold in golds for made in typesettings(gold)]
+    wrong = [(gold, *made) for gold in golds for made in near_misses(gold)]
+    wrong += [(gold, "nearest", boxed(nearest(gold, golds))) for gold in golds]
+    for what, pairs in (("typesettings", right), ("near misses", wrong)):
+        random.Random(0).shuffle(pairs)
+        pairs = pairs[:count]
+        accepted = {"grade": [], "math-verify alone": []}
+        for gold, _, response in progress_of(pairs, what):
+            accepted["grade"].append(grade(response, gold))
+            said, bare = extract(response) or "", extract(boxed(gold.strip("$"))) or gold
+            verdict = judge.math_verify(said, bare, judge.Budget())
+            accepted["math-verify alone"].append(verdict)
+        for name, verdicts in accepted.items():
+            share = sum(verdicts) / len(pairs)
+            print(f"{what} accepted by {name}: {sum(verdicts):,} of {len(pairs):,} ({share:.4f})")
+        unexpected = [p for p, v in zip(pairs, accepted["grade"]) if v != (what == "typesettings")]
+        for gold, rule, response in unexpected[:show]:
+            print(f"  {rule}: {shorten(response, 110)!r}  against  {shorten(gold, 60)!r}")
+
+
+def progress_of(pairs, what):
+    with progress(len(pairs), what, "pair") as bar:
+        for pair in pairs:
+            yield pair
+            bar.update()
+
+
 def main():
     p = Parser(__doc__)
     p.add_argument("--n", type=int, default=100_000, help="number of pairs (default 100000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the pairs (default 0)")
+    p.add_argument("--golds", help='file with a gold in "answer" of each line')
+    p.add_argument("--show", type=int, default=20, help="surprises to print (default 20)")
     args = p.parse_args()
     require(args.n >= 100, f"--n is {args.n}; percentiles need at least 100.")
     judge.warm_up(wait=True)
+    if args.golds:
+        return compare_on_golds(args.golds, args.n, args.show)
     compared, differing = against_math_verify()
     print(
         f"{len(GRADED)} pairs in tests/test_grading.py, {len(compared)} with an answer; "

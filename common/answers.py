@@ -10,7 +10,7 @@ math-verify compares what is left (`common/judge.py`).
 import re
 
 from common import expressions, judge
-from common.notation import UNIT, number
+from common.notation import THOUSANDS, UNIT, number
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
@@ -56,7 +56,7 @@ def equal(said, gold, budget, depth=0):
             return verdict
 
     # What is left is an expression. Only computer algebra knows that \sin(\pi/6) is 1/2.
-    verdict = expressions.compare(said, gold)
+    verdict = expressions.compare(*map(_without_separators, (said, gold)))
     return judge.math_verify(said, gold, budget) if verdict is None else verdict
 
 
@@ -177,7 +177,9 @@ def _range(piece, letter):
         points = _split(match[2])
         if match[1] == "\\{" and len(points) == 1:
             return letter, f"[{points[0]},{points[0]}]"
-        return (letter, piece.replace(" ", "")) if match[1] != "\\{" and len(points) == 2 else None
+        return (letter, piece) if match[1] != "\\{" and len(points) == 2 else None
+    if point := re.fullmatch(rf"({LETTER}) ?= ?([^=]+)", piece):
+        return point[1], f"[{point[2]},{point[2]}]"
     if re.fullmatch(r"\\mathbb ?\{?R\}?", piece):
         return letter, r"(-\infty,\infty)"
 
@@ -203,6 +205,9 @@ def _range(piece, letter):
 def _compare_lists(said, gold, deeper):
     """Several answers side by side. Without brackets they may stand in any order."""
     said_parts, gold_parts = _split(said), _split(gold)
+    # 1,024 is a number, and not 1 and 24.
+    if number(said) is not None and ",0" in said:
+        said_parts = [said]
 
     # 5, 6 for x = 5, y = 6: in this order only, because the names are missing. For x = 5,
     # x = 6 in any order.
@@ -222,8 +227,15 @@ def _compare_lists(said, gold, deeper):
     # A list has its parts in any order. 1,234 is a number and not a list.
     if len(gold_parts) > 1 and number(gold) is None:
         return _same_parts(said_parts, gold_parts, deeper, ordered=False)
+    # 1,024-256\pi is one answer and not two.
+    if len(said_parts) > 1 and len(_split(joined := _without_separators(said))) == 1:
+        return deeper(joined, gold)
     # Several answers are wrong where the gold has one. Otherwise guessing would pay.
-    return False if len(said_parts) > 1 and number(said) is None else None
+    return False if len(said_parts) > 1 else None
+
+
+def _without_separators(text):
+    return re.sub(THOUSANDS, lambda m: m[0].replace(",", ""), text)
 
 
 def _compare_brackets(said, gold, deeper):

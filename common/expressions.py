@@ -137,6 +137,9 @@ class _Reader:
         token = self.next()
         if token is None or token in CLOSING or token in NAMES or token in FUNCTIONS:
             return token is not None
+        # (n-2) 2^n is a product. 2 2 is not.
+        if self.tokens[self.at - 1] == ")" and re.match("[0-9]", token):
+            return True
         return token in ("\\frac", "\\sqrt", "\\binom", "\\exp") or token.isalpha()
 
     def mixed_number(self):

@@ -23,7 +23,7 @@ from common.notation import LONGEST_ANSWER, number, tidy
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 # "Final Answer: The final answer is $X$. I hope it is correct." is Minerva's last line. What
 # stands there without dollars counts only if the line ends as Minerva's does.
-MINERVA = r"(?:is|be):? *(?:\$([^$]+)\$|(.+?)\.? I hope it is correct)"
+MINERVA = r"(?:is|be):? *(?:\$((?:\\.|[^$\\])+)\$|(.+?)\.? I hope it is correct)"
 
 
 def extract(response):

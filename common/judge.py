@@ -174,8 +174,7 @@ def _alive():
 @atexit.register
 def _stop():
     if _alive():
-        _worker.kill()
-        _worker.wait()
+        _kill()
 
 
 def warm_up(wait=False):
@@ -200,7 +199,8 @@ def warm_up(wait=False):
         )
         worker.ready, worker.owner, worker.lines = None, os.getpid(), queue.Queue()
         # A thread reads, because Windows cannot wait for a pipe with a time limit.
-        threading.Thread(target=_read_lines, args=(worker,), daemon=True).start()
+        worker.reader = threading.Thread(target=_read_lines, args=(worker,), daemon=True)
+        worker.reader.start()
         _worker = worker
 
     if wait and _worker.ready is None:
@@ -272,3 +272,10 @@ def _ask(said, gold, budget):
 def _kill():
     _worker.kill()
     _worker.wait()
+    # The reader ends with the pipe. Then both pipes can be closed.
+    _worker.reader.join(timeout=1)
+    try:
+        _worker.stdout.close()
+        _worker.stdin.close()
+    except OSError:
+        pass  # a question was still in the pipe

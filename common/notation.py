@@ -25,11 +25,12 @@ BARE_NAMES = rf"(?<![\\a-zA-Z])(?:np\.)?({FUNCTIONS})(?![a-zA-Z])"
 def tidy(text):
     """The answer without spacing, sizes, dollar signs, wrappers of text and a full stop."""
     text = text.strip().strip("$").strip().translate(UNICODE)
-    # 12,\!345 and 12{,}345 are 12,345.
+    # 12,\!345 and 12{,}345 and 12\,345 are 12345. 12,345 may also be two numbers.
+    text = re.sub(r"(?<=\d)(?:,\\!|\{,\}|\\,) *(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<!\\)\\! *", "", text).replace("{,}", ",")
     # Spacing and sizes: \left( is (, and \, is a space.
     size = "left|right|displaystyle|quad|qquad|[bB]igg?[lr]?"
-    text = re.sub(rf"(?<!\\)\\(?:(?:{size})(?![a-zA-Z])|[,;:> ])", " ", text)
+    text = re.sub(rf"(?<!\\)\\(?:(?:{size})(?![a-zA-Z])|[,;:> ]|$)", " ", text)
     # One name for each sign.
     text = re.sub(r"\\leq(?:slant)?(?![a-zA-Z])|<=", r"\\le ", text)
     text = re.sub(r"\\geq(?:slant)?(?![a-zA-Z])|>=", r"\\ge ", text)
@@ -67,7 +68,8 @@ PLAIN_UNIT = rf"(?<=[\d}}])\s+{WORDS}(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
 # A number with more characters is not read: it would cost time, and no gold is so long.
 LONGEST_NUMBER = 80
 
-SEPARATED = r"[-+]?\d{1,3}(?:(?:, ?\d{3})+|(?: \d{3})+)(?:\.\d+)?"  # 1,234.5   1 234.5
+THOUSANDS = r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])"  # 1,234 in an expression
+SEPARATED = r"[-+]?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?:\.\d+)?"  # 1,234.5   1 234.5
 PERIODIC = r"(\d*)\.(\d*)\\overline ?\{ ?(\d+) ?\}"  # 0.1\overline{6}
 POWER = r" ?(?:\\times|\\cdot|\*) ?10 ?\^ ?\{? ?([-+]?\d{1,3}) ?\}?"  # \times 10^{3}
 DECIMAL = rf"(\d*\.?\d*)(?:[eE]([-+]?\d{{1,3}})|{POWER})?"  # 27   27.0   .5   1e11
