@@ -11,20 +11,22 @@ it: `--share 1/3` takes every third run. Put their lines into the same files aft
 THE PROTOCOL, written on 24 November 2026, before the first line of results.
 
 1. Splits. Training problems to learn from; toy-validation (1,002 problems) to choose settings;
-   toy (2,001 problems) and toy-heldout (2,001 longer ones) for the verdict. No setting is chosen
+   toy (2,001 problems) and toy-heldout (1,002 longer ones) for the verdict. No setting is chosen
    on the last two. A run of the stage `pilot` never sees them.
-2. Pilots, one budget for all arms: a grid of three learning rates, a factor of three apart, and
-   three values of one knob (ARMS below). The knob is the one that the paper leaves open or that
-   is known to matter; the paper's own value is among them. All nine settings run with the first
-   pilot seed, the best three also with the second. The setting with the best mean validation
-   accuracy after the last update is the tuned one. If its learning rate lies at the edge of the
-   grid, the next rate beyond it runs with both seeds, too, at most twice. An arm without a knob
-   (SFT) has the learning rates alone.
-   "The paper's setting" is the paper's value of the knob, with the best learning rate for it.
-   (The learning rates of the papers are for models a thousand times as large.)
-3. Confirmation. Eight fresh seeds on the shipped models, four on the second set of models
-   (toy/pair1). Every arm at the paper's setting and at the tuned one. All arms of a seed see the
-   same problems in the same order, so differences are paired by seed.
+2. Pilots, one budget for all arms: at most ten runs with the first pilot seed, and three with the
+   second. First three learning rates, a factor of three apart, at the paper's value of the knob.
+   Then the other values of the knob at the best of these rates. (The knob is what the paper leaves
+   open or what is known to matter; the paper's own value is among its values.) Then the best
+   setting so far gets the learning rates beside it, until both of them have been tried: the chosen
+   rate must not lie at the edge. The two best settings, and the best one with the paper's value,
+   run with the second seed, too. The setting with the best mean validation accuracy after the last
+   update is the tuned one. "The paper's setting" is the paper's value of the knob with the best
+   learning rate for it. (The learning rates of the papers are for models a thousand times as
+   large.)
+3. Confirmation. Eight fresh seeds on the shipped models for the arms of the headline claims, four
+   for the others; four on the second set of models (toy/pair1). Every arm at the paper's setting
+   and at the tuned one. All arms of a seed see the same problems in the same order, so differences
+   are paired by seed.
 4. Verdicts. A claim "A is better than B" is judged by the paired difference of test accuracies,
    A - B, with its 95 % interval by Student's t over the eight seeds:
    holds            if the whole interval lies above 0,
@@ -40,7 +42,7 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    seconds of the queue.
 6. Controls run at the tuned setting of their arm, with four seeds. They change one thing.
 7. The long budget: the best arms of each family with three times the updates, four seeds. A method
-   that is ahead at update 120 and behind at 360 has not won.
+   that is ahead at the end of the short budget and behind at the end of the long one has not won.
 8. Null results and failures stand where they fall.
 """
 
@@ -48,6 +50,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,7 +65,7 @@ from common.files import read_jsonl  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
-UPDATES = 120
+UPDATES = 80  # of 64 rollouts; such a run takes four to six minutes on one core
 
 # ======================================================================== the arms
 
@@ -94,7 +97,6 @@ TEACHER = {
     "ema 0.01": ["--teacher", "ema", "--ema", "0.01"],
     "frozen": ["--teacher", "frozen"],
 }
-ONLY_RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 HSD = "hindsight_sd.py"
 ARMS = {
     # The student learns from a stronger model.
@@ -110,14 +112,14 @@ ARMS = {
     "forcing": Arm(
         "T", "topd.py", "student", [], FAST, values("lam", 0.1, 0.3, 1), swap="forcing"
     ),
-    "SFT (T)": Arm("T", "opd.py", "student", ["--off_policy", "1"], ONLY_RATES, {"": []}, paper=""),
+    "SFT (T)": Arm("T", "opd.py", "student", ["--off_policy", "1"], FAST, {"": []}, paper=""),
     # The student learns from itself, with a worked solution in view.
     "AR-OPD": Arm("A", "ar_opd.py", "reader", [], FAST, EMA, paper="ema 0.01"),
     "Full": Arm("A", "ar_opd.py", "reader", ["--target", "full"], FAST, EMA, paper="ema 0.01"),
     "Partial": Arm(
         "A", "ar_opd.py", "reader", ["--target", "partial"], FAST, EMA, paper="ema 0.01"
     ),
-    "SFT (A)": Arm("A", "ar_opd.py", "reader", ["--target", "sft"], ONLY_RATES, {"": []}, paper=""),
+    "SFT (A)": Arm("A", "ar_opd.py", "reader", ["--target", "sft"], FAST, {"": []}, paper=""),
     # The student learns from a verifier, and from itself with a successful rollout in view.
     "HSD": Arm("H", HSD, "reader2", [], SLOW, TEACHER, paper="current"),
     "GRPO": Arm(
@@ -213,7 +215,12 @@ def command(job):
     flags += ["--student", model(job.start, job.pair)]
     if arm.family == "T":
         flags += ["--teacher", model("teacher", job.pair)]
-    flags += [*job.flags, "--data", "toy", "--benchmark", "toy-validation", "--eval_n", "300"]
+    # The curve along the way is validation accuracy, too. A pilot only needs its last point.
+    curve = ["--eval_n", "20", "--eval_every", "0"]
+    if job.stage != "pilot":
+        curve = ["--eval_n", "300", "--eval_every", str(job.updates // 4)]
+    flags += [*job.flags, "--data", "toy", "--benchmark", "toy-validation", *curve]
+    flags += ["--show_every", "0"]
     flags += ["--steps", str(job.updates), "--seed", str(job.seed), "--device", "cpu"]
     script = "topd.py" if "--guidance" in job.flags else arm.script
     if script == "topd.py" and arm.script == "opd.py":
@@ -279,7 +286,7 @@ def final_accuracy(folder, split):
 
     tokenizer = load_tokenizer(str(folder))
     student = load_model(str(folder), torch.device("cpu"), torch.float32, tokenizer)
-    rows = load_benchmark(split)
+    rows = load_benchmark(split)[: 1002 if split == "toy-heldout" else None]
     summary, records = evaluate(student, tokenizer, rows, max_new_tokens=256, bar=False)
     found = {k: round(summary[k], 5) for k in ("accuracy", "mean_tokens", "truncated")}
     bits = "".join(str(int(r["correct"])) for r in records)
@@ -287,7 +294,7 @@ def final_accuracy(folder, split):
     if split == "toy-heldout":
         return found
     sampled, _ = evaluate(
-        student, tokenizer, rows[:200], n=8, k=8, temperature=1.0, max_new_tokens=256, bar=False
+        student, tokenizer, rows[:100], n=8, k=8, temperature=1.0, max_new_tokens=256, bar=False
     )
     return found | {k: round(sampled[k], 5) for k in ("pass@1", "pass@8", "distinct")}
 
@@ -340,45 +347,51 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def best(found, both=False):
-    """The settings, the best first. Ties go to the smaller rate. both: only settings that have
-    run with both pilot seeds."""
-    pool = {s: of for s, of in found.items() if len(of) == len(PILOT_SEEDS) or not both}
+def best(found):
+    """The settings that have run with both pilot seeds, the best first. Ties go to the smaller
+    rate."""
+    pool = {s: of for s, of in found.items() if len(of) == len(PILOT_SEEDS)}
     return sorted(pool, key=lambda s: (-mean(pool[s].values()), s[1], s[0]))
 
 
 def pilots(lines, arm):
-    """The pilots that are still missing for an arm: [(knob, rate, seed)]. Empty: it is tuned."""
-    spec, found = ARMS[arm], settings(lines, arm)
-    grid = [(knob, rate) for knob in spec.knobs for rate in spec.rates]
-    first = [(*s, PILOT_SEEDS[0]) for s in grid if PILOT_SEEDS[0] not in found.get(s, {})]
-    if first:
-        return first
-    of_grid = {s: {PILOT_SEEDS[0]: found[s][PILOT_SEEDS[0]]} for s in grid}
-    # The paper's setting needs both seeds, too.
-    paper = [s for s in best(of_grid) if s[0] == spec.paper][:1]
-    again = [s for s in [*best(of_grid)[:3], *paper] if PILOT_SEEDS[1] not in found.get(s, {})]
-    if again:
-        return [(*s, PILOT_SEEDS[1]) for s in dict.fromkeys(again)]
-    for beyond in (1, 2):
-        knob, rate = best(found, both=True)[0]
-        low, high = min(spec.rates) / 3**beyond, max(spec.rates) * 3**beyond
-        rates = sorted(r for k, r in found if k == knob)
-        if rate not in (rates[0], rates[-1]):
-            break
-        wider = float(f"{low if rate == rates[0] else high:.0e}")
-        missing = [s for s in PILOT_SEEDS if s not in found.get((knob, wider), {})]
-        if missing:
-            return [(knob, wider, seed) for seed in missing]
-    return []
+    """The pilots that are missing for an arm and can be named now: [(knob, rate, seed)]. Empty:
+    it is tuned."""
+    spec, found, (one, two) = ARMS[arm], settings(lines, arm), PILOT_SEEDS
+    first = {s: of[one] for s, of in found.items() if one in of}
+    ranked = sorted(first, key=lambda s: (-first[s], s[1], s[0]))
+
+    def missing(wanted):
+        return [(*s, one) for s in wanted if s not in first]
+
+    main = spec.paper if spec.paper in spec.knobs else next(iter(spec.knobs))
+    rates = missing((main, rate) for rate in spec.rates)
+    if rates:
+        return rates
+    middle = next(s for s in ranked if s[0] == main and s[1] in spec.rates)[1]
+    others = missing((knob, middle) for knob in spec.knobs)
+    if others:
+        return others
+    knob, rate = ranked[0]
+    beside = missing((knob, r) for r in (next_rate(rate, -1), next_rate(rate, +1)))
+    if beside and len(first) < 10:
+        return beside[: 10 - len(first)]
+    again = [*ranked[:2], *[s for s in ranked if s[0] == spec.paper][:1]]
+    return [(*s, two) for s in dict.fromkeys(again) if two not in found[s]]
+
+
+def next_rate(rate, way):
+    """The next learning rate on the scale ... 1e-4, 3e-4, 1e-3, 3e-3 ..."""
+    exponent = round(2 * math.log10(rate)) + way
+    return float(f"{1 if exponent % 2 == 0 else 3}e{exponent // 2}")
 
 
 def chosen(lines, arm):
     """{"tuned": (knob, rate), "paper": (knob, rate)} of an arm whose pilots are done."""
     found, spec = settings(lines, arm), ARMS[arm]
-    two = {"tuned": best(found, both=True)[0]}
-    papers = [s for s in best(found, both=True) if s[0] == spec.paper]
-    return two | ({"paper": papers[0]} if papers else {})
+    ranked = best(found)
+    papers = [s for s in ranked if s[0] == spec.paper]
+    return {"tuned": ranked[0]} | ({"paper": papers[0]} if papers else {})
 
 
 # ======================================================================== the queue
@@ -404,7 +417,7 @@ def queue(lines):
                 for knob, rate, seed in pilots(lines, arm)
             ]
         for arm in [a for a in arms if not pilots(lines, a)]:
-            jobs += confirmations(lines, arm, 0, SEEDS)
+            jobs += confirmations(lines, arm, 0, SEEDS if arm in HEADLINE else FEW)
     tuned = [a for a in order if not pilots(lines, a)]
     for arm in tuned:
         jobs += confirmations(lines, arm, 1, FEW)
