@@ -15,7 +15,7 @@ import math
 from fractions import Fraction
 
 # Limits for the text of a model. Beyond them a value is not computed.
-MOST_TERMS, MOST_BITS = 300, 5000
+MOST_TERMS, MOST_BITS = 300, 2500
 LARGEST_ROOT = 10**8  # what stands below a root is divided into primes
 
 NOTHING = frozenset()  # the product of no factors, which is 1
