@@ -3,6 +3,9 @@
     python benchmarks/lab.py                 make the next missing runs, one after the other
     python benchmarks/lab.py --jobs 2        two at a time, one thread each
     python benchmarks/lab.py --status        what is done, what is missing
+    python benchmarks/lab.py --times         the time of an update of every arm, on a quiet machine
+    python benchmarks/lab.py --report        write RESULTS.md and its pictures from the lines
+    python benchmarks/lab.py --quick         the machinery in ten minutes: two arms, two seeds
 
 A finished run is one line in benchmarks/results/. Nothing else is needed for the report. The
 queue can be stopped at any time (Ctrl-C) and goes on where it was. Several machines can share
@@ -52,8 +55,11 @@ import importlib
 import json
 import math
 import os
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,10 +67,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from common.arguments import Parser, require, run_script  # noqa: E402
-from common.files import read_jsonl  # noqa: E402
+from common.files import read_jsonl, write_json  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
+TESTS = ["toy", "toy-heldout"]
 UPDATES = 80  # of 64 rollouts; such a run takes four to six minutes on one core
 
 # ======================================================================== the arms
@@ -179,8 +186,8 @@ CONTROLS = {
 class Job:
     """One run: everything that its line needs to be told apart from others."""
 
-    stage: str  # pilot, confirm, control or long; the accuracy of a pilot is validation accuracy
-    arm: str
+    stage: str  # start, pilot, confirm, control or long; a pilot has validation accuracy only
+    arm: str  # of the stage start: nothing, since nothing is trained
     knob: str
     rate: float
     seed: int
@@ -257,6 +264,9 @@ def execute(job):
     import torch
 
     torch.set_num_threads(1)
+    if job.stage == "start":
+        found = {s: final_accuracy(ROOT / model(job.start, job.pair), s) for s in TESTS}
+        return {"key": job.key, **asdict(job), **origin(), "course": {}, **found, "seconds": 0}
     script, flags = command(job)
     module = importlib.import_module(script.removesuffix(".py"))
     out, began = job.folder, time.time()
@@ -268,8 +278,7 @@ def execute(job):
     rows = read_jsonl(out / "metrics.jsonl")
     line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **origin()}
     line["curve"] = [[r["step"], r["eval"]["accuracy"]] for r in rows if "eval" in r]
-    splits = ["toy-validation"] if job.stage == "pilot" else ["toy", "toy-heldout"]
-    for split in splits:
+    for split in ["toy-validation"] if job.stage == "pilot" else TESTS:
         line[split] = final_accuracy(out / "final", split)
     line["course"] = course([r for r in rows if "tokens" in r])
     line["seconds"] = round(time.time() - began)
@@ -409,7 +418,7 @@ def queue(lines):
     """All runs that the protocol asks for and that can be named now, in their order. A run whose
     setting is not chosen yet is not in it."""
     order = [*HEADLINE, *(a for a in ARMS if a not in HEADLINE)]
-    jobs = []
+    jobs = [Job("start", "", "", 0.0, 0, s, pair, 0) for pair, s in starts()]
     for arms in (HEADLINE[:6], order[6:]):
         for arm in arms:
             jobs += [
@@ -420,7 +429,8 @@ def queue(lines):
             jobs += confirmations(lines, arm, 0, SEEDS if arm in HEADLINE else FEW)
     tuned = [a for a in order if not pilots(lines, a)]
     for arm in tuned:
-        jobs += confirmations(lines, arm, 1, FEW)
+        if (ROOT / model(ARMS[arm].start, 1)).is_dir():
+            jobs += confirmations(lines, arm, 1, FEW)
         if ARMS[arm].family == "H":
             jobs += confirmations(lines, arm, 0, FEW, starts=["reader"])
     for name, (arm, flags, _) in CONTROLS.items():
@@ -436,6 +446,12 @@ def queue(lines):
             Job("long", arm, knob, rate, s, ARMS[arm].start, updates=3 * UPDATES) for s in FEW
         ]
     return jobs
+
+
+def starts():
+    """(pair, name) of the models that are there."""
+    names = ("student", "teacher", "reader", "reader2")
+    return [(p, n) for p in (0, 1) for n in names if (ROOT / model(n, p)).is_dir()]
 
 
 def all_lines(folder=RESULTS):
@@ -483,20 +499,68 @@ def work(share, only, most):
         log = job.folder / "log"
         with open(log, "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             line = execute(job)
-        append(line, ARMS[job.arm].family)
+        append(line, ARMS[job.arm].family if job.arm else "start")
         split = "toy-validation" if job.stage == "pilot" else "toy"
         print(f"      {100 * line[split]['accuracy']:.1f} % after {line['seconds']} s", flush=True)
         made += 1
 
 
 def status(lines):
-    for stage in ("pilot", "confirm", "control", "long"):
+    for stage in ("start", "pilot", "confirm", "control", "long"):
         done = sum(x["stage"] == stage for x in lines)
         left = sum(j.stage == stage for j in missing(lines))
         print(f"{stage:<8} {done} done, {left} that can be named now are missing")
     for arm in ARMS:
         if not pilots(lines, arm):
             print(f"{arm:<16} {chosen(lines, arm)}")
+
+
+# ======================================================================== times, and a quick look
+
+
+def times(updates=6, rounds=3):
+    """The time of an update, relative to the first arm of the family. All arms make a few updates
+    in turn, so whatever else the machine does slows all of them alike."""
+    seconds = {arm: [] for arm in ARMS}
+    for number in range(rounds):
+        for arm, spec in ARMS.items():
+            knob = spec.paper or next(iter(spec.knobs))
+            job = Job("time", arm, knob, spec.rates[0], number, spec.start, updates=updates)
+            script, flags = command(job)
+            module = importlib.import_module(script.removesuffix(".py"))
+            flags += ["--eval_every", "0", "--eval_n", "1", "--save_every", "0"]
+            with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nothing:
+                with swapped(module, swaps(spec.swap)), contextlib.redirect_stdout(nothing):
+                    module.main([*flags, "--out", f"{out}/run"])
+                rows = [r for r in read_jsonl(Path(out, "run", "metrics.jsonl")) if "tokens" in r]
+            seconds[arm] += [r["seconds"]["total"] for r in rows[1:]]  # the first warms up
+        print(f"round {number + 1} of {rounds} done", flush=True)
+    medians = {arm: statistics.median(s) for arm, s in seconds.items()}
+    base = {"T": "OPD", "A": "Full", "H": "GRPO"}
+    relative = {a: round(m / medians[base[ARMS[a].family]], 3) for a, m in medians.items()}
+    shown = {a: round(m, 3) for a, m in medians.items()}
+    write_json(RESULTS / "times.json", {"times": relative, "seconds": shown, **origin()})
+    print("\n".join(f"{a:<16} {m:.2f} s  {relative[a]:.2f}" for a, m in shown.items()))
+
+
+def quick():
+    """Two arms, two seeds, few updates, into runs/lab-quick. It tests the machinery. Its numbers
+    say nothing about the methods."""
+    from lab_report import interval, paired, table
+
+    found = {}
+    for arm in ("OPD", "TOPD"):
+        for seed in (1, 2):
+            spec = ARMS[arm]
+            job = Job("quick", arm, spec.paper, 1e-3, seed, spec.start, updates=8)
+            shutil.rmtree(job.folder, ignore_errors=True)
+            with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+                line = execute(job)
+            found.setdefault(arm, {})[seed] = 100 * line["toy"]["accuracy"]
+            print(f"{job.key}: {found[arm][seed]:.1f} % after {line['seconds']} s", flush=True)
+    rows = [[arm, interval(of.values())] for arm, of in found.items()]
+    print(table(["arm", "accuracy after 8 updates"], rows))
+    print("TOPD - OPD", interval(paired(found["TOPD"], found["OPD"]), signed=True))
 
 
 def main():
@@ -506,11 +570,22 @@ def main():
     p.add_argument("--only", help='arms, as in --only "AR-OPD,Full" (default: all)')
     p.add_argument("--most", type=int, default=10**9, help="stop after so many runs")
     p.add_argument("--status", action="store_true", help="what is done, what is missing")
+    p.add_argument("--times", action="store_true", help="measure the time of an update")
+    p.add_argument("--report", action="store_true", help="write RESULTS.md from the lines")
+    p.add_argument("--quick", action="store_true", help="only try the machinery")
     args = p.parse_args()
     only = args.only.split(",") if args.only else None
     require(only is None or set(only) <= set(ARMS), f"--only: the arms are {', '.join(ARMS)}.")
     if args.status:
         return status(all_lines())
+    if args.times:
+        return times()
+    if args.quick:
+        return quick()
+    if args.report:
+        from lab_report import report
+
+        return report()
     if args.jobs == 1:
         return work(tuple(map(int, args.share.split("/"))), only, args.most)
     again = [sys.executable, __file__, "--share", args.share, "--most", str(args.most)]

@@ -1,0 +1,367 @@
+"""RESULTS.md and its pictures, from the lines in benchmarks/results/ alone.
+
+    python benchmarks/lab.py --report
+
+The rules of the verdicts are point 4 of the protocol at the head of lab.py. A number without its
+runs is "not run yet": nothing is estimated.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import lab  # noqa: E402
+
+from common.evaluation import mean_interval  # noqa: E402
+from common.files import read_json, write_text  # noqa: E402
+
+# ======================================================================== the claims
+
+
+@dataclass
+class Claim:
+    """A is better than B. An arm may be the name of a control."""
+
+    name: str
+    text: str
+    better: str
+    worse: str
+    paper: float | None = None  # the difference in points that the paper reports
+    figure: str = ""  # its figures
+    headline: bool = False
+
+
+CLAIMS = [
+    Claim("T5", "TOPD is better than OPD", "TOPD", "OPD", 4.4, "+4.4", headline=True),
+    Claim("T4a", "damping the low-D candidates does not hurt", "suppress low", "OPD", 0.4, "+0.4"),
+    Claim("T4b", "damping as many high-D candidates hurts", "OPD", "suppress high", 5.7, "-5.7"),
+    Claim(
+        "A1", "AR-OPD is better than Full OPD", "AR-OPD", "Full", 2.4, "+2.4 (average of seven)",
+        headline=True,
+    ),
+    Claim("A1", "Full OPD is better than Partial OPD", "Full", "Partial", 2.7, "+2.7"),
+    Claim("A1", "Partial OPD is better than SFT", "Partial", "SFT (A)", 2.8, "+2.8"),
+    Claim("A6", "lambda .6 is better than .4", "AR-OPD", "AR-OPD, lam 0.4", 3.4, "+3.4"),
+    Claim("A6", "lambda .6 is better than 1.2", "AR-OPD", "AR-OPD, lam 1.2", 5.6, "+5.6"),
+    Claim("H4", "HSD is better than GRPO", "HSD", "GRPO", 5.2, "+5.2 (MATH500)", headline=True),
+    Claim(
+        "H4", "HSD is better than self-distillation from the answer alone", "HSD", "answer only",
+        2.7, "+2.7", headline=True,
+    ),
+    Claim("H4", "self-distillation from the answer is better than GRPO", "answer only", "GRPO", 2.5,
+          "+2.5"),
+    Claim("H4", "HSD is better than half GRPO, half answer", "HSD", "GRPO + answer", 1.7, "+1.7"),
+    Claim("H6", "a uniform peer is better than the shortest", "HSD", "HSD, shortest peer", 0.3,
+          "+0.3 (AIME25)"),
+    Claim("H6", "a uniform peer is better than the least likely", "HSD", "HSD, high_ppl peer", 1.8,
+          "+1.8 (AIME25)"),
+    Claim("H7", "the answer as fallback helps", "HSD", "HSD, no fallback"),
+    Claim("H8", "beta .001 is better than 0", "HSD", "HSD, beta 0", 1.8, "+1.8 (AIME25)"),
+    Claim("H8", "beta .001 is better than .1", "HSD", "HSD, beta 0.1", 3.4, "+3.4 (AIME25)"),
+]
+# Questions of ours about the mechanism: does it matter WHAT is taught, and where?
+QUESTIONS = [
+    Claim("", "at the divergent points, not anywhere", "TOPD", "random positions"),
+    Claim("", "at the divergent points, not at every candidate", "TOPD", "every candidate"),
+    Claim("", "the transport plan, not position by position", "TOPD", "positional plan"),
+    Claim("", "the plan, not the same weights on other tokens", "TOPD", "shuffled plan"),
+    Claim("", "the teacher's window, not the student's own", "TOPD", "self target"),
+    Claim("", "soft targets, not cross-entropy in the teacher's context", "TOPD", "forcing"),
+    Claim("", "static, not contextual embeddings", "TOPD", "contextual"),
+    Claim("", "a geometric, not an arithmetic mixture", "AR-OPD", "AR-OPD, arithmetic"),
+    Claim("", "a clip at 5 nats, not at 1", "AR-OPD", "AR-OPD, clip 1"),
+    Claim("", "a clip at 5 nats, not none", "AR-OPD", "AR-OPD, no clip"),
+    Claim("", "a moving, not a frozen teacher", "AR-OPD", "AR-OPD, frozen"),
+    Claim("", "a partial view without the answer", "AR-OPD", "AR-OPD, answer kept"),
+    Claim("", "a right, not a wrong peer", "HSD", "HSD, wrong peer"),
+    Claim("", "the same question's, not another's peer", "HSD", "HSD, other question's peer"),
+    Claim("", "a peer with the answer, not without", "HSD", "HSD, peer without answer"),
+    Claim("", "all rollouts, not failures only", "HSD", "HSD, failures only"),
+]
+NEEDS = {
+    "OPD": "a teacher", "TOPD": "a teacher", "forcing": "a teacher", "SFT (T)": "solutions",
+    "AR-OPD": "solutions", "Full": "solutions", "Partial": "solutions", "SFT (A)": "solutions",
+    "HSD": "a verifier", "GRPO": "a verifier", "answer only": "answers", "DAPO": "a verifier",
+    "GRPO + answer": "a verifier", "SDPO's choices": "a verifier",
+}  # fmt: skip
+
+# ======================================================================== numbers
+
+
+def runs(lines, name, which, *, split="toy", start=None, pair=0, updates=lab.UPDATES):
+    """{seed: accuracy in per cent} of an arm, or of a control, at one of its two settings."""
+    arm = lab.CONTROLS[name][0] if name in lab.CONTROLS else name
+    if lab.pilots(lines, arm):
+        return {}  # nothing is chosen yet
+    setting = lab.chosen(lines, arm).get("tuned" if name in lab.CONTROLS else which)
+    wanted = dict(arm=arm, pair=pair, updates=updates, start=start or lab.ARMS[arm].start)
+    wanted["control"] = name if name in lab.CONTROLS else ""
+    return {
+        x["seed"]: 100 * x[split]["accuracy"]
+        for x in lines
+        if split in x
+        and (x["knob"], x["rate"]) == setting
+        and all(x[k] == v for k, v in wanted.items())
+    }
+
+
+def paired(a, b):
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
+def p_value(gaps):
+    """Of the paired t test, two-sided."""
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(gaps, 0).pvalue) if len(gaps) > 1 and len(set(gaps)) > 1 else 1.0
+
+
+def holm(ps):
+    """Holm's correction of a family of p values, in their order."""
+    order, corrected, most = sorted(range(len(ps)), key=lambda i: ps[i]), [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = most
+    return corrected
+
+
+def verdict(gaps, paper, corrected=None):
+    """Point 4 of the protocol."""
+    if len(gaps) < 4:
+        return "not run yet"
+    _, low, high = mean_interval(gaps)
+    if low > 0 and (corrected is None or corrected < 0.05):
+        return "holds"
+    if high < (paper / 2 if paper else 1.0):
+        return "does not hold"
+    return f"cannot be told (±{(high - low) / 2:.1f})"
+
+
+def interval(values, signed=False):
+    if not values:
+        return "not run yet"
+    m, low, high = mean_interval(list(values))
+    if len(values) == 1:
+        return f"{m:+.1f} (1 seed)" if signed else f"{m:.1f} (1 seed)"
+    if signed:
+        return f"{m:+.1f} [{low:+.1f}, {high:+.1f}] ({len(values)})"
+    return f"{m:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def table(heads, rows):
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *[f"| {' | '.join(map(str, r))} |" for r in rows]])
+
+
+# ======================================================================== sections
+
+
+def table_of_claims(lines):
+    gaps = {
+        (i, which): paired(runs(lines, c.better, which), runs(lines, c.worse, which))
+        for i, c in enumerate(CLAIMS)
+        for which in ("paper", "tuned")
+    }
+    corrected = {}
+    for which in ("paper", "tuned"):
+        family = [i for i, c in enumerate(CLAIMS) if c.headline and len(gaps[i, which]) > 3]
+        ps = holm([p_value(gaps[i, which]) for i in family])
+        corrected |= {(i, which): p for i, p in zip(family, ps)}
+    rows = []
+    for i, c in enumerate(CLAIMS):
+        cells = []
+        for which in ("paper", "tuned"):
+            cells.append(interval(gaps[i, which], signed=True))
+            cells.append(verdict(gaps[i, which], c.paper, corrected.get((i, which))))
+        rows.append([c.name, c.text, c.figure, *cells])
+    heads = ["", "claim", "paper", "at the paper's setting", "verdict", "tuned", "verdict"]
+    return table(heads, rows)
+
+
+def table_of_methods(lines, times):
+    rows = []
+    for arm, spec in lab.ARMS.items():
+        start = [x for x in lines if x["stage"] == "start" and x["start"] == spec.start]
+        before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
+        cells = [f"{before[0]:.1f}" if before else "not run yet"]
+        for which in ("paper", "tuned"):
+            cells.append(interval(runs(lines, arm, which).values()))
+        cells.append(interval(runs(lines, arm, "tuned", split="toy-heldout").values()))
+        cells.append(f"{times[arm]:.2f}" if arm in times else "not measured yet")
+        rows.append([arm, NEEDS[arm], f"toy/{spec.start}", *cells])
+    heads = ["arm", "needs", "start", "before", "after, paper's setting", "after, tuned"]
+    return table([*heads, "held-out, tuned", "time of an update"], rows)
+
+
+def table_of_questions(lines):
+    rows = []
+    for c in QUESTIONS:
+        gaps = paired(runs(lines, c.better, "tuned"), runs(lines, c.worse, "tuned"))
+        rows.append([c.text, c.better, c.worse, interval(gaps, signed=True), verdict(gaps, None)])
+    return table(["does it matter ...", "arm", "control", "difference", "verdict"], rows)
+
+
+def table_of_pilots(lines):
+    rows = []
+    for arm in lab.ARMS:
+        found = lab.settings(lines, arm)
+        done = bool(found) and not lab.pilots(lines, arm)
+        two = lab.chosen(lines, arm) if done else {}
+        order = list(lab.ARMS[arm].knobs)
+        for knob, rate in sorted(found, key=lambda s: (order.index(s[0]), s[1])):
+            seeds = [f"{100 * found[knob, rate][s]:.1f}" for s in sorted(found[knob, rate])]
+            marks = [name for name, setting in two.items() if setting == (knob, rate)]
+            rows.append([arm, knob, f"{rate:g}", ", ".join(seeds), ", ".join(marks)])
+    return table(["arm", "knob", "learning rate", "validation accuracy", ""], rows)
+
+
+def table_of_pairs(lines):
+    """The second set of models, and the other start of the family H."""
+    rows = []
+    for c in [c for c in CLAIMS if c.headline]:
+        for which in ("paper", "tuned"):
+            others = [("toy/pair1", dict(pair=1))]
+            if lab.ARMS[c.better].family == "H":
+                others.append(("toy/reader", dict(start="reader")))
+            for name, where in others:
+                gaps = paired(
+                    runs(lines, c.better, which, **where), runs(lines, c.worse, which, **where)
+                )
+                rows.append([c.name, c.text, name, which, interval(gaps, signed=True)])
+    return table(["", "claim", "models", "setting", "difference"], rows)
+
+
+def table_of_long_runs(lines):
+    rows = []
+    for arm in lab.HEADLINE:
+        long = runs(lines, arm, "tuned", updates=3 * lab.UPDATES)
+        short = runs(lines, arm, "tuned")
+        short = {s: v for s, v in short.items() if s in long} or short
+        rows.append([arm, interval(short.values()), interval(long.values())])
+    return table(["arm", f"{lab.UPDATES} updates", f"{3 * lab.UPDATES} updates"], rows)
+
+
+def agreement(lines):
+    """What TOPD's targets ask for, in numbers of its runs."""
+    shares = [
+        x["course"]["target_agreement"]
+        for x in lines
+        if x["arm"] == "TOPD" and not x["control"] and "target_agreement" in x["course"]
+    ]
+    if not shares:
+        return "Not run yet."
+    first, last = (100 * lab.mean(s[i] for s in shares) for i in (0, -1))
+    return (
+        "L_traj asks the student for the teacher's tokens in the STUDENT's context. There the "
+        f"teacher itself gives them a probability of {first:.0f} % on average in the first sixth "
+        f"of a run, and {last:.0f} % in the last one ({len(shares)} runs, `target_agreement`). So "
+        "a part of what L_traj asks for contradicts L_OPD at the same positions."
+    )
+
+
+# ======================================================================== pictures
+
+
+def curves(lines, family, path):
+    """Validation accuracy along the runs, mean over the seeds, the tuned setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    ends = []
+    for i, (arm, spec) in enumerate(lab.ARMS.items()):
+        if spec.family != family or lab.pilots(lines, arm):
+            continue
+        setting = lab.chosen(lines, arm)["tuned"]
+        chosen = [
+            x["curve"]
+            for x in lines
+            if x["stage"] == "confirm" and x["arm"] == arm and x["start"] == spec.start
+            and x["pair"] == 0 and (x["knob"], x["rate"]) == setting
+        ]  # fmt: skip
+        if not chosen:
+            continue
+        points = [
+            (same[0][0], 100 * lab.mean(p[1] for p in same)) for same in zip(*chosen, strict=True)
+        ]
+        axis.plot(*zip(*points), color=f"C{i % 10}")
+        ends.append((points[-1], arm, f"C{i % 10}"))
+    if not ends:
+        plt.close(figure)
+        return None
+    # The name of a curve stands at its end, and no two names on top of each other.
+    height = -math.inf
+    for (x, y), arm, colour in sorted(ends):
+        height = max(y, height + 1.6)
+        axis.annotate(arm, (x, y), xytext=(x * 1.02, height), color=colour, va="center")
+    axis.set(xlabel="update", ylabel="accuracy (%)", xlim=(0, ends[0][0][0] * 1.25))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return path.name
+
+
+# ======================================================================== the file
+
+TITLES = {
+    "T": "A student learns from a stronger model: OPD, TOPD",
+    "A": "A student learns from itself with a solution in view: AR-OPD",
+    "H": "A student learns from a verifier and its own successes: HSD, GRPO",
+}
+
+
+def text(lines, folder):
+    times_file = lab.RESULTS / "times.json"
+    times = read_json(times_file)["times"] if times_file.exists() else {}
+    commits = sorted({x["commit"] for x in lines})
+    parts = [
+        "# Results of the laboratory",
+        "Made by `python benchmarks/lab.py --report` from the lines in `benchmarks/results/`. The "
+        "protocol, with the rules of the verdicts, stands at the head of `benchmarks/lab.py` and "
+        "was committed before the first line. Numbers are accuracies in per cent on the toy's test "
+        "set, greedy. Intervals are 95 % (Student's t over seeds); a number in brackets behind "
+        "them counts the seeds. Differences are paired by seed.",
+        f"{len(lines)} runs so far; commits {', '.join(commits) or 'none'}. \"Not run yet\" means "
+        "just that: the queue goes on with `python benchmarks/lab.py`.",
+        "## What holds",
+        table_of_claims(lines),
+        "## The methods",
+        table_of_methods(lines, times),
+        "The time of an update is relative to OPD's (arms of the first group), Full's (second) and "
+        "GRPO's (third).",
+        "## What TOPD asks for",
+        agreement(lines),
+    ]
+    for family, title in TITLES.items():
+        picture = curves(lines, family, folder / f"lab-{family}.png")
+        if picture:
+            parts += [f"## {title}", f"![learning curves](benchmarks/results/{picture})"]
+    parts += [
+        "## Controls: which part has the effect?",
+        table_of_questions(lines),
+        "## Other models, another start",
+        table_of_pairs(lines),
+        "## Three times the budget",
+        table_of_long_runs(lines),
+        "## All pilots",
+        "Validation accuracy after the last update, for the first and the second pilot seed.",
+        table_of_pilots(lines),
+        "## What a toy cannot say",
+        "Its models have 0.4 million weights, its language 136 words, its problems one kind. What "
+        "holds here may fail with a large model, and the other way round. It can say whether an "
+        "implementation does what its equations say, which parts of a method matter where its "
+        "premise is true, and how many seeds a difference needs.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def report(lines=None, path=ROOT / "RESULTS.md", folder=lab.RESULTS):
+    lines = sorted(lab.all_lines() if lines is None else lines, key=lambda x: x["key"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text(lines, folder))
+    print(f"wrote {path}")

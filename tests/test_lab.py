@@ -1,0 +1,167 @@
+"""The laboratory's machinery: the order of the queue, what is chosen, and what a report says. The
+runs themselves are invented here, except for the committed lines."""
+
+import json
+import math
+import random
+import sys
+from dataclasses import asdict
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import lab
+import lab_report
+
+COMMITTED = lab.all_lines()
+
+
+def accuracy_of(job):
+    """An invented world. The best learning rate is 1e-3 for all arms, and TOPD is better by 5."""
+    value = 0.5 - 0.1 * abs(math.log10(job.rate) + 3) + 0.05 * (job.arm == "TOPD")
+    value += 0.02 * job.knob.endswith(("0.3", "frozen")) - 0.1 * (job.control != "")
+    return value + random.Random(job.key).gauss(0, 0.004)
+
+
+def line_of(job):
+    line = {"key": job.key, **asdict(job), "commit": "abc", "course": {}}
+    line["curve"] = [[0, 0.2], [80, 0.5]]
+    if job.stage == "pilot":
+        return line | {"toy-validation": {"accuracy": accuracy_of(job)}}
+    found = {"accuracy": accuracy_of(job) if job.stage != "start" else 0.25}
+    return line | {"toy": found, "toy-heldout": found}
+
+
+@pytest.fixture(scope="module")
+def all_runs():
+    """The lines after the whole queue."""
+    lines = []
+    while len(lines) < 1000:
+        jobs = list(lab.missing(lines))
+        if not jobs:
+            return lines
+        lines.append(line_of(jobs[0]))
+    raise AssertionError("the queue has no end")
+
+
+def test_the_queue_has_an_end_and_makes_no_run_twice(all_runs):
+    assert len({x["key"] for x in all_runs}) == len(all_runs) > 300
+    for arm in lab.ARMS:
+        of_arm = [x for x in all_runs if x["arm"] == arm and x["stage"] == "pilot"]
+        first = [x for x in of_arm if x["seed"] == lab.PILOT_SEEDS[0]]
+        assert 3 <= len(first) <= 10 and len(of_arm) - len(first) <= 3
+
+
+def test_the_best_pilot_does_not_lie_at_the_edge_of_the_rates(all_runs):
+    one = lab.PILOT_SEEDS[0]
+    for arm in lab.ARMS:
+        found = {s: of[one] for s, of in lab.settings(all_runs, arm).items() if one in of}
+        knob, rate = max(found, key=found.get)
+        beside = {(knob, lab.next_rate(rate, -1)), (knob, lab.next_rate(rate, 1))}
+        assert beside <= set(found) or len(found) == 10, arm
+        assert lab.chosen(all_runs, arm)["tuned"][1] == 1e-3, arm
+
+
+def test_seeds_of_pilots_and_of_verdicts_are_different(all_runs):
+    pilots = {x["seed"] for x in all_runs if x["stage"] == "pilot"}
+    assert not pilots & {x["seed"] for x in all_runs if x["stage"] not in ("pilot", "start")}
+
+
+@pytest.mark.parametrize("lines", ["committed", "invented"])
+def test_nothing_is_chosen_on_the_test_set(lines, all_runs):
+    for x in {"committed": COMMITTED, "invented": all_runs}[lines]:
+        tests = {"toy", "toy-heldout"} & set(x)
+        assert tests == (set() if x["stage"] == "pilot" else {"toy", "toy-heldout"}), x["key"]
+        assert ("toy-validation" in x) == (x["stage"] == "pilot"), x["key"]
+        if lines == "committed" and x["stage"] != "start":
+            assert "--benchmark toy-validation" in x["command"]
+
+
+def test_next_rate():
+    assert [lab.next_rate(r, 1) for r in (3e-5, 1e-4, 3e-4)] == [1e-4, 3e-4, 1e-3]
+    assert [lab.next_rate(r, -1) for r in (1e-4, 3e-4, 1e-3)] == [3e-5, 1e-4, 3e-4]
+
+
+def test_shares_of_several_machines_are_all_runs_and_none_twice():
+    whole = [j.key for j in lab.missing([])]
+    parts = [[j.key for j in lab.missing([], (k, 3))] for k in (1, 2, 3)]
+    assert sorted(sum(parts, [])) == sorted(whole) and all(parts)
+
+
+def test_a_command_is_what_the_script_accepts():
+    import importlib
+
+    from common.flags import parse
+
+    lines = []
+    for arm, spec in lab.ARMS.items():
+        for knob in spec.knobs:
+            lines.append(lab.Job("confirm", arm, knob, 1e-3, 1, spec.start))
+    for name, (arm, flags, _) in lab.CONTROLS.items():
+        spec = lab.ARMS[arm]
+        knob = next(iter(spec.knobs))
+        lines.append(lab.Job("control", arm, knob, 1e-3, 1, spec.start, control=name, flags=flags))
+    for job in lines:
+        script, flags = lab.command(job)
+        module = importlib.import_module(script.removesuffix(".py"))
+        args = module.check(parse(module.Args, "", flags, module.__name__))
+        assert args.lr == 1e-3 and args.student == f"toy/{job.start}" and args.data == "toy"
+
+
+def test_every_swap_is_a_function_of_its_script():
+    import importlib
+
+    names = [(spec.script, spec.swap) for spec in lab.ARMS.values()]
+    names += [(lab.ARMS[arm].script, swap) for arm, _, swap in lab.CONTROLS.values()]
+    for script, swap in names:
+        module = importlib.import_module(script.removesuffix(".py"))
+        assert all(callable(getattr(module, name)) for name in lab.swaps(swap))
+
+
+def test_verdicts():
+    assert lab_report.verdict([2.0, 3.0, 2.5, 2.2], 4.4) == "holds"
+    assert lab_report.verdict([2.0, 3.0, 2.5, 2.2], 4.4, corrected=0.2) != "holds"
+    assert lab_report.verdict([0.1, -0.2, 0.0, 0.2], 4.4) == "does not hold"
+    assert lab_report.verdict([5.0, -5.0, 8.0, 1.0], 4.4).startswith("cannot be told")
+    assert lab_report.verdict([2.0, 3.0, 2.5], 4.4) == "not run yet"
+
+
+def test_holm():
+    # the smallest is multiplied by 3, the next by 2, and none falls below the one before it
+    assert lab_report.holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
+    assert lab_report.holm([]) == []
+
+
+def test_a_report_of_the_whole_queue(all_runs, tmp_path, capsys):
+    for name in ("a", "b"):
+        lab_report.report(all_runs, tmp_path / name, tmp_path / "pictures")
+        random.Random(1).shuffle(all_runs)
+    capsys.readouterr()
+    text = (tmp_path / "a").read_text()
+    assert text == (tmp_path / "b").read_text()             # whatever the order of the lines
+    claims = text[text.index("## What holds"):text.index("## The methods")]
+    assert "not run yet" not in claims
+    first = next(x for x in claims.splitlines() if x.startswith("| T5"))
+    assert "TOPD is better" in first and first.count("| holds") == 2
+    assert all((tmp_path / "pictures" / f"lab-{f}.png").stat().st_size > 5000 for f in "TAH")
+
+
+def test_the_committed_report_is_what_the_lines_say(tmp_path, capsys):
+    lab_report.report(path=tmp_path / "RESULTS.md", folder=tmp_path)
+    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text(), \
+        "run: python benchmarks/lab.py --report"
+
+
+def test_the_bits_of_a_line_are_its_accuracy():
+    for x in COMMITTED:
+        for split in {"toy", "toy-heldout", "toy-validation"} & set(x):
+            found = x[split]
+            right = bin(int(found["right"], 16)).count("1")
+            assert right / found["n"] == pytest.approx(found["accuracy"], abs=1e-5)
+
+
+def test_every_committed_line_is_json_on_one_line():
+    for path in lab.RESULTS.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            assert json.loads(line)["key"]
