@@ -102,7 +102,7 @@ def check_machine(args, device, dtype):
         if total <= room:
             flags = " ".join(["--dtype bfloat16"] * half + ["--lora 32"] * lora)
             ways.append(f"{flags} needs {human(total)}; or choose")
-    what = ", ".join(f"{name} {human(size)}" for name, size in parts.items())
+    what = ", ".join(f"{n} {getattr(args, n)} {human(size)}" for n, size in parts.items())
     raise Mistake(
         f"This run needs at least {human(sum(parts.values()))} ({what}) and this machine has "
         f"{human(room)} of memory. {ways[0] if ways else 'Choose'} smaller models with "
