@@ -58,6 +58,7 @@ def distributions(seed, n=6, V=30, scale=3.0):
 
 
 def test_lambda_0_is_the_partial_view_and_lambda_1_without_clip_the_full_view():
+    # (4) at both ends.
     partial, full = distributions(0)
     assert torch.allclose(ar_opd.anchored_target(partial, full, 0.0, 5.0)[0], partial, atol=1e-5)
     assert torch.allclose(ar_opd.anchored_target(partial, full, 1.0, 0.0)[0], full, atol=1e-5)
@@ -67,6 +68,7 @@ def test_lambda_0_is_the_partial_view_and_lambda_1_without_clip_the_full_view():
 
 
 def test_between_0_and_1_it_is_the_geometric_mixture():
+    # (4) between the ends.
     partial, full = distributions(1)
     for lam in (.25, .6):
         mixture = partial.exp() ** (1 - lam) * full.exp() ** lam
@@ -89,6 +91,7 @@ def test_below_1_a_token_needs_support_in_both_views_and_above_1_the_target_extr
 
 
 def test_target_with_clip_against_brute_force():
+    # (3) and (4), written out token by token.
     partial, full = distributions(2, n=3, V=5)
     target, clipped = ar_opd.anchored_target(partial, full, .8, 1.5)
     for i in range(3):
@@ -102,6 +105,7 @@ def test_target_with_clip_against_brute_force():
 
 
 def test_clipping_logits_would_give_another_target():
+    # (3): what is clipped.
     # The logits of one view are moved by a constant. That is the same distribution, so the
     # target must not change. A clip of raw logits would change it.
     generator = torch.Generator().manual_seed(3)
@@ -123,6 +127,7 @@ def test_clipping_logits_would_give_another_target():
 
 
 def test_direction_of_the_divergence():
+    # (5): the target comes first.
     target, student = distributions(4, n=2, V=4)
     brute = [
         sum(math.exp(t) * (t - s) for t, s in zip(a, b))
@@ -155,6 +160,7 @@ def predicted(model, prompt, response):
     dict(skip_first=2),
 ])
 def test_loss_and_gradient_against_a_direct_computation(changed):
+    # (2) to (5), value and gradient.
     args, student, total, sequences = settings(**changed), copy.deepcopy(STUDENT), 0.0, 0
     for row, response in zip(ROWS, RESPONSES):
         if len(response) <= args.skip_first:
@@ -228,6 +234,7 @@ def test_several_samples_of_a_prompt_share_its_views():
 
 
 def test_moving_average():
+    # (6)
     teacher, student = tiny_qwen3(seed=1), tiny_qwen3(seed=2)
     new = dict(student.named_parameters())
     expected = {n: .9 * p + .1 * new[n] for n, p in teacher.named_parameters()}
@@ -323,6 +330,7 @@ SOLUTION = "a: 1 + 2 = 3. b: 3 + 4 = 7. c: 7 - 1 = 6. The answer is \\boxed{6}."
 
 
 def test_the_first_part_is_cut_at_a_word_and_never_holds_the_answer():
+    # (2): the first half of z.
     assert ar_opd.first_part(SOLUTION, .5) == "a: 1 + 2 = 3. b: 3 + 4 ="
     for rho in (.01, .3, .5, .7, .9, .99):
         part = ar_opd.first_part(SOLUTION, rho)
@@ -339,6 +347,7 @@ def test_the_first_part_is_cut_at_a_word_and_never_holds_the_answer():
 
 
 def test_views_differ_in_what_they_show_and_in_nothing_else():
+    # (2): what each view sees.
     row = {"problem": "P", "prompt": "P", "answer": "6", "solution": SOLUTION}
     shown, half = ar_opd.views(row, settings()), ar_opd.first_part(SOLUTION, .5)
     assert shown["plain"] == "P"
@@ -370,6 +379,7 @@ def test_privileged_prompts_are_never_cut_but_left_out_and_counted(toy, capsys):
 
 
 def test_rollouts_come_from_the_plain_prompt():
+    # (1)
     # The privileged prompts may be anything: the student writes what it would write without them.
     args = settings(samples=2)
     written = ar_opd.rollouts(STUDENT, None, ROWS, args, 1)

@@ -46,6 +46,7 @@ def settings(**changed):
 
 
 def test_advantages_of_binary_rewards_in_closed_form():
+    # (2)
     for k in range(1, 8):
         p, rewards = k / 8, [1.0] * k + [0.0] * (8 - k)
         std = math.sqrt(p * (1 - p))
@@ -57,6 +58,7 @@ def test_advantages_of_binary_rewards_in_closed_form():
 
 
 def test_groups_without_differences_give_exactly_nothing():
+    # (2): no division by a deviation of 0.
     for value in (0.0, 1.0, 1 / 3):
         for kind in ("std", "mean"):
             rewards = [value] * 4 + [1.0, 0.0, 0.0, 0.0]
@@ -84,6 +86,7 @@ def test_groups_do_not_see_each_other():
     (1.5, -1.0, 1.5, False),      # moved in the wrong direction
 ])
 def test_clip_in_closed_form(ratio, advantage, loss, stopped):
+    # (3)
     logp = torch.tensor([math.log(ratio) - 2.0], requires_grad=True)
     old_logp, gain = torch.tensor([-2.0]), torch.tensor([advantage])
     value, is_stopped = grpo.clipped_loss(logp, old_logp, gain, .2, .28)
@@ -97,6 +100,7 @@ def test_clip_in_closed_form(ratio, advantage, loss, stopped):
 
 
 def test_normalisations_in_closed_form():
+    # (4)
     def token_weights(counted, **changed):
         return grpo.token_weights(DRAWN, counted, settings(**changed))
 
@@ -114,6 +118,7 @@ def test_normalisations_in_closed_form():
 
 
 def test_the_divisor_of_dr_grpo_does_not_depend_on_the_lengths():
+    # (4): that of Dr. GRPO.
     # --max_new_tokens is 20, and no rollout is so long. The weight must not change if the longest
     # rollout is left out, or if all rollouts are short.
     args = settings(norm="constant", max_new_tokens=20)
@@ -210,6 +215,7 @@ def direct(student, old, changed):
     dict(advantage="mean", norm="constant", max_new_tokens=20),  # no rollout is so long
 ])
 def test_loss_and_gradient_against_a_direct_computation(changed):
+    # (2) to (4), value and gradient.
     student = copy.deepcopy(STUDENT)
     with torch.no_grad():
         old = [written(student, i) for i in range(4)]
@@ -235,6 +241,7 @@ def test_one_step_is_exactly_on_policy():
 
 
 def test_several_steps_use_the_ratio_to_the_first():
+    # (3): rho, with note 3.
     lr, changed = .05, dict(clip_low=.01, clip_high=.01)
     caught, metrics, _ = run(lr=lr, reuse=3, **changed)
     student = copy.deepcopy(STUDENT)
@@ -300,6 +307,7 @@ def toy_rows(tokenizer, count):
 
 
 def test_resampling_keeps_groups_with_a_signal_and_counts_the_rest(toy):
+    # (1): groups and their verdicts, with note 6.
     student, _, tokenizer = toy
     rows = toy_rows(tokenizer, 40)
     args = settings(samples=4, prompts=3, max_new_tokens=120, no_signal="resample")
@@ -344,6 +352,7 @@ def test_further_rounds_ask_other_questions(toy):
 
 
 def test_further_rounds_draw_other_tokens_for_the_same_question(toy):
+    # (1): the key of a draw.
     # There is only one question, so every round asks it again. Rounds with the first round's
     # random numbers would never find a signal that the first round did not find.
     student, _, tokenizer = toy

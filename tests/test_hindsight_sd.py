@@ -87,6 +87,7 @@ def test_best_coverage_rises_with_the_group_against_the_papers_table():
 
 
 def test_a_rollout_is_never_its_own_peer_and_every_other_success_is_equally_likely():
+    # (2): which peer.
     right, scores = [True, False, True, True, False, True], [(9, -1.0)] * 6
     for i in range(6):
         counts = [0] * 6
@@ -146,6 +147,7 @@ def group(toy):
 
 
 def test_contexts_hold_the_peer_and_nothing_of_the_rollout_itself(toy, group):
+    # (1) and (2): verdicts, and what the teacher reads.
     (rows, drawn, texts), tokenizer = group, toy[2]
     args = settings(samples=4)
     contexts = hindsight_sd.build_contexts(rows, drawn, tokenizer, args, 1)
@@ -176,6 +178,7 @@ def test_other_contexts(group):
 
 
 def test_peers_are_drawn_anew_for_every_rollout_and_update(toy, group):
+    # (2), with note 4.
     (rows, drawn, _), tokenizer = group, toy[2]
     drawn = [drawn[0], drawn[1]] * 4  # eight right rollouts of one question
     args = settings(samples=8)
@@ -189,6 +192,7 @@ def test_peers_are_drawn_anew_for_every_rollout_and_update(toy, group):
 
 
 def test_a_cut_rollout_without_an_answer_fails_even_if_its_last_number_is_the_gold(toy):
+    # (1): R_i, with note 3.
     assert verify("so far we have 29", "29", False) and not verify("so far we have 29", "29", True)
     assert verify("The answer is \\boxed{29}. And then", "29", True)
     assert not verify("The answer is \\boxed{28}.", "29", False)
@@ -224,6 +228,7 @@ def test_questions_without_room_for_their_longest_context_are_left_out_and_count
 
 
 def test_divergences_against_brute_force():
+    # (4), and the divergences that can take its place.
     generator = torch.Generator().manual_seed(0)
     p, s = ((2 * torch.randn(5, 7, generator=generator)).log_softmax(-1) for _ in range(2))
 
@@ -288,6 +293,7 @@ def predicted(model, prompt, response):
     dict(rl_weight=.5), dict(rl_weight=.25, beta=.1, divergence="jsd"),
 ])
 def test_loss_and_gradient_against_a_direct_computation(changed):
+    # (3) to (5), value and gradient.
     args, student = settings(**changed), copy.deepcopy(STUDENT)
     gain, w = hindsight_sd.advantages(RIGHT, 2), args.rl_weight
     means = []
@@ -328,12 +334,14 @@ def test_micro_batches_and_chunks_change_nothing():
 
 
 def test_the_same_weights_as_teacher_get_no_gradient_through_the_target():
+    # (3): the stopgrad.
     same, _, _ = gradient(teacher=None)
     frozen, _, _ = gradient(teacher=copy.deepcopy(STUDENT))
     assert close(same, frozen) and max(g.abs().max() for g in same.values()) > 1e-3
 
 
 def test_without_a_context_the_student_teaches_itself_nothing():
+    # (3): the context is the only difference.
     contexts = Contexts(RIGHT, PEERS, [ROWS[i // 2]["ids"] for i in range(4)])
     caught, metrics, _ = gradient(contexts=contexts, teacher=None)
     assert abs(metrics["loss"]) < 1e-6 and metrics["credit"] < 1e-6
@@ -341,6 +349,7 @@ def test_without_a_context_the_student_teaches_itself_nothing():
 
 
 def test_masked_rollouts_carry_no_loss_and_the_others_keep_their_weight():
+    # (5), with note 8.
     def only_some(kept):
         prompts = [p if i in kept else None for i, p in enumerate(SHOWN)]
         return gradient(contexts=Contexts(RIGHT, PEERS, prompts))

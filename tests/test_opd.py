@@ -60,6 +60,7 @@ def directly(student, teacher, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_loss_and_gradient_against_a_direct_computation(temperature):
+    # (2) and (3), value and gradient.
     # One temperature for both distributions. The loss is written out once more.
     student, total = copy.deepcopy(STUDENT), 0.0
     for s, t in directly(student, TEACHER, temperature):
@@ -84,6 +85,7 @@ def test_off_policy_rollouts_are_learnt_by_cross_entropy():
 
 
 def test_statistics_are_the_reverse_kl_and_both_entropies_whatever_the_loss_is():
+    # (2) at every token.
     with torch.no_grad():
         pairs = list(directly(STUDENT, TEACHER))
     _, metrics, kl = gradient(STUDENT, TEACHER, divergence="forward")
@@ -132,6 +134,7 @@ def test_order_of_rows_and_padding_change_nothing():
 
 
 def test_token_mean_over_the_batch_and_not_over_rollouts():
+    # (3): which mean it is.
     _, metrics, kl = gradient(STUDENT, TEACHER)
     every_token = torch.cat(kl)
     assert len(every_token) == 12
@@ -229,6 +232,7 @@ def test_a_solution_that_is_too_long_is_cut_like_a_rollout():
 
 
 def test_rollouts_depend_on_seed_step_prompt_and_sample_only():
+    # (1): one rollout never depends on another one.
     rows = [{"ids": [5, 6, i], "solution": "123"} for i in range(4)]
 
     def responses(rows, step=1, **changed):

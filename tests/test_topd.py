@@ -94,6 +94,7 @@ SIZES = [8, 12, 7, 3, 1, 17, 16, 49, 50]
 
 
 def test_the_exact_plan_is_pots():
+    # (5), against another implementation.
     import ot
     for cost in problems(0, SIZES):
         n = len(cost)
@@ -106,6 +107,7 @@ def test_the_exact_plan_is_pots():
 
 
 def test_the_exact_plan_is_the_best_of_all_permutations():
+    # (5): no plan is cheaper.
     for seed in range(5):
         for cost in problems(seed, [1, 2, 4, 5]):
             n, plan = len(cost), topd.exact_plan(cost)
@@ -133,6 +135,7 @@ def test_sinkhorn_becomes_pots_exact_distance_as_epsilon_goes_to_zero():
 
 
 def test_sinkhorn_is_pots_sinkhorn():
+    # (7): gamma, against another implementation.
     import ot
     cost = problems(3, [9])[0]
     pots = ot.sinkhorn(
@@ -180,6 +183,7 @@ def points_of(pairs):
 
 
 def test_distance_of_identical_disjoint_and_half_shared_windows():
+    # (4) and (5), where the result is known.
     points = points_of([
         ((5, 6, 7, 8), (5, 6, 7, 8)),
         ((5, 6, 7, 8), (8, 5, 7, 6)),       # transport does not care about the order in a window
@@ -194,6 +198,7 @@ def test_distance_of_identical_disjoint_and_half_shared_windows():
 
 
 def test_the_plan_is_transposed():
+    # (7): the order of the indices.
     # The teacher's window is a cyclic shift of the student's. So the plan is not symmetric, and a
     # forgotten transpose gives other targets.
     student, shifted = [5, 6, 7, 8, 9], [7, 8, 9, 5, 6]
@@ -207,6 +212,7 @@ def test_the_plan_is_transposed():
 
 
 def test_the_picture_of_soft_targets():
+    # (7): the picture in the docstring of soft_targets.
     # teacher b c a, student A B C: the target of A is a, of B is b, of C is c
     point, = points_of([((6, 7, 5), (5, 6, 7))])
     topd.soft_targets([point], settings(epsilon=0.01))
@@ -233,6 +239,7 @@ def slowly(model, prefix, K, ends):
 
 @torch.no_grad()
 def test_windows_of_all_prefixes_at_once_equal_decoding_one_by_one():
+    # (3): W_T, against plain greedy decoding.
     model, K = tiny_qwen3(seed=2, width=48, layers=3), 6
     model.ends = [1, 30]
     ids, _, _ = pack(PROMPTS, LONG, CPU)
@@ -316,6 +323,7 @@ def test_windows_of_equal_length_are_not_cut():
 
 @torch.no_grad()
 def test_both_windows_are_cut_to_the_shorter_one():
+    # (3), with note 17.
     free = points_with(with_ends(TEACHER))
     seen = set()
     for end in sorted({token for p in free.values() for token in p.teacher}):
@@ -372,6 +380,7 @@ def test_a_teacher_that_ends_at_once_is_the_target_of_one_position_only():
 
 @torch.no_grad()
 def test_contextual_vectors_are_the_teacher_s_states_after_each_token():
+    # (4): the other E.
     free = points_with(with_ends(TEACHER))
     end = next(p.teacher[2] for at, p in free.items() if at[1] + 6 <= 30)
     teacher = with_ends(TEACHER, end)
@@ -390,6 +399,7 @@ def test_contextual_vectors_are_the_teacher_s_states_after_each_token():
 
 
 def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
+    # (2), with notes 7 and 17.
     losses = torch.rand(400, generator=torch.Generator().manual_seed(0))
     args = settings(candidate_share=0.0225, window_size=12)
     highest = losses.argsort(descending=True)[:9].tolist()
@@ -407,6 +417,7 @@ def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
 
 
 def test_a_planted_high_loss_is_always_a_candidate():
+    # (2)
     # Whatever the other losses are. A threshold of mean + 2 standard deviations would miss it on
     # short rollouts.
     for seed in range(50):
@@ -421,6 +432,7 @@ def point(row, t, loss, distance):
 
 
 def test_divergent_points_keep_the_highest_distances():
+    # (6)
     points = [point(i, 0, 1.0, (7 * i % 10) / 10) for i in range(10)]
     kept, dropped = topd.divergent(points, settings(drop_share=0.3))
     assert sorted(p.distance for p in dropped) == [0, 0.1, 0.2] and len(kept) == 7
@@ -481,6 +493,7 @@ def test_targets_without_any_point():
 
 
 def test_the_papers_unnormalised_sum_has_the_same_gradient():
+    # (8), with note 9.
     # A sum over i of cross-entropies, with the columns of gamma as they are (mass 1/m each), is
     # the mean over i with normalised columns.
     one, = points_of([((5, 6, 1, 7), (5, 7, 8, 9))])
@@ -505,6 +518,7 @@ def test_negative_entropy_merges_equal_tokens():
 
 
 def test_without_guidance_and_suppression_it_is_opd():
+    # (1): L_OPD is the loss of opd.py.
     for responses in (RESPONSES, LONG):
         plain, metrics, _ = update(STUDENT, TEACHER, responses, guidance="off", window_size=4)
         expected, of_opd = opd_gradient(STUDENT, TEACHER, responses)
@@ -547,6 +561,7 @@ def dense(student, points, responses=LONG, agreement=False):
     dict(suppress="low", drop_share=0.5),
 ])
 def test_loss_and_gradient_against_dense_soft_targets(changed):
+    # (1), (8) and (9), value and gradient.
     caught, metrics, points = update(STUDENT, TEACHER, lam=0.7, **changed)
     plain, opd_metrics, _ = update(STUDENT, TEACHER, guidance="off", **changed)
     guiding = [p for p in points if p.weights is not None]
