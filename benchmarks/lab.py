@@ -26,6 +26,7 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    update is the tuned one. "The paper's setting" is the paper's value of the knob with the best
    learning rate for it. (The learning rates of the papers are for models a thousand times as
    large.)
+   A run makes 80 updates of 32 rollouts: 8 prompts x 4 (T), 32 x 1 (A), 4 questions x 8 (H).
 3. Confirmation. Eight fresh seeds on the shipped models for the arms of the headline claims, four
    for the others; four on the second set of models (toy/pair1). Every arm at the paper's setting
    and at the tuned one. All arms of a seed see the same problems in the same order, so differences
@@ -72,7 +73,8 @@ from common.files import read_jsonl, write_json  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
 TESTS = ["toy", "toy-heldout"]
-UPDATES = 80  # of 64 rollouts; such a run takes four to six minutes on one core
+# Half of the scripts' own batch, so that hundreds of runs fit two cores: three to four minutes each.
+UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
 
 # ======================================================================== the arms
 
@@ -226,6 +228,7 @@ def command(job):
     curve = ["--eval_n", "20", "--eval_every", "0"]
     if job.stage != "pilot":
         curve = ["--eval_n", "300", "--eval_every", str(job.updates // 4)]
+    flags += ["--prompts", str(PROMPTS[arm.family])]
     flags += [*job.flags, "--data", "toy", "--benchmark", "toy-validation", *curve]
     flags += ["--show_every", "0"]
     flags += ["--steps", str(job.updates), "--seed", str(job.seed), "--device", "cpu"]
