@@ -24,15 +24,13 @@ things, and each of them is in one file that training uses, too:
 This file is the command line. Other scripts can also import the functions above from here.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 
-import torch
-
 from common import files, models
 from common.arguments import Mistake, Parser, require, run_script
+from common.checkpoints import fingerprint
 from common.compare import NEUTRAL, compare, read_run
 from common.data import (
     BENCHMARKS,
@@ -150,15 +148,6 @@ def check_same_prompts(out, tokenizer, rows, records, thinking):
             f"'{out}' holds responses to other prompts: the problems or the model's chat template "
             "have changed; choose another --out.",
         )
-
-
-def fingerprint(model):
-    """A hash of all weights of a model, in the precision in which they are used."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 # ======================================================================== flags

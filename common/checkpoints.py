@@ -256,6 +256,15 @@ def source_hash(args):
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
+def fingerprint(model):
+    """A hash of all weights of a model, in the precision in which they are used."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def _is_text(node):
     """A docstring, or the help text under a flag."""
     value = getattr(node, "value", None)
