@@ -174,7 +174,10 @@ def test_a_reader_that_has_gone_does_not_end_a_script(tmp_path, both):
     )
     assert process.stdout.readline() == "line 0\n"
     process.stdout.close()
-    said = "" if both else process.stderr.read()
+    said = ""
+    if not both:
+        said = process.stderr.read()
+        process.stderr.close()
     assert process.wait(20) == 0 and (tmp_path / "file").read_text() == "done"
     assert said == ("" if both else "errors, too\n")
 
@@ -189,6 +192,7 @@ def test_a_few_lines_to_a_reader_that_has_gone(tmp_path):
     process.stdout.close()
     process.stdin.close()
     assert process.stderr.read() == "errors, too\n" and process.wait(20) == 0
+    process.stderr.close()
 
 
 def test_lines_reach_a_pipe_at_once(tmp_path):

@@ -106,7 +106,10 @@ def holder(folder):
         [sys.executable, "-c", HOLD, str(ROOT), str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )
-    assert process.stdout.readline() == "locked\n"
+    if process.stdout.readline() != "locked\n":         # refused: it has ended
+        process.wait()
+        process.stdin.close(), process.stdout.close()
+        raise AssertionError("not locked")
     return process
 
 
