@@ -184,6 +184,8 @@ def warm_up(wait=False):
     """
     global _worker
     if not _alive():
+        if _worker is not None and _worker.owner == os.getpid():
+            _kill()  # it is dead; this closes its pipes
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
