@@ -59,7 +59,7 @@ def own_worker(monkeypatch):
 
     start.program = start_program
     yield start
-    judge._stop()
+    judge._kill()
 
 
 def ask(said, gold, seconds=1.5):
@@ -185,7 +185,7 @@ def test_a_worker_without_fork_ends_with_the_process_that_asks(own_worker):
     worker = own_worker(NO_FORK + NO_LIMITS)
     worker.stdin.write(json.dumps([*SLOW, 1.5, 6]) + "\n")
     worker.stdin.close()
-    wait_until(lambda: not session(worker.pid))
+    wait_until(lambda: worker.poll() is not None and not session(worker.pid))
 
 
 def test_a_system_with_fork_but_without_resource(own_worker):
