@@ -56,13 +56,18 @@ def read_file(path):
     )
     try:
         how = text_columns(path, "\t" if suffix == ".tsv" else ",") if kind == "csv" else {}
-        # The package writes a copy of every file into a folder. Its own folder may be one that
-        # cannot be written to, and nobody needs the copy after this.
+        # As a stream. Otherwise the package writes a copy of every file, and the disk may be full.
+        # Its own folder may be one that cannot be written to. It needs one even for a stream.
         with tempfile.TemporaryDirectory() as folder:
-            return datasets.load_dataset(
-                kind, data_files=str(path), split="train", cache_dir=folder, keep_in_memory=True,
-                **how,
+            stream = datasets.load_dataset(
+                kind, data_files=str(path), split="train", streaming=True, cache_dir=folder, **how
             )
+            rows = list(stream)
+        require(rows, f"'{path}' has no data: not one row.")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return datasets.Dataset.from_dict({c: [r.get(c) for r in rows] for c in columns})
+    except Mistake:
+        raise
     except Exception as error:  # a dozen kinds of exception mean that the file cannot be read
         raise Mistake(
             f"Could not load the file '{path}' ({cause(error)}). {CONTENT[kind]}"
