@@ -1,0 +1,277 @@
+"""docs/playground.html: is it up to date, and does its JavaScript compute what the Python computes?
+
+The slow tests open the committed page in headless Chromium (browser.py) and run playground.js
+inside of it. Without a Chromium they are skipped.
+"""
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from browser import browser, chromium
+from conftest import ROOT
+
+import ar_opd
+import grpo
+import hindsight_sd
+import opd
+import topd
+from common.credit import leaves
+from common.data import privileged_prompt, prompt_ids
+from common.grading import verify
+from common.models import load_model, load_tokenizer
+from docs import build_playground
+
+PAGE = build_playground.PAGE
+SOURCES = sorted([*build_playground.SOURCE.iterdir(), ROOT / "tests/playground.js", ROOT / "tests/browser.py"])
+METHODS = ("opd", "topd", "ar_opd", "hindsight_sd", "grpo")
+NUMBER = re.compile(r"\((\d)\)")
+
+# ------------------------------------------------------------------------ the file
+
+
+def test_the_committed_page_is_what_its_sources_make():
+    """Byte for byte. If not: python docs/build_playground.py"""
+    assert build_playground.page().encode() == PAGE.read_bytes()
+
+
+def test_the_page_is_one_file_that_loads_nothing():
+    html = PAGE.read_text(encoding="utf-8")
+    assert len(html.encode()) < build_playground.LARGEST
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|fetch\(|XMLHttpRequest|import\(""", html)
+    # All addresses lead to pages beside it.
+    beside = {f"{m}.html" for m in METHODS}
+    assert beside <= {a.split("#")[0] for a in re.findall(r'href="([^"$]+)"', html)} <= beside | {"", "data:,"}
+
+
+def test_the_weights_of_the_page_are_near_the_models():
+    w = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    q, scale = build_playground.quantised(w)
+    assert q.dtype == np.int16 and np.abs(q).max() == 32767
+    assert np.abs(q * scale[:, None] - w).max() <= np.abs(w).max() / 32767 / 2 * 1.001
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f.suffix != ".py"], ids=lambda f: f.name)
+def test_no_line_of_the_sources_is_longer_than_100_columns(file):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_functions_and_numbers_of_a_method_are_those_of_its_file(method):
+    script = (build_playground.SOURCE / f"{method}.js").read_text(encoding="utf-8")
+    python = (ROOT / f"{method}.py").read_text()
+    stated = {int(n) for n in re.findall(r"^ {4}.*\((\d{1,2})\)$", python.split('"""')[1], re.M)}
+    assert {int(n) for n in NUMBER.findall("\n".join(re.findall("//.*", script)))} <= stated
+    names = set(re.findall(r"^  (\w+)\(.*\) \{$", script, re.M))
+    shared = {n for n in names if re.search(rf"^def {n}\(", python, re.M)}
+    # One is enough for opd.js: what else it has, opd.py does not need (a gradient by hand, one term).
+    assert len(shared) >= (1 if method == "opd" else 2), names
+
+
+# ------------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture(scope="module")
+def page():
+    path = chromium()
+    if path is None:
+        pytest.skip("there is no Chromium here, so the playground was not tested in a browser; apt-get install -y chromium")
+    with browser(path) as page:
+        page.open(PAGE.as_uri())
+        page.ready = float(page.until("document.body && document.body.dataset.ready"))
+        page.run((ROOT / "tests/playground.js").read_text(encoding="utf-8"))
+        yield page
+
+
+@pytest.fixture(scope="module")
+def cases(page):
+    return page.run("numbers()", seconds=240)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(the models with the page's rounded weights, the original ones, the tokenizer)."""
+    tokenizer, cpu = load_tokenizer(str(ROOT / "toy/student")), torch.device("cpu")
+    rounded, original = ({n: load_model(str(ROOT / "toy" / n), cpu, torch.float32) for n in build_playground.MODELS} for _ in range(2))
+    for model in rounded.values():
+        for p in model.parameters():
+            if p.ndim == 2:
+                q, scale = build_playground.quantised(p.detach().numpy())
+                p.data.copy_(torch.tensor(q, dtype=torch.float32) * torch.tensor(scale)[:, None])
+    return rounded, original, tokenizer
+
+
+@torch.no_grad()
+def logits(model, prompt, ids):
+    """[len(ids), V]: what the model predicts in front of every token of `ids`."""
+    return model(torch.tensor([prompt + ids])).logits[0][len(prompt) - 1 : -1]
+
+
+def far(a, b):
+    """The largest difference. Two lists of different lengths are infinitely far."""
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    assert a.shape == b.shape
+    return (a - b).abs().max().item() if a.numel() else 0.0
+
+
+RUNS = [("rounded", 0, 1e-4), ("original", 1, 2e-3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which, number, tolerance", RUNS, ids=[r[0] for r in RUNS])
+def test_logits_and_divergences_of_opd(cases, models, which, number, tolerance):
+    tokenizer = models[2]
+    assert len(cases["cases"]) == 20
+    for case in cases["cases"]:
+        found, prompt = case["teacher"], prompt_ids(tokenizer, case["problem"])
+        student, teacher = (logits(models[number][n], prompt, found["ids"]) for n in ("student", "teacher"))
+        assert far(found["student"], student[::8]) < tolerance
+        assert far(found["teacher"], teacher[::8]) < tolerance
+        s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+        for kind in ("reverse", "forward", "jsd"):
+            # A divergence of 5 nats has an error five times that of one of 1 nat.
+            expected = opd.divergence(s, t, kind)
+            assert far(found[kind] / expected.clamp(min=1).double().numpy(), expected / expected.clamp(min=1)) < tolerance, kind
+
+
+@pytest.mark.slow
+def test_candidates_windows_distances_and_targets_of_topd(cases, models):
+    (rounded, _, tokenizer), flags = models, cases["flags"]
+    args = topd.Args(window_size=flags["K"], candidate_share=flags["candidate_share"], drop_share=flags["drop_share"], epsilon=flags["epsilon"])
+    points = 0
+    for case in cases["cases"]:
+        found, prompt = case["teacher"], prompt_ids(tokenizer, case["problem"])
+        ids = found["ids"]
+        s, t = (logits(rounded[n], prompt, ids).log_softmax(-1) for n in ("student", "teacher"))
+        losses = topd.reverse_kl(s, t)
+        places = topd.candidates(losses, args)
+        assert [p["t"] for p in found["points"]] == places
+        if not places:
+            continue
+        hidden, cache = topd.read(rounded["teacher"], torch.tensor([prompt + ids]), len(places) * flags["K"])
+        rounded["teacher"].ends, rounded["teacher"].vocabulary = [tokenizer.eos_token_id], len(tokenizer)
+        with torch.no_grad():
+            theirs, _ = topd.continuations(rounded["teacher"], hidden, cache, [(0, len(prompt) + t) for t in places], flags["K"])
+        own = [ids[t : t + flags["K"]] for t in places]
+        sizes = [min(len(a), len(b)) for a, b in zip(theirs, own)]
+        pairs = [(a[:n], b[:n]) for a, b, n in zip(theirs, own, sizes)]
+        assert [(p["teacher"], p["student"]) for p in found["points"]] == pairs
+        with torch.no_grad():
+            expected = topd.compare([(0, t, losses[t].item()) for t in places], pairs, rounded["teacher"])
+        assert far([p["D"] for p in found["points"]], [p.distance for p in expected]) < 1e-4
+        kept, dropped = topd.divergent(expected, args)
+        # Where two D are equal up to rounding, either may be dropped.
+        groups = [[e for p, e in zip(found["points"], expected) if p["dropped"] == flag] for flag in (False, True)]
+        assert [len(g) for g in groups] == [len(kept), len(dropped)]
+        assert max([e.distance for e in groups[1]], default=0.0) <= min(e.distance for e in groups[0]) + 1e-5
+        for group in groups:
+            topd.soft_targets(group, args)
+        for p, e in zip(found["points"], expected):
+            assert far(p["q"], e.weights) < 1e-4
+            at = s[e.t : e.t + len(e.student)][:, e.teacher]
+            guidance = (topd.negative_entropy(e) - (e.weights * at).sum().item()) / len(e.weights)
+            assert abs(p["guidance"] - guidance) < 1e-4
+            points += 1
+    assert points >= 20  # otherwise hardly anything was compared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which, number, tolerance", RUNS, ids=[r[0] for r in RUNS])
+def test_views_and_targets_of_ar_opd(cases, models, which, number, tolerance):
+    (*_, tokenizer), flags = models, cases["flags"]
+    for case in cases["cases"]:
+        found = case["views"]
+        row = {**case, "prompt": case["problem"]}
+        assert found["part"] == ar_opd.first_part(case["solution"], flags["rho"])
+        users = ar_opd.views(row, ar_opd.Args(rho=flags["rho"]))
+        read = {n: logits(models[number]["reader"], prompt_ids(tokenizer, u), found["ids"]) for n, u in users.items()}
+        for name in ("plain", "partial", "full"):
+            assert far(found[name], read[name][::8]) < tolerance, name
+        plain, partial, full = (read[n].log_softmax(-1) for n in ("plain", "partial", "full"))
+        target, _ = ar_opd.anchored_target(partial, full, flags["lam"], flags["clip"])
+        assert far(torch.tensor(found["targets"]).exp(), target[::8].exp()) < tolerance
+        assert far(found["losses"], ar_opd.forward_kl(target, plain)) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which, number, tolerance", RUNS, ids=[r[0] for r in RUNS])
+def test_verdicts_and_credit_of_hindsight_sd(cases, models, which, number, tolerance):
+    tokenizer, with_peer = models[2], 0
+    for case in cases["cases"]:
+        found = case["group"]
+        texts = [tokenizer.decode(y, skip_special_tokens=True).strip() for y in found["ids"]]
+        right = [verify(t, case["answer"], y[-1] != tokenizer.eos_token_id) for t, y in zip(texts, found["ids"])]
+        assert found["right"] == right
+        i, j = found["chosen"], found["peer"]
+        assert j != i and (j is None or right[j])
+        y = found["ids"][i]
+        context = privileged_prompt(case["problem"], None if j is None else texts[j], case["answer"])
+        s, p = (logits(models[number]["reader"], prompt_ids(tokenizer, u), y).log_softmax(-1) for u in (case["problem"], context))
+        written = torch.tensor(y)[:, None]
+        assert far(found["credit"], (p.gather(1, written) - s.gather(1, written))[:, 0]) < tolerance
+        assert far(found["losses"], hindsight_sd.divergence(p, s, "forward")) < tolerance
+        if j is not None:
+            assert found["tau"] == leaves(y, found["ids"][j])
+            with_peer += 1
+    assert with_peer >= 5
+
+
+@pytest.mark.slow
+def test_advantages_weights_and_clip_of_grpo(cases):
+    differ = 0
+    for case in cases["cases"]:
+        found = case["group"]
+        rewards, G = [float(x) for x in found["right"]], len(found["right"])
+        for kind in ("std", "mean"):
+            assert far(found[kind], grpo.advantages(rewards, G, kind)) < 1e-6
+        drawn = [type("Drawn", (), {"ids": ids}) for ids in found["ids"]]
+        for norm, weights in zip(("sequence", "token", "constant"), found["weights"]):
+            args = grpo.Args(norm=norm, max_new_tokens=160)
+            assert far(weights, grpo.token_weights(drawn, [True] * G, args)) < 1e-9
+        table = [(ratio, A) for ratio in (0.5, 0.9, 1.1, 1.5) for A in (-1.2, 0.7)]
+        for (ratio, A), (loss, stopped) in zip(table, found["clipped"]):
+            expected = grpo.clipped_loss(torch.tensor([ratio]).log(), torch.zeros(1), torch.tensor([A]), 0.2, 0.28)
+            assert abs(loss - expected[0].item()) < 1e-6 and stopped == expected[1].item()
+        differ += 0 < sum(found["right"]) < G
+    assert differ >= 5
+
+
+@pytest.mark.slow
+def test_a_click_on_everything_changes_something_and_makes_no_error(page):
+    said = page.run("click_through()", seconds=240)
+    assert said["refused"].startswith("Not yet. It must end like")
+    assert said["accepted"] == "It is a problem. Its answer is 10."
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_a_link_restores_a_view(page):
+    found = page.run("restore_a_link()")
+    assert all(set(v["link"][1:].split("&")) - {"tab=opd"} <= set(v["now"][1:].replace("%3A", ":").split("&")) for v in found["views"]), found["views"]
+    assert found["at"] == 6 and found["branches"] == 2 and found["kind"] == "forward"
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_everything_that_can_be_operated_has_a_name(page):
+    assert page.run("nameless()") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tab", METHODS)
+@pytest.mark.parametrize("width", [1300, 420])
+def test_nothing_is_wider_than_the_screen(page, tab, width):
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.run(f"change_tab({json.dumps(tab)})")
+    page.until("$(`#${S.tab} .says`).textContent.length > 20 && !document.querySelector('.cursor')")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_it_is_live_at_once(page):
+    """The goals are two seconds and one second on a laptop. Here other processes may run, too."""
+    assert page.ready < 4000
+    assert page.run("show_tab('opd', false).then(seconds_of_a_rollout)") < 2
