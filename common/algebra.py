@@ -64,10 +64,12 @@ def _join(one, other):
     for atom, exponent in exponents.items():
         if isinstance(atom, int):  # 2^(3/2) is 2 times 2^(1/2)
             whole = math.floor(exponent)
+            if abs(whole) * atom.bit_length() > MOST_BITS:
+                raise Unreadable
             factor, exponents[atom] = factor * Fraction(atom) ** whole, exponent - whole
         elif atom == "i" and exponent.denominator == 1:  # i^3 is -1 times i
             exponents[atom] = exponent % 2
-            factor *= (-1) ** (exponent // 2)
+            factor = -factor if exponent // 2 % 2 else factor
     return frozenset((atom, e) for atom, e in exponents.items() if e), factor
 
 

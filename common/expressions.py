@@ -45,6 +45,15 @@ CLOSING = {"(": ")", "{": "}", "[": "]", "\\lfloor": "\\rfloor", "\\lceil": "\\r
 def compare(said, gold):
     """True or False, or None if only math-verify can tell."""
     try:
+        return compare_strictly(said, gold)
+    # No text of a model may end a run of hours, not even through a mistake in this file. (The tests
+    # ask compare_strictly, so that they see such a mistake.)
+    except (ArithmeticError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def compare_strictly(said, gold):
+    try:
         # An equation l = r is l - r = 0. Its two sides may be exchanged or doubled.
         if "=" in said or "=" in gold:
             (a, b), (c, d) = map(_monic, map(_equation, (said, gold)))
@@ -190,7 +199,7 @@ class _Reader:
         if token in CLOSING:
             return self.group()
         self.at += 1
-        if re.fullmatch(r"[0-9.]+", token):
+        if re.search("[0-9]", token):
             if len(token) > 100 or re.match(r"[0-9.]", self.next() or ""):
                 raise Unreadable
             return number(Fraction(token.removesuffix(".")))

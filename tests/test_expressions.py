@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.expressions import compare
+from common.expressions import compare, compare_strictly
 
 COMPARED = [
     ("x^2+2x+1", "(x+1)^2", True),
@@ -88,3 +88,25 @@ def test_no_text_takes_long(text):
     begun = time.process_time()
     assert compare(text[:300], "x") in (False, None)
     assert time.process_time() - begun < 0.25
+
+
+PIECES = (
+    r"0 1 2 7 12 3.5 . .5 5. 999999999 x y e i pi \pi \infty + - / * ^ _ ! ' = ( ) { } [ ] \frac \sqrt"
+    r" \binom \exp \sin \log \lfloor \rfloor \cdot \pm , ^2 ^{-1} ^{1/2} ^{999999999.5} _8 \circ \lex"
+).split()
+
+
+@pytest.mark.parametrize("said", [".", "x+.", "12^{999999999.5}", r"i^{-1}:\pi", "i^{-3}", "(-i)^{-2}"])
+def test_no_text_breaks_the_reader(said):
+    began = time.process_time()
+    for gold in (said, "1", "x", "i"):
+        assert compare_strictly(said, gold) in (True, False, None)
+    assert time.process_time() - began < 0.5
+
+
+@settings(max_examples=500, deadline=None)
+@given(*[st.lists(st.sampled_from(PIECES), max_size=12).map("".join)] * 2)
+def test_no_heap_of_pieces_breaks_the_reader(said, gold):
+    began = time.process_time()
+    assert compare_strictly(said, gold) in (True, False, None)
+    assert time.process_time() - began < 0.5
