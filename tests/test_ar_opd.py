@@ -312,6 +312,7 @@ print(update(300) - first)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_length():
     # One view of 300 tokens over 151,936 columns takes 174 MiB in float32. There are two views, a
     # target and a student. (glibc keeps freed blocks of a few MiB for itself, which looks like

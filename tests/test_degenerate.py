@@ -11,6 +11,8 @@ from common.data import load_benchmark, prompt_ids
 from common.files import read_jsonl
 from common.models import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {
     "opd.py": [], "topd.py": ["--window_size", 4], "ar_opd.py": [],
     "hindsight_sd.py": ["--rl_weight", .3], "grpo.py": [],

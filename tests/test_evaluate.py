@@ -28,6 +28,7 @@ def test_what_others_import_from_here_is_there():
     assert all(hasattr(evaluate, name) for name in evaluate.__all__)
 
 
+@pytest.mark.slow
 def test_evaluation_reports_and_continues_where_it_stopped(tmp_path):
     command = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--limit", 12,
                "--n", 3, "--temperature", 1, "--k", 2, "--device", "cpu"]
@@ -56,6 +57,7 @@ def answered(folder):
     return [(r["index"], r["sample"]) for r in read_jsonl(folder / "responses.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_smaller_limit_removes_nothing(tmp_path):
     out = tmp_path / "e"
     assert run_script(*COMMAND, "--limit", 8, "--out", out).returncode == 0
@@ -81,6 +83,7 @@ def copied_model(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_responses_of_other_weights_are_never_continued(tmp_path):
     """Trained again into the same folder, evaluated into the same default folder: the name of the
     model is the old one, and its weights are not."""

@@ -183,6 +183,7 @@ def without_seconds(summary):
     return {k: v for k, v in summary.items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_the_same_samples_whatever_the_batch_and_after_any_interruption(toy):
     student, _, tokenizer = toy
     rows = load_benchmark("toy", "test", 6)

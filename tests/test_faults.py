@@ -18,6 +18,8 @@ from conftest import ended
 from common.checkpoints import latest_checkpoint
 from common.files import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KILLS", 5))
 TINY = ["--data", "toy", "--prompts", 2, "--samples", 2, "--eval_n", 4, "--steps", 5,
         "--save_every", 1, "--eval_every", 2, "--max_new_tokens", 60, "--device", "cpu"]

@@ -200,6 +200,8 @@ from common import evaluation
 from common.processes import dealt, process
 from common.sampler import Completion
 
+pytestmark = pytest.mark.slow
+
 asked = []
 def verify(response, gold, truncated):
     asked.append(response)

@@ -714,6 +714,7 @@ def planted(toy, kind, count):
     return cases
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_finds_planted_forks_and_not_planted_paraphrases(toy):
     # Both kinds have the same high loss in the same kind of text. Only the distance can tell them
