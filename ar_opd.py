@@ -31,26 +31,26 @@ it, like classifier-free guidance.
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
-  [ours]      9. no token is skipped, because the toy's answers are short. The toy's rate is .05.
-              10. a prompt is never
-              cut. A row whose longest prompt does not fit is left out and counted. A limit that
-              cuts the END of a prompt takes away the answer and the assistant's turn, and more
-              often from the full view, which is longer.
+  [ours]      9. no token is skipped, because the toy's answers are short. The rate of (6) is .05
+              on the toy.  10. a prompt is never cut. A row whose longest prompt does not fit is
+              left out and counted. A limit that cut the END of a prompt would take away the answer
+              and the assistant's turn, more often from the full view, which is longer.
 
 Run it:
     python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B
     python ar_opd.py --target full    the baseline that imitates the full view (or partial, sft)
     python ar_opd.py --lam 1.2        beyond the full view
 Before the first update it prints what each view sees, and how often the student is right when it
-GENERATES under each view. If the full view does not help there, it has nothing to teach. Which
-claims were confirmed on the toy and which were not: benchmarks/README.md.
+GENERATES under each view. If the student is no better with the full view than without it, that
+view has nothing to teach. Which claims were confirmed on the toy and which were not:
+benchmarks/README.md.
 """
 
 import math
 import re
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -94,8 +94,8 @@ class Args(Common):
     partial_answer: str = choice("remove", "remove", "keep")
     """is the final answer in the partial view? The paper removes it, its released data keep it"""
     teacher: str = choice("ema", "ema", "frozen", "current")
-    """the teacher's weights: a moving average of the student's, those of the start, or the
-    student's own of this update"""
+    """the teacher's weights. ema: a moving average of the student's; frozen: those of the start;
+    current: the student's own of this update"""
     ema: float = 0.01
     """rate of (6), the moving average"""
     skip_first: int = 0
@@ -169,8 +169,8 @@ def anchored_target(partial_logp, full_logp, lam, clip):
     """(3) and (4): log q [n, V] from the log-probabilities of both views, [n, V] each. Also the
     mass of the full view on clipped tokens, [n].
 
-    Both inputs must be NORMALISED. Logits have an arbitrary constant at each position. If their
-    difference was clipped, the constant would decide what is clipped.
+    Both inputs must be NORMALISED. Logits have an arbitrary constant at each position. If logits
+    were subtracted instead, this constant would decide what is clipped.
     """
     residual = full_logp - partial_logp  # [n, V], (3)
     is_clipped = torch.zeros_like(residual, dtype=torch.bool)  # [n, V]
@@ -189,8 +189,9 @@ def forward_kl(target_logp, student_logp):
 
 
 def token_weights(responses, skip_first):
-    """The weights of (5), [N] per rollout: 1 / (rollouts with a token that counts x its tokens
-    that count), and 0 for the first tokens."""
+    """(5): the weight of every token, [N] per rollout: 1 / (number of rollouts x number of this
+    rollout's tokens). The first `skip_first` tokens of a rollout have weight 0 and are not
+    counted. A rollout without any other token is not counted either."""
     counted = [max(0, len(r) - skip_first) for r in responses]
     sequences, weights = max(1, sum(c > 0 for c in counted)), []
     for r, c in zip(responses, counted):
@@ -245,7 +246,8 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         return (loss * weight).sum(), torch.stack(stats, 1)
 
     student.train()
-    for chosen in compute.micro_batches(prompts["full"], responses):  # mostly the longest prompt
+    # Micro-batches are cut for the full view, because its prompt is mostly the longest.
+    for chosen in compute.micro_batches(prompts["full"], responses):
         # The rollout's token ids stand behind each privileged prompt as they are. If the text was
         # tokenized again it could be cut differently, and the views would score other positions.
         with compute.phase("teacher"), torch.no_grad(), compute.autocast():
@@ -314,7 +316,7 @@ def main(argv=None):
     if run.fresh:
         rows = run.rows[: min(args.eval_n, 200)]  # training problems: their solutions are known
         shown = {k: [views(r, args)[k] for r in rows] for k in ("plain", "partial", "full")}
-        # A control: with another problem's solution it must not be better. Else it reads nothing.
+        # A control: if another problem's solution helps as much, the model does not read it.
         wrong = [rows[o]["solution"] for o in other_rows(rows)]
         shown["wrong"] = [privileged_prompt(r["prompt"], z) for r, z in zip(rows, wrong)]
         answered = gate(run, student, rows, shown)

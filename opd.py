@@ -26,7 +26,7 @@ What we chose, and why:
   4. --off_policy 1 is supervised fine-tuning (SFT) on the data's worked solutions, the
      baseline. A share between 0 and 1 mixes both.
   5. One optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
-     --off_policy), and no importance ratio and no clipping of it is needed.
+     --off_policy). Neither an importance ratio nor its clipping is needed.
 
 Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -41,7 +41,7 @@ them into tensors, run.py loads models, keeps metrics and writes checkpoints.
 import math
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -149,7 +149,7 @@ def rollouts(student, tokenizer, rows, args, step):
 
 def divergence(student_logp, teacher_logp, kind="reverse", beta=0.5):
     """(2): the divergence at every state, [n], from log-probabilities [n, V]. It is a sum over the
-    vocabulary. A mean would be smaller by a factor of V, and no divergence.
+    vocabulary. A mean over the vocabulary would be V times smaller.
 
     F.kl_div is not used, because it is easy to swap its arguments: F.kl_div(log_p, q) is
     KL(q || p).
@@ -173,13 +173,14 @@ def buckets(student_logp, teacher_logp, k, kind):
 
     With the bucket these are true distributions, so their divergence is never negative and never
     above the full one. Without it there are two known mistakes. If the k probabilities are
-    renormalised, the loss does not see the other mass (with k = 1 it is always 0). If they are
-    not, the sum can be negative, and the student is rewarded for moving mass out of the k tokens.
+    renormalised, the loss does not see the other mass (with k = 1 the loss is always 0). If they
+    are not, the sum can be negative. Then the student is rewarded for moving mass out of the k
+    tokens.
     """
     if k >= student_logp.shape[-1]:
         return student_logp, teacher_logp
-    # The k tokens that matter most: those of the distribution of the expectation (for jsd there
-    # are two expectations, and the teacher's tokens are taken).
+    # The k tokens that matter most: the likeliest ones of the distribution under which (2) is an
+    # expectation. (For jsd there are two expectations, and the teacher's tokens are taken.)
     weights = student_logp if kind == "reverse" else teacher_logp
     chosen = weights.detach().topk(k).indices  # [n, k]
     is_chosen = torch.zeros_like(student_logp, dtype=torch.bool).scatter(1, chosen, True)  # [n, V]
@@ -200,10 +201,11 @@ def token_loss(student_logp, teacher_logp, targets, off_policy, args):
         loss = divergence(*pair, args.divergence, args.beta)
     else:
         # log p_S(y) - log p_T(y) is an unbiased estimate of (2). But its own gradient is zero in
-        # expectation. The right gradient is that of a score function: the difference is a
-        # detached advantage in front of log p_S. (The value of this loss is not (2), only its
-        # gradient is.) It is not normalised over the batch: 0 means that both models find the
-        # token equally likely, and subtracting a mean would destroy this.
+        # expectation. The right gradient is that of a score function: the difference, as a
+        # detached advantage, times the gradient of log p_S. (So this loss estimates the gradient
+        # of (2), and not the value of (2).) The advantage is not normalised over the batch. It is
+        # 0 where both models find the token equally likely, and subtracting a mean would change
+        # that.
         teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_T(y_t)
         advantage = (teacher_written - written).detach()  # [n]
         loss = -advantage * written

@@ -15,7 +15,7 @@ teacher would write there. Where they differ most, the student also learns the t
     W_T, W_S = K tokens of the teacher, K of the student, both after (x, y_<t)                (3)
     C_ji   = 1 - cos( E(W_T[j]), E(W_S[i]) )                       ground cost, teacher first (4)
     D_t    = min over plans gamma of <gamma, C>                    distance of the futures    (5)
-    d      = the candidates that are left without the lowest D_t   the divergent points       (6)
+    d      = the candidates without those of the lowest D_t        the divergent points       (6)
     q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised; this
              gamma has some entropy (note 13)                      target of position t + i   (7)
     L_traj(t) = mean over i of KL( q_i || p_S(. | x, y_<t+i) )     in the student's context   (8)
@@ -35,16 +35,17 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               are there.  9. a column of gamma sums to 1/m. We divide it by 1/m and take the mean
               over i. The paper takes the sum over i without dividing: the same gradient.
               10. where windows overlap, their losses add up.
-  [ours]      11. E: the teacher's input embeddings. They are nearly orthogonal, so D is about
-              1 - share of common tokens, in any order. So D is low for the same tokens and high
-              for synonyms: a limit of this E.  12. a and b are uniform.  13. D by the exact plan,
+  [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
+              orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
+              synonyms, a limit of this E. (The toy's synonyms are close to each other, see
+              benchmarks/README.md.)  12. a and b are uniform.  13. D by the exact plan,
               because it is a minimum. q by Sinkhorn's algorithm with epsilon 0.05, because the
               exact plan is a permutation and its targets would be hard.  14. "the lowest" in
               (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.
               16. lambda = 0.1 (the paper gives no value).  17. the end of the rollout, or an end
               token of the teacher, shortens a window. Then both windows are cut to the shorter
               one. A candidate with fewer than K/2 tokens of the rollout left is skipped.
-              18. short rollouts: 2 candidates, but at most 10 % of the tokens.
+              18. short rollouts: 2 candidates, but at most 10 % of the tokens, and at least one.
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -57,7 +58,7 @@ are small, so read them with their confidence intervals.
 import math
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import choice, either, harmless, require, run_script
 
 # isort: split
@@ -90,7 +91,7 @@ class Args(Common):
     lr: float = either(1e-3, 1e-5)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     guidance: str = choice("on", "on", "off")
-    """off: no L_traj; with --suppress none that is opd.py"""
+    """off: no L_traj; together with --suppress none this is opd.py"""
     lam: float = 0.1
     """lambda of (9), the weight of L_traj"""
     window_size: int = either(12, 50)
@@ -98,15 +99,15 @@ class Args(Common):
     candidate_share: float = 0.0225
     """share of a rollout's tokens that are candidates; 2 in a short rollout, but at most 10 %"""
     drop_share: float = 0.3
-    """share of the candidates, those with the lowest D, that is not used; 0 uses all"""
+    """share of the candidates that is dropped, those with the lowest D (0: all are used)"""
     epsilon: float = 0.05
     """weight of the plan's entropy in (7): towards 0 the targets become hard, large values spread
     each target over the window"""
     embedding: str = choice("static", "static", "contextual")
     """E of (4): the teacher's input embeddings, or its last hidden states after each token"""
     suppress: str = choice("none", "none", "low", "high")
-    """the paper's ablation: scale down the loss of the candidates with the lowest D (low), or of
-    as many random ones of the other candidates (high)"""
+    """the paper's ablation. low: scale down the loss of the candidates with the lowest D. high: of
+    as many of the other candidates, at random"""
 
 
 def check(args):
@@ -156,8 +157,8 @@ def candidates(losses, args):
     """(2): the positions of the highest losses in one rollout, from its token losses [N].
 
     It is a share of the tokens, not a threshold like "mean + 2 standard deviations". With a
-    threshold the number of candidates would depend on the tail of the losses, and in a rollout of
-    four tokens no loss can be so far above the mean.
+    threshold the number of candidates would depend on the tail of the losses. And among four
+    tokens no loss can be so far above their mean.
     """
     N = len(losses)
     count = min(max(2, round(args.candidate_share * N)), max(1, N // 10))  # notes 7 and 18
@@ -186,7 +187,7 @@ class Point:
 
 def read(model, ids, room):
     """Last hidden states [B, L, width] of whole texts, and the cache of their keys and values.
-    room: tokens that may be added to it.
+    room: so many tokens may be added to the cache later.
 
     Scoring reads the rollouts anyway. The cache is kept, so the windows are cheap.
     """
@@ -201,8 +202,9 @@ def read(model, ids, room):
 def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     """(3): the model's next K tokens, greedily, after many prefixes of texts that it has read.
 
-    places: (row, length of the prefix) of every window. Returns the windows, each cut behind an
-    end of text, and with `contextual` the last hidden states after their tokens, [n, width] each.
+    places: (row, length of the prefix) of every window. Returns the windows, each cut behind its
+    first end token. With `contextual` also the last hidden states after their tokens, [n, width]
+    each.
     size: so many windows have logits at once.
 
     All windows are written at the same time. The prefixes are neither read again nor copied. The
@@ -234,7 +236,7 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
 
     # The state that predicts the first token of a window is known from reading.
     last = hidden[rows, prefix - 1]  # [P, width]
-    written, after = [], []
+    written, after = [], []  # one tensor per step: tokens [P], states after them [P, width]
     for k in range(K):
         best = [log_probabilities(model, h).argmax(-1) for h in last.split(size)]
         written.append(torch.cat(best))  # [P]
@@ -242,6 +244,7 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
             break
         tokens = torch.zeros(B, most, dtype=torch.long, device=device)
         tokens[rows, branch] = written[-1]
+        # Each step adds `most` columns to the cache, one per branch. A branch sees its own only.
         mask = torch.cat([sees_stem, *[itself] * (k + 1)], 2)  # [B, most, L + most * (k + 1)]
         position = length + k  # as if the branch stood directly behind its prefix
         hidden = advance(model, cache, tokens, position, mask)  # [B, most, width]
@@ -269,14 +272,14 @@ def embed(teacher, windows):
 
 def ground_cost(teacher_vectors, student_vectors):
     """(4): C [P, n, m] from [P, n, width] and [P, m, width]. The same token costs 0. Two
-    different tokens cost about 1, since their embeddings are nearly orthogonal."""
+    different tokens cost about 1 where their embeddings are nearly orthogonal (note 11)."""
     u = torch.nn.functional.normalize(teacher_vectors.float(), dim=-1)
     v = torch.nn.functional.normalize(student_vectors.float(), dim=-1)
     return (1 - u @ v.transpose(1, 2)).clamp(min=0)
 
 
 def exact_plan(cost):
-    """(5): the best plan [n, n] between uniform marginals, for one cost matrix [n, n].
+    """(5): the best plan [n, m] between uniform marginals, for one cost matrix [n, m], n = m.
 
     Between windows of equal length some best plan is a permutation (times 1/n). So the problem
     is an assignment of the teacher's tokens to the student's positions.
@@ -288,14 +291,15 @@ def exact_plan(cost):
 
 
 def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
-    """Plans with entropy, a list of [n, n], for a list of cost matrices [n, n]: the minimum of
-    <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved together, on
-    `device`.
+    """Plans with entropy, a list of [n, m], for a list of cost matrices [n, m], n = m. Each plan is
+    the minimum of <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved
+    together, on `device`.
 
     It works with logarithms, because exp(-C / epsilon) underflows for a small epsilon. Padding
-    has no mass. The last half-step is the student's side. So the columns sum to 1/n up to
-    rounding, and every position gets its full target. The iterations end when no row is off by
-    more than `tolerance` of its mass. So each token of the teacher is used up to 1 %.
+    has no mass. Each iteration sets the rows first and then the columns, the student's side. So
+    the columns sum to 1/m up to rounding, and every position gets its full target. The iterations
+    end when every row, the teacher's side, sums to 1/n with a relative error of at most
+    `tolerance`.
     """
     if not costs:
         return []
@@ -320,7 +324,7 @@ def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
 
 
 def divergent(points, args):
-    """(6): (kept, dropped) of the candidates. The lowest D are dropped.
+    """(6): (kept, dropped) of the candidates. Those with the lowest D are dropped.
 
     It is a share, not a threshold, because the scale of D depends on the embedding. It is a share
     of the whole batch. A share of the two candidates of a short rollout would drop one of them
@@ -339,13 +343,14 @@ def soft_targets(points, args, device="cpu"):
     the n token ids of the teacher's window.
 
     The cost is written teacher first. A target belongs to a student position. So the plan is
-    TRANSPOSED here. Without it there is no error, no strange shape and no strange sum, since
-    n = m. Only the targets are wrong.
+    TRANSPOSED here. Nothing warns if this is forgotten: n = m, so all shapes fit, and the sums are
+    right, too. Only the targets are wrong. In the picture A is the same word as a, B as b, and C
+    as c:
 
         teacher writes b c a     gamma   to A  B  C      gamma.T  from b  c  a      so the target
         student wrote  A B C     from b   0  1/3  0      A:         0   0  1/3      of A is a,
-        (B is the same word             c   0   0  1/3   B:        1/3  0   0       of B is b,
-        as b, and so on)                a  1/3  0   0    C:         0  1/3  0       of C is c
+                                      c   0   0  1/3     B:        1/3  0   0       of B is b,
+                                      a  1/3  0   0      C:         0  1/3  0       of C is c
     """
     plans = sinkhorn([p.cost for p in points], args.epsilon, device)
     for point, gamma in zip(points, plans):
@@ -412,10 +417,10 @@ def compare(found, pairs, teacher, vectors=None):
         return []
     theirs, own = zip(*pairs)
     their_vectors, own_vectors = vectors or (embed(teacher, theirs), embed(teacher, own))
-    costs = ground_cost(their_vectors, own_vectors).cpu()  # (4), [P, n, n], padded
+    costs = ground_cost(their_vectors, own_vectors).cpu()  # (4), [P, n, m], padded
     points = []
     for (i, t, loss), w_t, w_s, cost in zip(found, theirs, own, costs):
-        cost = cost[: len(w_t), : len(w_s)].clone()  # [n, n]
+        cost = cost[: len(w_t), : len(w_s)].clone()  # [n, m]
         distance = (exact_plan(cost) * cost).sum().item()  # (5)
         points.append(Point(i, t, loss, w_t, w_s, cost, distance))
     return points
@@ -433,14 +438,15 @@ def look_ahead(student, teacher, batch, args, compute):
     def token_losses(student_hidden, teacher_hidden):
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V]
-        return 0.0, reverse_kl(student_logp, teacher_logp)  # no sum; [n], (1)
+        return 0.0, reverse_kl(student_logp, teacher_logp)  # no sum is needed; [n], (1)
 
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
 
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
-            most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2  # in one rollout
+            # Room in the cache for the windows: no rollout has more candidates (note 18).
+            most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]
 
@@ -504,14 +510,15 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         kl = reverse_kl(student_logp, teacher_logp)  # [n], (1)
         # (8) needs log p_S only at the target tokens, so guidance needs no second product with
-        # the vocabulary matrix. This sum is the cross-entropy to q, which has the gradient of
-        # the KL. The entropy of q is a constant. It is added below, for the metric only.
+        # the head. This sum is the cross-entropy to q. Its gradient is that of the KL, because
+        # the entropy of q is a constant. That constant is added below, for the metric only. The
+        # mean over i is already in the weights (`target_tensors`).
         at_targets = student_logp.gather(1, target_ids)  # [n, S]
         traj = -(target_weights * at_targets).sum()  # (8)
         with torch.no_grad():  # only to be looked at
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
             # What does the teacher itself say to the targets, in the STUDENT's context? Where it
-            # finds them unlikely, L_traj and L_OPD pull into different directions.
+            # finds them unlikely, L_traj and L_OPD pull in different directions.
             agreement = (target_weights * teacher_logp.gather(1, target_ids).exp()).sum(-1)  # [n]
             columns = [kl.detach(), *entropies, agreement]
         return torch.stack([(kl * factor).sum(), traj]), torch.stack(columns, 1)
@@ -528,7 +535,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
                 tensors = student_hidden, teacher_hidden, *per_token
                 (opd, traj), stats = compute.in_chunks(loss_of_positions, *tensors)
-            # (9), with the means of (1) and over d; gradients of micro-batches add up.
+            # (9). The two divisions make the mean of (1) over all tokens and the mean over d. They
+            # use counts of the whole batch, so the gradients of micro-batches add up.
             (opd / tokens + args.lam / count * traj).backward()
         collected.add(chosen, stats, opd.item(), traj.item())
     stats, opd, traj = collected.everyone()
@@ -576,7 +584,7 @@ def main(argv=None):
     student, teacher = run.load_student(), run.load(args.teacher)
     teacher.ends = sorted({*teacher.ends, *student.ends})  # a window ends at an end of either
     optimizer = adamw(student, args.lr, args.adam_bits)
-    # margin: a window of the teacher may begin at the last tokens of a rollout.
+    # margin: a window of the teacher can begin near the end of a rollout and go beyond it.
     run.begin(student, optimizer, teacher=teacher, margin=args.window_size, teacher_cache=True)
     if run.fresh:
         teacher_accuracy = run.accuracy(teacher)["accuracy"]  # the ceiling
