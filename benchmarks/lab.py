@@ -314,7 +314,7 @@ def final_accuracy(folder, split):
 def course(rows):
     """Every number of metrics.jsonl, as means over sixths of the run."""
     names = [k for k, v in rows[-1].items() if isinstance(v, (int, float)) and k != "step"]
-    size = max(1, len(rows) // 6)
+    size = max(1, math.ceil(len(rows) / 6))
     means = {}
     for name in names:
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
