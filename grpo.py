@@ -29,9 +29,10 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
     | dapo    | std         | token    | 0.28        | resample    | soft       | 0      |
 
 What we chose, and why:
-  1. Dr. GRPO does not divide by the deviation. With it, questions that are almost always or
-     almost never solved weigh most. It does not divide by |o_i| either. With it, long wrong
-     responses are punished least per token, and the model learns to write long when it is wrong.
+  1. Dr. GRPO does not divide by the deviation. That division gives the largest weight to
+     questions that are almost always or almost never solved. Dr. GRPO does not divide by |o_i|
+     either. With that division long wrong responses are punished least per token, and the model
+     learns to write long when it is wrong.
   2. The deviation is that of the group itself (divisor G). Some code bases divide by G - 1. Then
      all advantages are smaller by the same factor.
   3. With --reuse 1 there is one optimizer step per batch. Then rho is exactly 1, nothing is
@@ -56,7 +57,7 @@ Run it:
 import math
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -95,9 +96,10 @@ class Args(Common):
     lr: float = either(3e-4, 1e-6)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     variant: str = choice("grpo", "grpo", "dr_grpo", "dapo")
-    """sets the six flags that have the default "by --variant", see the table in the file"""
+    """sets the six flags that have the default "by --variant", see the table above"""
     advantage: str | None = choice(None, "std", "mean")
-    """(2): divided by the standard deviation of the group, or not (default: by --variant)"""
+    """(2). std: divided by the standard deviation of the group; mean: not divided (default: by
+    --variant)"""
     norm: str | None = choice(None, "sequence", "token", "constant")
     """(4): what the loss is a mean over (default: by --variant)"""
     clip_low: float = 0.2
@@ -106,13 +108,13 @@ class Args(Common):
     """the upper limit of the ratio is 1 + this; a high value lets unlikely tokens grow (default:
     by --variant)"""
     no_signal: str | None = choice(None, "keep", "resample")
-    """groups that are all right or all wrong: keep them, or draw other questions in their place
-    (default: by --variant)"""
+    """groups that are all right or all wrong. keep: they stay in the batch; resample: other
+    questions are drawn in their place (default: by --variant)"""
     max_rounds: int = 4
     """of resample: draw at most so many batches of --prompts questions per update"""
     overlong: str | None = choice(None, "none", "mask", "soft")
-    """rollouts near --max_new_tokens: as they are; no loss if they are cut; or a penalty that grows
-    with their length (default: by --variant)"""
+    """rollouts near --max_new_tokens. none: as they are; mask: no loss if they are cut; soft: a
+    penalty that grows with their length (default: by --variant)"""
     overlong_share: float = 0.2
     """of soft: the penalty begins this share of --max_new_tokens before the end"""
     beta: float | None = None
@@ -198,7 +200,7 @@ def penalty(length, args):
 
 def advantages(rewards, G, kind):
     """(2): [n], from rewards [n] in groups of G. A group without differences gets exactly 0. Its
-    deviation is 0, or a rounding error, and must not be divided by."""
+    deviation is 0 or a rounding error. Divided by that, it would be NaN or noise."""
     R = torch.as_tensor(rewards, dtype=torch.float32).view(-1, G)  # [questions, G]
     centred = R - R.mean(1, keepdim=True)
     if kind == "std":
@@ -224,8 +226,8 @@ def clipped_loss(logp, old_logp, advantage, low, high):
 
 def token_weights(drawn, counted, args):
     """(4): one number per rollout, the weight of each of its tokens. counted: False for a rollout
-    without loss (--overlong mask). The divisors of GRPO and Dr. GRPO are numbers of rollouts, so
-    they count it all the same. DAPO's is a number of tokens, and counts only those with a loss."""
+    without loss (--overlong mask). Such a rollout still counts in the divisors of GRPO and Dr.
+    GRPO, which are numbers of rollouts. DAPO's divisor is the number of tokens with a loss."""
     lengths, n = [len(c.ids) for c in drawn], len(drawn)
     if args.norm == "sequence":  # GRPO
         return [ok / (n * length) for ok, length in zip(counted, lengths)]
@@ -264,8 +266,8 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
             with torch.no_grad():
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
             drift = (all_logp.exp() * (all_logp - start_logp)).sum(-1)  # [n], KL(pi || pi_0)
-        with torch.no_grad():  # only to be looked at, except logp, the old_logp of later steps
-            entropy = -(all_logp.exp() * all_logp).sum(-1)
+        with torch.no_grad():  # only to be looked at; but logp is the old_logp of later steps
+            entropy = -(all_logp.exp() * all_logp).sum(-1)  # [n]
             stats = torch.stack([logp, stopped.float(), drift, entropy], 1)  # [n, 4]
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)
 
@@ -294,7 +296,7 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
             if math.isfinite(norm):  # a step along NaN would destroy the weights for good
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    # Of the last step, in which the ratio is the furthest from 1. Only "loss" is of the first.
+    # These are of the last step, where the ratio is furthest from 1. "loss" is of the first step.
     _, stopped, drift, entropy = torch.cat(stats).mean(0).tolist()
     metrics = {
         "loss": first_loss,
@@ -315,7 +317,7 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "grpo"))
     run = Run(args, "grpo")  # device, folder, tokenizer, problems, checkpoint to continue from
     student = run.load_student()
-    # pi_0 is the start also after a resume. So it comes from --student, not from the checkpoint.
+    # A resumed run has the same pi_0. So pi_0 comes from --student, not from the checkpoint.
     start = run.load(args.student) if args.beta else None
     optimizer = adamw(student, args.lr, args.adam_bits, betas=(0.9, 0.95))
     run.begin(student, optimizer, more=[] if start is None else [start])

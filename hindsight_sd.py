@@ -1,5 +1,5 @@
-"""Hindsight self-distillation (HSD): a rollout, above all a failed one, learns from the same model
-after that model has seen a successful rollout.
+"""Hindsight self-distillation (HSD): a model learns on its own rollouts, above all on the failed
+ones. Its teacher is the same model after it has seen a successful rollout.
 
 After Yu Li, Shu Hong and Tian Lan, "Localizing Credit at the Divergence: Path-Conditioned
 Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea. A verifier says only that a
@@ -26,8 +26,9 @@ paper calls it "reverse". Here it is --divergence forward.
               betas .9 and .95.  2. the teacher has the CURRENT weights, not an average and not a
               frozen copy.  3. a rollout that was cut without an answer has failed.
   [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it
-              is exactly on-policy, without ratio and clip. The position of the divergence is not
-              used in training. It is only MEASURED that credit concentrates there (look.py).
+              is exactly on-policy, without ratio and clip. The position at which a rollout leaves
+              its peer is not used in training. How much credit falls there is only measured
+              (`python benchmarks/hindsight_toy.py credit`).
   [ours]      6. temperature 1 and no top-p (the paper: .95), so a peer is an exact sample of the
               policy.  7. the beta term is the exact KL at the rollout's states, as a mean over
               its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry no loss
@@ -41,14 +42,15 @@ Run it:
     python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    as SDPO (2601.20802)
     python grpo.py                               the baseline without any teacher
 Before the first update it prints how often the student is right when it GENERATES with each
-context. If a right peer does not help there, or another question's peer helps as much, the
-teacher has nothing to teach. Which claims were confirmed on the toy: benchmarks/README.md.
+context. If the student is no better with a right peer than without one, the teacher has nothing
+to teach. If the peer of another question helps as much, the student does not read the peer. Which
+claims were confirmed on the toy and which were not: benchmarks/README.md.
 """
 
 import math
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -85,20 +87,22 @@ class Args(Common):
     lr: float = either(3e-5, 1e-6)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     context: str = choice("peer", "peer", "answer", "reference")
-    """what the teacher sees: the answer and a peer; the answer alone; the data's solution"""
+    """what the teacher sees. peer: the answer and a peer; answer: the answer alone; reference: the
+    data's solution"""
     peer: str = choice("uniform", "uniform", "shortest", "low_ppl", "high_ppl")
-    """which of the other successful rollouts: any, the shortest, or the one whose tokens the
-    student finds most or least likely"""
+    """which of the other successful rollouts. uniform: any; shortest: the shortest; low_ppl,
+    high_ppl: the one whose tokens the student finds most likely, or least likely"""
     fallback: str = choice("answer", "answer", "mask")
-    """a rollout without a peer: learn from the answer alone, or not at all (SDPO)"""
+    """what happens to a rollout without a peer. answer: its teacher sees the answer alone; mask: it
+    carries no loss (SDPO)"""
     train: str = choice("all", "all", "failures")
     """the rollouts that carry the distillation loss"""
     divergence: str = choice("forward", "forward", "reverse", "jsd")
     """forward: KL(teacher || student), the paper's; reverse: KL(student || teacher); jsd:
     Jensen-Shannon, half and half (SDPO)"""
     teacher: str = choice("current", "current", "ema", "frozen")
-    """the teacher's weights: the student's own of this update, a moving average of them (SDPO),
-    or those of the start (OPSD)"""
+    """the teacher's weights. current: the student's own of this update; ema: a moving average of
+    them (SDPO); frozen: those of the start (OPSD)"""
     ema: float = 0.05
     """rate of the moving average after every update (SDPO: 0.05)"""
     beta: float = 1e-3
@@ -229,8 +233,8 @@ def build_contexts(rows, drawn, tokenizer, args, step):
 
 
 def longest_context(row, tokenizer, args):
-    """As many token ids as the longest prompt that the teacher can see for this question: with a
-    peer of --max_new_tokens tokens. Only their number matters."""
+    """Token ids that are as many as those of the longest prompt that the teacher can see for this
+    question, which holds a peer of --max_new_tokens tokens. Only their number is used."""
     if args.context != "peer":
         return prompt_ids(tokenizer, context(row, None, args))
     filler = tokenizer(" 1", add_special_tokens=False)["input_ids"][-1:]
@@ -270,9 +274,9 @@ def divergence(teacher_logp, student_logp, kind):
 
 def advantages(right, G):
     """The advantages of GRPO, used with --rl_weight: (R - mean) / standard deviation within the
-    group, [n]. If all rollouts of a group agree there is nothing to compare, so they get 0."""
+    group, [n]. In a group where all rollouts are right, or all wrong, they are 0."""
     R = torch.tensor(right, dtype=torch.float32).view(-1, G)  # [questions, G]
-    spread = R.std(1, correction=0, keepdim=True)
+    spread = R.std(1, correction=0, keepdim=True)  # [questions, 1]
     scaled = (R - R.mean(1, keepdim=True)) / spread.clamp(min=1e-6)
     return torch.where(spread > 0, scaled, torch.zeros_like(R)).flatten()
 
@@ -314,7 +318,7 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
         over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V], log s_t
         written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log s_t(o_t)
-        with torch.no_grad():  # the stopgrad of (3), needed above all if teacher is student
+        with torch.no_grad():  # the stopgrad of (3): the teacher can be the student itself
             teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V], log p_t
             teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n]
         distance = divergence(teacher_logp, student_logp, args.divergence)  # [n], (4)
@@ -324,13 +328,14 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
             # The KL(pi || pi_0) of (5), exact over the vocabulary.
             drift = (student_logp.exp() * (student_logp - start_logp)).sum(-1)  # [n]
-        # (5), and GRPO's policy gradient: exactly on-policy its ratio is 1 and never clipped, so
-        # its gradient is that of advantage x log s. The weights are 0 where a term is off.
+        # (5), and GRPO's policy gradient. The rollouts are exactly on-policy, so GRPO's ratio is 1
+        # and is never clipped, and its gradient is that of advantage x log s. The weights are 0
+        # where a term is off.
         loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written
         with torch.no_grad():  # only to be looked at
-            kl = divergence(teacher_logp, student_logp, "forward")
-            credit = (teacher_written - written).abs()  # |log p_t(o_t) - log s_t(o_t)|
-            entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]
+            kl = divergence(teacher_logp, student_logp, "forward")  # [n]
+            credit = (teacher_written - written).abs()  # [n], |log p_t(o_t) - log s_t(o_t)|
+            entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
             stats = torch.stack([distance, kl, drift, credit, *entropies], 1)  # [n, 6]
         return loss.sum(), stats
 
@@ -408,7 +413,7 @@ def main(argv=None):
         "or a file with the column solution.",
     )
     student = run.load_student()
-    # pi_0 is the start also after a resume. So it comes from --student, not from the checkpoint.
+    # A resumed run has the same pi_0. So pi_0 comes from --student, not from the checkpoint.
     keep_start = args.beta > 0 or args.teacher == "frozen"
     start = run.load(args.student) if keep_start else None
     average = copy_of(student) if args.teacher == "ema" else None

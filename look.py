@@ -29,12 +29,12 @@ marked: true values that stand there before the values they are computed from.
 ones beside the peer that hindsight_sd.py would give them. Every token is coloured by its
 credit A = log p - log s: log-probability after the model has seen the peer, minus before.
 The token at which the two texts part is marked. Is this token the mistake? To find out, the
-model goes on from it, and from the peer's token there, several times each.
+model goes on from this token, and from the peer's token at the same place, several times each.
 """
 
 from dataclasses import dataclass
 
-# Before torch, which takes seconds to load: so Ctrl-C in these seconds is no traceback.
+# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
 from common.arguments import Parser, harmless, require, run_script
 
 # isort: split
@@ -193,8 +193,8 @@ def numbered(points):
 def links(point, least=0.15):
     """The strong links of a plan: (student position, teacher position, weight).
 
-    A row is the target of one student position. If the target is spread over the whole
-    window, no weight of the row is as high as `least`.
+    A row of weights is the target of one student position. If the target is spread over the
+    whole window, no weight of the row is as high as `least`, and the position has no link.
     """
     strong = []
     for i, row in enumerate(point.weights.tolist()):
@@ -357,14 +357,15 @@ class Failure:
     """A failed rollout and its successful peer."""
 
     row: dict  # the problem
-    tokens: list  # per token: text, credit (with the peer), answer (credit with it alone)
+    tokens: list  # per token: text, credit (shown peer and answer), answer (credit, shown it alone)
     peer: list  # the peer's tokens, as texts
     tau: int  # number of the first token at which the two differ
     verdict: str
     note: str  # what was measured at tau
 
 
-# If so many rounds bring too few failures, the model fails nearly always, or never.
+# The search ends after so many rounds. If they bring too few failures with a peer, the model
+# fails nearly always, or nearly never.
 ROUNDS = 8
 CONTINUATIONS = 16  # samples that go on from each of the two tokens at tau
 
@@ -545,8 +546,8 @@ def parse(argv):
     add("--student", help="model that writes (default toy/student; with ar_opd and hindsight_sd "
         "toy/reader)")
     add("--teacher", default="toy/teacher", help="model that scores (default toy/teacher)")
-    add("--data", default="toy", help="problems: toy, gsm8k or a JSONL file (default toy; their "
-        "test split)")
+    add("--data", default="toy", help="problems: a benchmark, a file or a data set of the hub, as "
+        "evaluate.py reads them (default toy); of a benchmark the test split")
     add("--seed", type=int, default=0, help="another seed shows other problems and rollouts")
     add("--max_new_tokens", type=int, default=256, help="longest rollout (default 256)")
     add("--window_size", type=int, help="of topd: tokens of a window (default 12 on the toy, "
