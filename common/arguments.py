@@ -20,7 +20,7 @@ import textwrap
 
 from common.synonyms import meant
 
-SUPPRESS = argparse.SUPPRESS  # no default for argparse, so a flag that was given can be told apart
+SUPPRESS = argparse.SUPPRESS  # with this default argparse leaves out every flag that is not given
 
 # ======================================================================== a user's mistake
 
@@ -50,7 +50,7 @@ def shorten(text, width):
 
 
 def unwritable(path, error):
-    """The sentence for a full disk and its relatives."""
+    """The sentence for a full disk and similar errors of the system."""
     why = getattr(error, "strerror", None) or shorten(error, 120)
     return (
         f"Writing '{path}' failed ({why}). All complete files are unchanged; make room, then "
@@ -102,7 +102,7 @@ class Printer:
             self._discard()
 
     def _discard(self):
-        # What is still in the stream's buffer goes there, too, when Python flushes it at the end.
+        # When Python flushes the stream's buffer at the end, the rest goes to the null device, too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
         os.close(nowhere)
@@ -159,7 +159,7 @@ def choice(default, *options):
 def either(toy, hub):
     """A flag with two defaults: one on the built-in toy, one for models and data from the hub.
 
-    The field is None until `common.run.parse` knows which of the two applies.
+    The field is None until `common.flags.parse` knows which of the two applies.
     """
     return dataclasses.field(default=None, metadata={"either": (toy, hub)})
 
@@ -202,8 +202,8 @@ def default_text(field):
 def parse_arguments(cls, description, argv=None, groups=None):
     """The command line as an object of the dataclass `cls`: one flag per field.
 
-    groups: {heading: names of flags}. --help first shows the flags that stand in no group, then
-    the groups: first a script's own flags, then those that all scripts share.
+    groups: {heading: names of flags}, the flags that all scripts share. --help shows a script's own
+    flags first, and then these groups.
     The set `args.given` holds the names of the flags that were really given.
     """
     texts, parser, places = help_texts(cls), Parser(description), {}

@@ -5,8 +5,8 @@ import inspect
 
 
 def advance(model, cache, ids, position, mask):
-    """The model reads ids [R, T] behind what its cache holds: hidden states [R, T, width].
-    mask [R, T, columns] says what each of them may attend to."""
+    """The model reads ids [R, T] behind the tokens that its cache holds. Returns their last hidden
+    states [R, T, width]. mask [R, T, columns]: which columns of the cache each of them sees."""
     more = {cache_parameter(type(model.base_model)): cache}
     out = model.base_model(
         input_ids=ids, attention_mask=mask[:, None], position_ids=position, use_cache=True, **more
@@ -35,10 +35,11 @@ class RowCache:
     def get_seq_length(self, layer_idx=0):
         return self.length
 
-    def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim], T new
-        # Under autocast their norm makes keys float32: every token would cast the cache.
+    def update(self, key, value, layer_idx, *args, **kwargs):  # [R, heads, T, head_dim]
+        # Under autocast the norm of the keys returns float32. Without this the whole cache would be
+        # float32, and it would be cast again at every token.
         key = key.to(value.dtype)
-        if self.slot is not None:  # return all columns: the mask hides those not written yet
+        if self.slot is not None:  # all columns are returned, the mask hides the empty ones
             for stored, x in zip(self.layers[layer_idx], (key, value)):
                 stored.index_copy_(2, self.slot, x)
             return tuple(self.layers[layer_idx])
@@ -64,5 +65,5 @@ class RowCache:
             self.layers[i] = [self._moved(x, length) for x in kv]
 
     def select(self, rows):
-        for i, kv in self.layers.items():  # index_select copies whole rows, x[rows] single numbers
+        for i, kv in self.layers.items():  # index_select copies whole rows, x[rows] one number at a time
             self.layers[i] = [x.index_select(0, rows) for x in kv]

@@ -1,7 +1,8 @@
 """Where the credit of hindsight self-distillation falls. Nothing here trains.
 
 The credit of a token is A_t = log p(o_t) - log s(o_t): how much likelier the same model finds
-the token after it has seen more. tau is the position at which a failed rollout leaves its peer.
+the token when an answer or a peer is in its prompt. tau is the position at which a failed
+rollout leaves its peer.
 """
 
 import torch
@@ -146,7 +147,7 @@ def continuations(model, tokenizer, rows, failed, n=8, max_new_tokens=256, seed=
         for i, (f, s) in enumerate(zip(failed, starts)):
             answer, verdicts = rows[f[0]]["answer"], []
             for c in drawn[n * i : n * i + n]:
-                ids = s if s[-1] in model.ends else s + c.ids  # a rollout may leave by ending
+                ids = s if s[-1] in model.ends else s + c.ids  # the token at tau may end the text
                 text = tokenizer.decode(ids, skip_special_tokens=True)
                 verdicts.append(verify(text, answer, c.truncated))
             right.append(sum(verdicts) / n)

@@ -36,7 +36,8 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 
 class Benchmark(NamedTuple):
-    """The columns of the table below, with what holds where the table says nothing."""
+    """The columns of the table below. What a row of the table leaves out has the value that stands
+    here."""
 
     source: str  # name of the data set on the hub, or a file of this repository
     configuration: str | None = None  # the part of the data set, if it has several
@@ -147,8 +148,7 @@ def load_benchmark(name, split="test", limit=None):
         candidates = ([benchmark.problem], [benchmark.answer])
     problem_column, answer_column = find_columns(data, source, *candidates)
 
-    # 3. Plain dicts. Only here is the text decoded, so only here can it turn out to be
-    # broken.
+    # 3. Plain dicts. The text is decoded in this step, so broken text is found in this step.
     require(len(data) > 0, f"'{source}' holds no rows.")
     try:
         table = list(data.select(range(min(limit or len(data), len(data)))))
@@ -221,7 +221,7 @@ def training_and_tests(data, benchmark, resumed=False):
         )
         return rows, tests
     tests = load_benchmark(benchmark, "test")
-    if data in BENCHMARKS and benchmark in BENCHMARKS:  # published splits are compared as they are
+    if data in BENCHMARKS and benchmark in BENCHMARKS:  # published splits stay as they are
         return rows, tests
     trained = {in_plain_spaces(row["problem"]) for row in rows}
     both = [row["problem"] for row in tests if in_plain_spaces(row["problem"]) in trained]
@@ -266,8 +266,8 @@ def prompt_ids(tokenizer, user, thinking=False):
     """Token ids of one user's turn and of the opening of the assistant's turn.
 
     Thinking is switched off explicitly, because Qwen3's template switches it on by default.
-    A student that is sampled with one template and scored or evaluated with another is
-    measured on a text that it was never asked for.
+    If a student was sampled with one template and scored or evaluated with another, its
+    responses would be measured behind prompts that it has not answered.
     """
     require(
         tokenizer.chat_template,

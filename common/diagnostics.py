@@ -1,8 +1,9 @@
 """What a self-teacher knows, and at which tokens. Nothing here trains.
 
 A "view" is the student itself with more in its prompt: the first part of a solution, a whole
-solution, a successful rollout. All numbers are taken on the student's own rollouts, token by
-token. They come from one pass of each view over each rollout.
+solution, a successful rollout. The gate lets the student generate with each view's prompt. All
+other numbers are taken on the student's own rollouts, token by token, in one pass of each view
+over each rollout.
 
 Functions that need the truth about a response take it as `check`. Only the toy has one:
 `common.data.checker`.

@@ -167,7 +167,7 @@ def _open_lock(folder):
 
 
 def _open_lock_file(folder):
-    """The same by an empty file in the folder. The file stays there, and does no harm."""
+    """The same with a lock on an empty file in the folder. The file stays, and does no harm."""
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         if fcntl is not None:

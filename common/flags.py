@@ -14,7 +14,7 @@ from common.processes import process
 
 @dataclass
 class Common:
-    """The flags that only the run reads. The Args of each script inherit them."""
+    """The flags that mean the same in every script. The Args of each script inherit them."""
 
     data: str = either("toy", "gsm8k")
     """training problems: toy, gsm8k, a file (.jsonl, .json, .csv, .tsv, .parquet) with the columns
@@ -119,7 +119,8 @@ def in_range(args, name, interval, hint=""):
 
 
 def check_packages(args):
-    """Are the packages for --sampler vllm and --adam_bits 8 installed?"""
+    """Refuse --sampler vllm and --adam_bits 8 where they cannot work: packages that are missing,
+    temperatures that vLLM does not have, several processes."""
     in_range(args, "vllm_memory", "(0, 1)", "it is a share of the GPU's memory")
     if args.sampler == "vllm":
         require(

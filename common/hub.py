@@ -1,4 +1,5 @@
-"""Where models and data sets come from: a folder, or the hub; and what is said if they do not."""
+"""Where models and data sets come from: a folder, or the hub. And the sentences for a user whose
+model or data set was not found."""
 
 import contextlib
 import errno
@@ -61,7 +62,7 @@ def reach_hub():
 
 
 def from_the_hub():
-    """What is downloaded shows the hub's progress bars: it can take half an hour."""
+    """Show the hub's progress bars, because a download can take half an hour."""
     from huggingface_hub import constants
     from huggingface_hub.utils import enable_progress_bars
 
@@ -90,6 +91,7 @@ def hub_folder(error):
 
 
 def missing_model(name, what, error):
+    """The sentence for a model, a tokenizer or an adapter that could not be loaded."""
     why = shorten(error, 160)
     if Path(name, "state.pt").exists():
         return (

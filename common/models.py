@@ -1,4 +1,4 @@
-"""Models and tokenizers: where they come from, and what must be true before they are used."""
+"""Models and tokenizers: how they are loaded, and what must be true before they are used."""
 
 import contextlib
 import os

@@ -83,7 +83,7 @@ def text_columns(path, separator):
 
 
 def read_hub(source, configuration, split, instead):
-    """A split of a data set of the hub. instead: the name for which a user can pass a file."""
+    """A split of a data set of the hub. instead: the name that a user can replace by a file."""
     datasets = quiet_datasets()
     try:
         reach_hub()

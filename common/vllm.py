@@ -18,8 +18,8 @@ holds a copy of the student. Four things make its text the student's own text:
 
 The first two calls, and then every fiftieth, check that the weights arrive: they compare
 vLLM's log-probabilities of its own text with the student's. The second call comes after the
-first update. One thing is lost: a rollout still depends on (seed, step,
-prompt, sample), but only up to rounding, and vLLM's rounding depends on the whole batch.
+first update. One thing is lost. A rollout still depends on (seed, step, prompt, sample), but
+vLLM's rounding depends on the whole batch, so the same key can give another rollout.
 
 This file is imported only with --sampler vllm, because few people have the package.
 """
@@ -90,7 +90,7 @@ class Engine:
                 gpu_memory_utilization=share,
                 # The samples of a prompt share its keys and values.
                 enable_prefix_caching=True,
-                # Of the distribution that is drawn from, with temperature and filters.
+                # log p under the distribution that is drawn from, with temperature and filters.
                 logprobs_mode="processed_logprobs",
                 seed=0,
             )
