@@ -31,10 +31,10 @@ it, like classifier-free guidance.
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
-  [ours]      9. no token is skipped, because the toy's answers are short. The rate of (6) is .05
-              on the toy.  10. a prompt is never cut. A row whose longest prompt does not fit is
-              left out and counted. A limit that cut the END of a prompt would take away the answer
-              and the assistant's turn, more often from the full view, which is longer.
+  [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
+              cut. A row whose longest prompt does not fit is left out and counted. A limit that cut
+              the END of a prompt would take away the answer and the assistant's turn, more often
+              from the full view, which is longer.
 
 Run it:
     python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B

@@ -320,6 +320,7 @@ def test_the_fork_does_what_its_equation_says(skew):
     assert skew.token_loss(*logp, *more, skew.Args(skew=0.1)).max() < math.log(10)
 
 
+@pytest.mark.slow
 def test_the_fork_trains_and_is_an_arm_of_its_own(skew, tmp_path, capsys):
     for name, count in (("train", 20), ("test", 2)):    # few problems, to be fast
         lines = (ROOT / f"toy/{name}.jsonl").read_text().splitlines(keepends=True)

@@ -73,6 +73,7 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
     assert any(c.ids[0] not in best for c in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, more", [
     ("opd.py", []),
     ("topd.py", ["--window_size", 6]),

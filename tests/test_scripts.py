@@ -87,6 +87,7 @@ def check_update(script, r):
     assert r["changed"] > (.5 if script == "grpo.py" else .9)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(undisturbed):
     out, done, (script, *_) = undisturbed
     names = {p.name for p in out.iterdir()}
@@ -130,6 +131,7 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert AutoTokenizer.from_pretrained(out / "final").chat_template
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     out, command = tmp_path / "stopped", undisturbed[2]
     process = subprocess.Popen(
