@@ -65,5 +65,5 @@ class RowCache:
             self.layers[i] = [self._moved(x, length) for x in kv]
 
     def select(self, rows):
-        for i, kv in self.layers.items():  # index_select copies whole rows, x[rows] one number at a time
+        for i, kv in self.layers.items():  # index_select copies rows, x[rows] single numbers
             self.layers[i] = [x.index_select(0, rows) for x in kv]
