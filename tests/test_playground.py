@@ -266,7 +266,7 @@ def test_nothing_is_wider_than_the_screen(page, tab, width):
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
     page.run(f"change_tab({json.dumps(tab)})")
     page.until("$(`#${S.tab} .says`).textContent.length > 20 && !document.querySelector('.cursor')")
-    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run("document.documentElement.scrollWidth <= innerWidth"), page.run("document.documentElement.scrollWidth")
     assert page.errors == []
 
 

@@ -75,15 +75,16 @@ function show_grpo() {
           aria-label="response ${i + 1}">${i + 1}</button></td>
         <td><button class="button tiny" data-flip="${i}" data-key="flip${i}"
           aria-label="${label}">${word}${turned.has(i) ? " !" : ""}</button></td>
-        <td>${escaped(b.said ?? "–")}</td><td>${b.ids.length}</td>
+        <td>${escaped(b.said ?? "–")}</td><td class="roomy">${b.ids.length}</td>
         <td>${nats(rewards[i])}</td>
         <td class="signed">${signed_bar(advantages[i], most)}<b>${signed(advantages[i])}</b></td>
-        <td>${(1000 * weights[i]).toFixed(2)}</td>
+        <td class="roomy">${(1000 * weights[i]).toFixed(2)}</td>
         <td>${nats(1000 * weights[i] * advantages[i])}</td></tr>`;
   });
   const html = `
-    <table class="candidates"><thead><tr><th></th><th>verdict</th><th>answer</th><th>tokens</th>
-      <th>R</th><th>advantage A</th><th>weight</th><th>A × weight</th></tr></thead>
+    <table class="candidates"><thead><tr><th></th><th>verdict</th><th>answer</th>
+      <th class="roomy">tokens</th>
+      <th>R</th><th>advantage A</th><th class="roomy">weight</th><th>A × weight</th></tr></thead>
       <tbody>${rows.join("")}</tbody></table>
     <p class="small">weight: of each of its tokens in the loss (4), in thousandths</p>`;
   fill($("#grpo-table"), html);
