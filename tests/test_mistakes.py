@@ -247,7 +247,7 @@ def mistakes(tmp):
         (f"{JUDGE} {tmp}", "no benchmark and no file"),
         ("opd.py --data math500", "no training problems; train on toy or gsm8k"),
         (f"{JUDGE} math500", "Without network, save its test split as JSONL"),
-        (f"opd.py {PAIR} --data {tmp}/empty.jsonl", "is empty; it needs one JSON object a line"),
+        (f"opd.py {PAIR} --data {tmp}/empty.jsonl", "is empty; it needs rows with the columns"),
         (f"opd.py {PAIR} --data {tmp}/columns.jsonl", "no column for the problem and the answer"),
         (f"{JUDGE} {tmp}/columns.jsonl", "no column"),
         (f"{JUDGE} {tmp}/columns.csv", "its columns are text, label. Rename them: a problem is"),
@@ -349,7 +349,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2_and_change_nothing(table
     before, wrong = contents(tmp), []
     for i, (command, words) in enumerate(cases):
         log = tmp / f"said-{i}"
-        code, said = ended(start(completed(command, tmp), log), log, 20)
+        code, said = ended(start(completed(command, tmp), log), log, 90)
         errors = [line for line in said.split("\n") if line.startswith("error: ")]
         if code != 2 or len(errors) != 1 or words not in errors[0] or "Traceback" in said:
             wrong.append((command, words, code, said[-600:]))
