@@ -10,8 +10,8 @@ A solution of it:
 
     p: 7 # 4 = 2, 14 + 2 = 16. t: 16 * 2 = 32. w: 32 - 5 = 27. The answer is \\boxed{27}.
 
-On-policy distillation is about the following three properties of a language. This one has
-them on purpose:
+Three properties of a language matter for on-policy distillation. This language has them on
+purpose:
 
 * Real forks. At every step a solver can take the wrong statement (one about another thing,
   one too early, one a second time), a wrong operand or a wrong operation, or can make a
@@ -147,8 +147,8 @@ MIXTURE = {"easy": 0.42, "hard": 0.33, "mix": 0.25}
 def make_problem(rng, level, style=None, mixture=MIXTURE, believe=None, distractors=2):
     """A random problem with `level` steps.
 
-    believe(event, before): may replace the truth of a step, which is a mix's fact and
-    otherwise the value. None keeps the truth. build.py needs such FALSE problems for two
+    believe(event, before): may replace the truth of a step: the fact of a mix, the value of
+    any other step. None keeps the truth. build.py needs such FALSE problems for two
     purposes. If a shown solution has random results, a model can only be right by copying
     them. So it learns to read hints, and no arithmetic from them. And a student that shall
     not know a fact sees it with random results.
@@ -212,7 +212,7 @@ def _random_event(rng, thing, mixture):
 
 # Two voices say the same sentences with other habits. No habit has probability zero in
 # either of them. So each model has read the other's way of talking, and it judges the
-# arithmetic and not the manners. Numbers are relative frequencies; `swap` and `early` are
+# arithmetic and not the words. Numbers are relative frequencies; `swap` and `early` are
 # probabilities. swap: the operands of a sum or product change places. early: a fact is
 # looked up before the first step.
 VOICES = {
