@@ -265,32 +265,55 @@ for line in sys.stdin:
 """
 
 
-@LINUX
-def test_control_c_does_not_reach_the_worker_and_nothing_outlives_a_question():
-    with subprocess.Popen([sys.executable, "-c", ASKING], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, start_new_session=True) as process:
-        def send(said, gold):
-            print(said, gold, file=process.stdin, flush=True)
-
-        worker = int(process.stdout.readline())
-        os.killpg(process.pid, signal.SIGINT)
-        send(*SQUARE)
-        assert process.stdout.readline() == f"True {worker}\n"
-
-        # The worker is killed during a question. The kernel kills the child at once: it does
-        # not have to reach its limit. The question is asked again of another worker.
-        send(*SLOW)
-        wait_until(lambda: len(session(worker)) == 2)
-        os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not session(worker), seconds=1)
-        verdict, other = process.stdout.readline().split()
-        assert verdict == "False" and int(other) != worker and session(int(other)) == [int(other)]
-
-        # The process is killed during a question.
-        send(*SLOW)
-        wait_until(lambda: len(session(int(other))) == 2)
+@pytest.fixture
+def other():
+    """Such a process. Whatever the test finds, nothing of it stays."""
+    process = subprocess.Popen([sys.executable, "-c", ASKING], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               start_new_session=True)
+    process.workers = []
+    with process:
+        yield process
         process.kill()
-        wait_until(lambda: not session(int(other)), seconds=1)
+    for left in [pid for worker in process.workers for pid in session(worker)]:
+        os.kill(left, signal.SIGKILL)
+
+
+@LINUX
+def test_control_c_does_not_reach_the_worker_and_nothing_outlives_a_question(other):
+    def send(said, gold):
+        print(said, gold, file=other.stdin, flush=True)
+
+    first = int(other.stdout.readline())
+    other.workers.append(first)
+    assert os.getpgid(first) != other.pid
+    os.killpg(other.pid, signal.SIGINT)
+    send(*SQUARE)
+    assert other.stdout.readline() == f"True {first}\n"
+
+    # The worker is killed during a question. Its child is stopped, so it uses no CPU time
+    # and never reaches its limit: it ends because its worker has died.
+    send(*SLOW)
+    stop_child_of(first)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not session(first))
+    # The question was asked again of another worker, and had its time there.
+    verdict, second = other.stdout.readline().split()
+    second = int(second)
+    other.workers.append(second)
+    assert verdict == "False" and second != first and session(second) == [second]
+
+    # The process is killed during a question.
+    send(*SLOW)
+    stop_child_of(second)
+    other.kill()
+    wait_until(lambda: not session(second))
+
+
+def stop_child_of(worker):
+    wait_until(lambda: len(session(worker)) == 2)
+    [child] = [process for process in session(worker) if process != worker]
+    os.kill(child, signal.SIGSTOP)
 
 
 @LINUX
