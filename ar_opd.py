@@ -292,7 +292,7 @@ def main(argv=None):
     require(
         all(str(r.get("solution") or "").strip() for r in run.rows),
         f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; "
-        "use toy, gsm8k, or a JSONL file with the columns problem, answer and solution.",
+        "use toy, gsm8k, or a file with the columns problem, answer and solution.",
     )
     full_views = [views(r, args)["full"] for r in run.rows[:50]]
     check_prompts(run.tokenizer, full_views, args.data)  # the words of the solutions, too

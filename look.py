@@ -578,7 +578,7 @@ def main(argv=None):
     require(
         args.method != "ar_opd" or all(r.get("solution") for r in rows),
         f"'{args.data}' has rows without a solution for the views to show; use toy, gsm8k, or a "
-        "JSONL file with problem, answer and solution.",
+        "file with problem, answer and solution.",
     )
     if not args.alone:
         same_tokenizer(tokenizer, load_tokenizer(args.teacher))

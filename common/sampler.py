@@ -224,7 +224,8 @@ def cumulative_sums(logp):
     """Sums of the probabilities up to each token, [r, V], from log-probabilities [r, V].
 
     In float64, because 150,000 small numbers are added. On a GPU only the sum is: graphics cards
-    are slow in float64. Apple's have none. There a token's share can be wrong by some 1e-7.
+    are slow in float64. Apple's cards have no float64. There a token's share can be wrong by some
+    1e-7.
     """
     logp = logp.double() if logp.device.type == "cpu" else logp
     return logp.exp().cumsum(-1, dtype=exact_type(logp.device))

@@ -96,7 +96,7 @@ def share_changed(model, before):
     """The share of these numbers that differ now. Far below 1, the steps are too small for the
     precision of the weights."""
     after = [p.detach().flatten()[:4096] for p in trainable(model)]
-    # All are added on the device. To ask for each of some hundred numbers would wait as often.
+    # All are added on the device. Each number that is read back would wait for the device.
     changed = torch.stack([(a != b).sum() for a, b in zip(after, before)]).sum().item()
     return changed / sum(b.numel() for b in before)
 
