@@ -158,8 +158,8 @@ def arguments(argv):
     add = parser.add_argument
     add("--model", help="folder or hub name of the model to evaluate")
     add("--benchmark",
-        help=f"{', '.join(BENCHMARKS)}, or a file (JSONL, CSV, Parquet) or a data set of the hub with the "
-        "columns problem and answer")
+        help=f"{', '.join(BENCHMARKS)}, or a file (JSONL, CSV, Parquet) or a data set of the hub "
+        "with the columns problem and answer")
     add("--n", type=int, default=1, help="samples per problem (default 1)")
     add("--temperature", type=float, default=0.0,
         help="0 is greedy (default); Qwen3 without thinking: 0.7 with --top_p 0.8 --top_k 20")
