@@ -70,7 +70,7 @@ def call(command, log):
     """Run a script of this repository, and write what it prints to `log`."""
     command = [str(x) for x in command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    with open(log, "a") as f:
+    with open(log, "a", encoding="utf-8") as f:
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, stdout=f, stderr=f, env=environment
         )

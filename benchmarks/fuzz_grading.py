@@ -78,7 +78,8 @@ def random_text(rng, canary):
 
 def compare_on_golds(file, count, show):
     """The property of tests/test_golds.py on the golds of a file, at most `count` pairs."""
-    rows = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.strip()]
     golds = list(dict.fromkeys(str(row["answer"]).rpartition("####")[2].strip() for row in rows))
     # Numbers are easy: at most a third of the golds that are tried are plain integers.
     random.Random(0).shuffle(golds)

@@ -135,7 +135,7 @@ def main():
         make_models(out)
     for name, count, seed in (("train", 64, 0), ("test", 8, 1)):
         lines = [json.dumps(row) + "\n" for row in problems(count, seed)]
-        (out / f"{name}.jsonl").write_text("".join(lines))
+        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     tests = load_benchmark(str(out / "test.jsonl"))[:2]
     show_responses("before", out / "student", tests)
     run = train(out, args.steps)

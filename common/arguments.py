@@ -125,7 +125,7 @@ def run_script(main):
 
 def _run(main):
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes, only the first one talks
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def stop(sentence):
         print(f"error: {harmless(' '.join(str(sentence).split()))}", file=sys.stderr)

@@ -18,6 +18,7 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -274,8 +275,10 @@ def _is_text(node):
 def resume_command(script, args):
     """The whole command that continues a run, ready to be pasted."""
     given = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == script else []
-    out = [] if "--out" in given else ["--out", shlex.quote(args.out)]
-    return " ".join(["python", script, *map(shlex.quote, given), *out, "--resume"])
+    out = [] if "--out" in given else ["--out", args.out]
+    words = ["python", script, *given, *out, "--resume"]
+    # The shells of Windows know no single quotes.
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def versions():

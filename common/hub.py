@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def where(name):
     """toy/student is a folder of this repository, in whatever folder a script is started."""
     here = ROOT / name
-    in_repository = str(name).startswith("toy/") and not Path(name).exists() and here.exists()
+    is_toy = Path(name).parts[:1] == ("toy",)  # toy\student on Windows
+    in_repository = is_toy and not Path(name).exists() and here.exists()
     return str(here) if in_repository else str(name)
 
 

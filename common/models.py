@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.arguments import Mistake, require
+from common.arguments import Mistake, require, shorten
 from common.hub import from_the_hub, missing_model, quiet, read_config, refuse_run, where
 from common.processes import process
 from common.size import say_loading
@@ -18,6 +18,12 @@ def pick_device(name):
     if name == "auto":
         card = f":{os.environ.get('LOCAL_RANK', 0)}" if process()[1] > 1 else ""
         name = f"cuda{card}" if torch.cuda.is_available() else "cpu"
+        # A Mac has one MPS device, and several processes cannot exchange results through it.
+        if name == "cpu" and torch.backends.mps.is_available() and process()[1] == 1:
+            trouble = what_is_wrong_with_mps()
+            if not trouble:
+                return torch.device("mps")
+            print(f"MPS is not used ({trouble}): the CPU computes")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -27,6 +33,37 @@ def pick_device(name):
             "the script choose."
         ) from None
     return device
+
+
+def what_is_wrong_with_mps():
+    """"" if two small steps of training give the CPU's numbers on a Mac's GPU, else the reason.
+    Old versions of PyTorch and macOS lack operations there, and some compute wrong numbers."""
+    try:
+        here, there = (two_steps(torch.device(name)) for name in ("cpu", "mps"))
+    except Exception as error:
+        return shorten(error, 100)
+    return "" if torch.allclose(here, there, atol=1e-3) else "its numbers are not those of the CPU"
+
+
+def two_steps(device):
+    """Weights of a tiny attention layer before and after two steps, one after the other. The steps
+    use what an update needs: an embedding, attention, log-probabilities, a choice by a mask."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 8, generator=generator).to(device).requires_grad_()  # [V, width]
+    start = weight.detach().cpu().clone()  # on a CPU `cpu()` alone is the weight itself
+    ids = torch.arange(12, device=device).view(2, 6)  # [B, L]
+    # SGD: a step of AdamW has the size of its rate, even if the gradient is wrong.
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    for _ in range(2):
+        x = torch.nn.functional.embedding(ids, weight)[:, None]  # [B, 1, L, width]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        hidden = attend(x, x, x, is_causal=True)[:, 0]  # [B, L, width]
+        logp = (hidden[ids % 3 > 0] @ weight.T).log_softmax(-1)  # [N, V]
+        loss = -logp.gather(1, ids[ids % 3 > 0][:, None]).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([start, weight.detach().cpu()]).flatten()
 
 
 def compute_dtype(name, device):

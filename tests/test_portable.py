@@ -1,0 +1,117 @@
+"""Windows and macOS, as far as a Linux machine can tell: encodings, commands, and which device is
+taken. See also test_devices.py (no float64 on MPS) and test_judge.py (math-verify without fork)."""
+import ast
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from common import checkpoints, hub, models
+
+SCRIPTS = [ROOT / f"{m}.py" for m in ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate", "look")]
+RUNTIME = [*SCRIPTS, *sorted((ROOT / "common").glob("*.py")), *sorted((ROOT / "toy").glob("*.py"))]
+
+
+# ------------------------------------------------------------------------ by reading
+
+# These read what the Linux kernel writes, digits only, and expect that the file may be missing.
+KERNEL = {"common/memory.py", "common/size.py"}
+
+
+def without_encoding(source):
+    """Lines that open a text without naming its encoding. On Windows that would be cp1252."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        is_os = getattr(getattr(node.func, "value", None), "id", "") == "os"
+        named = {k.arg for k in node.keywords}
+        words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        opens = name == "open" and not is_os and not any("b" in w for w in words[-1:] if len(w) <= 3)
+        path_text = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+        path_text &= getattr(getattr(node.func, "value", None), "id", "") != "files"
+        piped = any(k.arg in ("text", "universal_newlines") for k in node.keywords)
+        if (opens or path_text or piped) and "encoding" not in named:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_how_a_missing_encoding_is_found():
+    source = "open(p)\nopen(p, 'rb')\np.read_text()\nopen(p, 'w', encoding='utf-8')\nos.open(p, 1)\n"
+    source += "files.write_text(p, t)\nrun(c, text=True)\np.write_text(t, encoding='utf-8')\n"
+    assert without_encoding(source) == [1, 3, 7]
+
+
+@pytest.mark.parametrize("file", RUNTIME, ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_text_is_opened_with_a_named_encoding(file):
+    if file.relative_to(ROOT).as_posix() not in KERNEL:
+        assert without_encoding(file.read_text(encoding="utf-8")) == []
+
+
+# ------------------------------------------------------------------------ names and commands
+
+
+def test_the_command_to_resume_can_be_pasted_into_a_shell_of_windows(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["opd.py", "--data", "my data.jsonl", "--out", "runs\\mine"])
+    args = type("Args", (), {"out": "runs\\mine"})()
+    monkeypatch.setattr(checkpoints.sys, "platform", "win32")
+    line = checkpoints.resume_command("opd.py", args)
+    assert line == 'python opd.py --data "my data.jsonl" --out runs\\mine --resume'
+    monkeypatch.setattr(checkpoints.sys, "platform", "linux")
+    line = checkpoints.resume_command("opd.py", args)
+    assert line == "python opd.py --data 'my data.jsonl' --out 'runs\\mine' --resume"
+
+
+def test_the_toy_is_found_from_another_folder_with_backslashes(monkeypatch, tmp_path):
+    from pathlib import PureWindowsPath
+    monkeypatch.chdir(tmp_path)
+    assert hub.where(PureWindowsPath("toy/student")) == str(ROOT / "toy/student")
+    assert hub.where("toy/student") == str(ROOT / "toy/student")
+    assert hub.where("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+# ------------------------------------------------------------------------ MPS
+
+
+@pytest.fixture
+def a_mac(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_auto_takes_mps_if_its_two_steps_are_those_of_the_cpu(a_mac, monkeypatch, capsys):
+    real = models.two_steps
+    monkeypatch.setattr(models, "two_steps", lambda device: real(torch.device("cpu")))
+    assert models.pick_device("auto") == torch.device("mps") and capsys.readouterr().out == ""
+
+
+def test_auto_takes_the_cpu_if_mps_fails_and_says_why(a_mac, capsys):
+    # Here PyTorch has no MPS at all, so the self-test really fails.
+    assert models.pick_device("auto") == torch.device("cpu")
+    said = capsys.readouterr().out
+    assert said.startswith("MPS is not used (") and said.endswith("): the CPU computes\n")
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x * 1.01, lambda x: x * float("nan")])
+def test_auto_takes_the_cpu_if_mps_computes_something_else(a_mac, monkeypatch, capsys, wrong):
+    real = models.two_steps
+
+    def two_steps(device):
+        found = real(torch.device("cpu"))
+        return wrong(found) if device.type == "mps" else found
+
+    monkeypatch.setattr(models, "two_steps", two_steps)
+    assert models.pick_device("auto") == torch.device("cpu")
+    assert "its numbers are not those of the CPU" in capsys.readouterr().out
+
+
+def test_the_self_test_takes_two_steps():
+    start, end = models.two_steps(torch.device("cpu")).chunk(2)
+    assert end.isfinite().all() and 0 < (end - start).abs().max() < 1
+
+
+def test_several_processes_never_share_mps(a_mac, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert models.pick_device("auto") == torch.device("cpu")
