@@ -24,11 +24,13 @@ from common.weights import trainable
 
 def peak_memory(device):
     """Bytes at the highest point so far. On a GPU: what PyTorch allocated. On a CPU: the resident
-    memory of the process."""
+    memory of the process. None where the system does not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 

@@ -76,7 +76,7 @@ class Run:
         in the computation's type, and float32 adapters learn."""
         args = self.args
         if args.lora:
-            torch.manual_seed(args.seed)  # the adapters start at random numbers times zero
+            torch.manual_seed(args.seed)  # an adapter starts as a random matrix times a zero matrix
             frozen = models.load_model(args.student, self.device, self.dtype, self.tokenizer)
             student = weights.adapt(frozen, args.lora)
             if self.checkpoint:
@@ -113,7 +113,7 @@ class Run:
     ):
         """Everything between loading and the first update.
 
-        teacher: a second model, to be named and counted. more: other models in memory.
+        teacher: a second model, whose memory counts, too. more: other models in memory.
         longest(row): ids of the longest prompt of a row (default: its prompt); rows that do not
         fit are left out. margin: further tokens that must fit. teacher_cache: the teacher keeps
         keys and values of what it reads. average: a moving average, stored in checkpoints.

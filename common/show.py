@@ -177,7 +177,7 @@ def libraries_bytes(device, models):
     """Memory in use now without the weights: Python, the libraries, the data."""
     weights = {id(p): p for m in models if m is not None for p in m.parameters()}  # shared: once
     loaded = sum(p.numel() * p.element_size() for p in weights.values())
-    return max(0, resident_memory(device) - loaded)
+    return max(0, (resident_memory(device) or 0) - loaded)
 
 
 def warn_small_gap(student, teacher):
@@ -226,7 +226,7 @@ def conclude(run):
     print(
         f"{seconds:.0f} s of training, {speed:,.0f} tokens/s; "
         f"memory: predicted about {human(run.predicted_memory)}, "
-        f"measured {human(peak_memory(run.device))}"
+        f"measured {human(peak) if (peak := peak_memory(run.device)) else 'not here'}"
     )
     out = Path(run.out)
     print(

@@ -115,3 +115,10 @@ def test_the_self_test_takes_two_steps():
 def test_several_processes_never_share_mps(a_mac, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert models.pick_device("auto") == torch.device("cpu")
+
+
+def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch):
+    from common import memory
+
+    monkeypatch.setitem(sys.modules, "resource", None)      # as on Windows: no such module
+    assert memory.peak_memory(torch.device("cpu")) is None
