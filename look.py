@@ -49,7 +49,7 @@ from common.batches import Compute, log_probabilities, pack, prompts_of_step, st
 from common.data import ask_in_known_words, check_prompts, load_benchmark, prompt_ids
 from common.files import check_writable, write_text
 from common.flags import at_least
-from common.grading import extract, grade
+from common.grading import grade, graded_answer
 from common.models import compute_dtype, load_model, load_tokenizer, pick_device, same_tokenizer
 from common.sampler import sample
 from common.show import colours_wanted
@@ -506,9 +506,10 @@ def offsets(tokens):
 
 def answer_verdict(row, text, truncated):
     """Answer, gold, and whether the answer is right. Both texts come from strangers."""
-    answer, gold = harmless(str(extract(text))), harmless(row["answer"])
-    outcome = "right" if grade(text, row["answer"]) else "wrong"
-    return f"answer {answer}, gold {gold}: {outcome}{', truncated' if truncated else ''}"
+    said, gold = graded_answer(text, row["answer"], truncated), row["answer"]
+    outcome = "right" if grade(text, gold, truncated) else "wrong"
+    cut = ", truncated" if truncated else ""
+    return f"answer {harmless(str(said))}, gold {harmless(gold)}: {outcome}{cut}"
 
 
 def toy_verdict(row, tokens):
