@@ -15,6 +15,8 @@ from common.batches import micro_batches
 from common.files import read_json, read_jsonl, write_json
 from common.processes import add_up, everyones, gather, process
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--data", "toy", "--prompts", 3, "--samples", 3, "--eval_n", 5, "--steps", 3,
         "--save_every", 1, "--eval_every", 0, "--max_new_tokens", 60, "--device", "cpu",
         "--lr", 1e-4]
@@ -199,8 +201,6 @@ import grpo, hindsight_sd
 from common import evaluation
 from common.processes import dealt, process
 from common.sampler import Completion
-
-pytestmark = pytest.mark.slow
 
 asked = []
 def verify(response, gold, truncated):
