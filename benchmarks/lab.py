@@ -73,7 +73,7 @@ from common.files import read_jsonl, write_json  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
 TESTS = ["toy", "toy-heldout"]
-# Half of the scripts' own batch, so that hundreds of runs fit two cores: a run takes 3 to 4 minutes.
+# Half of the scripts' own batch: hundreds of runs of 3 to 4 minutes fit two cores.
 UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
 
 # ======================================================================== the arms
