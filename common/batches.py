@@ -164,8 +164,8 @@ class HeadProduct(torch.autograd.Function):
     """hidden [n, width] times the copy of a head [rows, width]: logits [n, rows].
 
     The gradient of the head leaves each chunk in float32, so the chunks are summed in float32.
-    Autocast would sum them in its copy's type. In bfloat16 that sum is wrong by 3 % with 128
-    chunks, and by 21 % with 512, because a small number added to a large one is rounded away.
+    Autocast would sum them in its copy's type. In bfloat16 a small number that is added to a large
+    sum is rounded away, and more chunks lose more (tests/test_batches.py).
     """
 
     @staticmethod
