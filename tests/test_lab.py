@@ -33,8 +33,13 @@ def line_of(job):
     line["curve"] = [[0, 0.2], [80, 0.5]]
     if job.stage == "pilot":
         return line | {"toy-validation": {"accuracy": accuracy_of(job)}}
-    found = {"accuracy": accuracy_of(job) if job.stage != "start" else 0.25}
-    return line | {"toy": found, "toy-heldout": found}
+    value = accuracy_of(job) if job.stage != "start" else 0.25
+    bits = (1 << round(value * 2001)) - 1
+    found = {"accuracy": value, "right": f"{bits:x}", "n": 2001, "mean_tokens": 70.0}
+    if job.arm in ("AR-OPD", "HSD"):
+        line |= {"health": [{"step": s, "right": 0.9, "wrong": 0.2} for s in (0, 80)]}
+        line["course"] = {"loss": [0.2, 0.1]}
+    return line | {"toy": found | {"pass@1": 0.2, "pass@8": 0.6}, "toy-heldout": found}
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +199,20 @@ def test_verdicts():
     assert lab_report.verdict([0.1, -0.2, 0.0, 0.2], 4.4) == "does not hold"
     assert lab_report.verdict([5.0, -5.0, 8.0, 1.0], 4.4).startswith("cannot be told")
     assert lab_report.verdict([2.0, 3.0, 2.5], 4.4) == "not run yet"
+
+
+def test_accuracy_on_a_part_of_the_problems():
+    import lab_curves
+    line = {"toy": {"right": f"{0b00101:x}", "n": 5}}
+    assert lab_curves.share(line, [True] * 5) == 40
+    assert lab_curves.share(line, [False, False, True, False, True]) == 100
+    assert lab_curves.share(line, [True, True, False, False, True]) == pytest.approx(100 / 3)
+
+
+def test_the_height_of_a_curve_between_its_points():
+    curve = [[0, 0.2], [40, 0.4], [80, 0.5]]
+    heights = [lab_report.at(curve, step) for step in (0, 20, 40, 60, 80, 99)]
+    assert heights == pytest.approx([0.2, 0.3, 0.4, 0.45, 0.5, 0.5])
 
 
 def test_holm():
