@@ -28,7 +28,7 @@ paper calls it "reverse". Here it is --divergence forward.
   [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it
               is exactly on-policy, without ratio and clip. The position at which a rollout leaves
               its peer is not used in training. How much credit falls there is only measured
-              (`python benchmarks/hindsight_toy.py credit`).
+              (`python benchmarks/hindsight_toy.py`).
   [ours]      6. temperature 1 and no top-p (the paper: .95), so a peer is an exact sample of the
               policy.  7. the beta term is the exact KL at the rollout's states, as a mean over
               its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry no loss

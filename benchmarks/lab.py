@@ -236,7 +236,8 @@ def final_accuracy(folder, split):
     """Accuracy of a final model, with the verdict on every problem as a bit (1: right)."""
     import torch
 
-    from common.data import load_benchmark
+    from common.data import checker, load_benchmark
+    from common.diagnostics import shortcut_share
     from common.evaluation import evaluate
     from common.models import load_model, load_tokenizer
 
@@ -245,6 +246,8 @@ def final_accuracy(folder, split):
     rows = load_benchmark(split)[: 1002 if split == "toy-heldout" else None]
     summary, records = evaluate(student, tokenizer, rows, max_new_tokens=256, bar=False)
     found = {k: round(summary[k], 5) for k in ("accuracy", "mean_tokens", "truncated")}
+    # A2: responses in which a true value stands before the values it is computed from
+    found["shortcuts"] = round(shortcut_share(records, rows, checker(split)), 5)
     bits = "".join(str(int(r["correct"])) for r in records)
     found |= {"n": len(records), "right": f"{int(bits, 2):x}"}
     if split == "toy-heldout":

@@ -498,7 +498,7 @@ LATER_READERS = {"reader2": 40, "reader3": 100}  # updates
 
 def train_later_reader(name, seed, out):
     """A reader whose groups of eight rollouts often hold a success: of the rollouts of reader,
-    reader2 and reader3 about 12, 22 and READER3 % are right (toy/README.md has the command).
+    reader2 and reader3 about 12, 22 and 40 % are right (toy/README.md has the command).
     Methods that learn from a verifier need successes, and the papers begin where they are common.
 
     It is the reader after a short on-policy distillation from the teacher. No prompt has a hint
@@ -509,7 +509,8 @@ def train_later_reader(name, seed, out):
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--student", f"{out / 'reader'}", "--teacher", f"{out / 'teacher'}"]
-        flags += ["--data", "toy", "--steps", str(LATER_READERS[name]), "--lr", "1e-3", "--seed", str(7 + seed)]
+        flags += ["--data", "toy", "--steps", str(LATER_READERS[name]), "--lr", "1e-3"]
+        flags += ["--seed", str(7 + seed)]
         flags += ["--eval_every", "0", "--eval_n", "100", "--save_every", "0", "--show_every", "0"]
         opd.main([*flags, "--device", "cpu", "--out", f"{folder}/run"])
         shutil.copytree(f"{folder}/run/final", out / name, dirs_exist_ok=True)
