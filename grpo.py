@@ -347,7 +347,7 @@ def main(argv=None):
             run.log(step, eval=run.accuracy_and_variety(student))
             title = f"grpo.py ({args.variant}): {args.student} on {args.data}"
             run.draw(title, "right rollouts in training", "reward")
-    run.finish()
+    run.finish(baseline="python hindsight_sd.py")
 
 
 if __name__ == "__main__":

@@ -453,7 +453,7 @@ def main(argv=None):
             run.log(step, eval=run.accuracy_and_variety(student))
             title = f"hindsight_sd.py: {args.student} learns from itself on {args.data}"
             run.draw(f"{title} ({args.context})", "KL(teacher || student)")
-    run.finish()
+    run.finish(baseline="python grpo.py")
 
 
 if __name__ == "__main__":
