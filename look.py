@@ -1,193 +1,237 @@
 """See what a method sees: rollouts of the student, token by token. Nothing is trained.
 
     python look.py opd                            # three rollouts in the terminal
-    python look.py opd --n 5 --html look.html     # the same as a page: one file, no scripts
-    python look.py topd --html look.html          # candidates and both futures
-    python look.py ar_opd --html look.html        # the student that sees a solution
-    python look.py hindsight_sd --html look.html  # failed rollouts beside a successful peer
+    python look.py opd --html look.html           # a page: one file, one tab for each method
+    python look.py topd                           # candidates and both futures
+    python look.py ar_opd                         # the student that sees a solution
+    python look.py hindsight_sd                   # failed rollouts beside a successful peer
+    python look.py grpo                           # a group and its advantages
+    python look.py mine.py --html look.html       # your fork of a method, beside all of them
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
-On a page the mouse over a token shows its numbers. On the toy a checker adds what no real
-data set knows: where a rollout first goes wrong.
+A page shows the same rollouts as all methods see them. A click on a token, or Enter, shows its
+probability and the likeliest tokens of both models. On the toy a checker adds what no real data
+set knows: where a rollout first goes wrong.
 
-`opd` colours every token by KL(student || teacher) at its position. Pale is agreement. Red
-is where a gradient would be large. On the toy it also says how much of the KL lies on words
-and how much on substance.
+Every token has a colour: in opd and topd its loss, in ar_opd the residual log q_full - log q_part,
+in hindsight_sd the credit log p - log s, in grpo the advantage of its rollout.
 
-`topd` adds what topd.py would do there. Its candidates (tokens with a high loss) are
-underlined. The divergent points among them, whose futures differ, are numbered. For each of
-these the teacher's and the student's window stand one above the other, with the strongest
-links of the transport plan and the distance D. A candidate without a number is a false
-alarm by TOPD's measure: the loss is high, but the futures are close to each other.
+topd underlines the candidates, and numbers the divergent points among them. Below stand their
+two windows, with the strongest links of the transport plan and the distance D.
 
-`ar_opd` has no second model. Every token is coloured by the residual of ar_opd.py, log
-q_full - log q_part. It is green where the whole solution makes the student's token likelier
-than the first half does, and red where it makes the token less likely. Shortcuts are
-marked: true values that stand there before the values they are computed from.
+hindsight_sd shows failed rollouts. Is the token at which a rollout leaves its peer the mistake?
+To find out, the model goes on from this token, and from the peer's, several times each.
 
-`hindsight_sd` has no second model either. It draws groups of rollouts, and shows failed
-ones beside the peer that hindsight_sd.py would give them. Every token is coloured by its
-credit A = log p - log s: log-probability after the model has seen the peer, minus before.
-The token at which the two texts part is marked. Is this token the mistake? To find out, the
-model goes on from this token, and from the peer's token at the same place, several times each.
+A fork keeps, of the file that it copied, what is called here, with its arguments and results:
+    opd           Args, token_loss
+    topd          Args, look_ahead, divergent, soft_targets
+    ar_opd        Args, views, anchored_target
+    hindsight_sd  Args, build_contexts
+    grpo          Args, check, verdicts, advantages
+Its flags have their defaults. look.py draws the rollouts itself.
 """
 
+import contextlib
+import importlib.util
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 # Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
-from common.arguments import Parser, harmless, require, run_script
+from common.arguments import Mistake, Parser, harmless, require, run_script, shorten
 
 # isort: split
 import torch
 
 import ar_opd
+import grpo
 import hindsight_sd
 import opd
 import topd
 from common import credit, diagnostics, page
-from common.batches import Compute, log_probabilities, pack, prompts_of_step, states
-from common.data import ask_in_known_words, check_prompts, load_benchmark, prompt_ids
+from common.batches import Compute, prompts_of_step
+from common.data import (
+    ask_in_known_words,
+    check_prompts,
+    load_benchmark,
+    privileged_prompt,
+    prompt_ids,
+)
 from common.files import check_writable, write_text
 from common.flags import at_least
 from common.grading import grade, graded_answer
 from common.models import compute_dtype, load_model, load_tokenizer, pick_device, same_tokenizer
 from common.sampler import sample
-from common.show import colours_wanted
+from common.seen import (
+    Rollout,
+    Seen,
+    View,
+    as_text,
+    columns_as_text,
+    favourites,
+    of_written,
+    offsets,
+    score,
+)
 from toy import world
 
-# ======================================================================== 1. opd: KL of each token
+# ======================================================================== the rollouts
 
 
 @dataclass
-class Rollout:
-    """A rollout that student and teacher have scored."""
+class Case:
+    """A question, the student's rollouts, and the one of them that is shown."""
 
-    problem: str
-    tokens: list  # one dictionary per token, see `scored_tokens`
-    verdict: str  # what became of the rollout, in one line
-    first_wrong: int | None  # number of the first wrong token; only the toy knows it
-    points: list | None = None  # topd: the candidates as topd.Points, see `add_futures`
-
-
-def scored(student, teacher, tokenizer, rows, completions):
-    """The completions as Rollouts."""
-    rollouts = []
-    for row, completion in zip(rows, completions):
-        tokens = scored_tokens(student, teacher, tokenizer, row["ids"], completion.ids)
-        verdict = answer_verdict(row, joined(tokens), completion.truncated)
-        said, first_wrong = toy_verdict(row, tokens)
-        rollouts.append(Rollout(row["problem"], tokens, verdict + said, first_wrong))
-    return rollouts
+    row: dict
+    group: list  # Completions
+    shown: int  # number of the one that is shown
+    ids: list  # and its token ids
+    texts: list  # and its tokens as texts
+    report: object  # what the toy's checker says about it; None for other data
+    wrong: int | None  # number of the token at which it first goes wrong; only the toy knows it
 
 
-@torch.no_grad()
-def scored_tokens(student, teacher, tokenizer, prompt, response):
-    """One dictionary per token of the response: its text, the KL, its probability under
-    both models, and the teacher's three favourites."""
-    ids, predicts, targets = pack([prompt], [response], student.device)
-    student_logp, teacher_logp = (
-        log_probabilities(model, states(model, ids, predicts)) for model in (student, teacher)
-    )  # [N, V] each
-    kl = opd.divergence(student_logp, teacher_logp)  # [N]
-    best = teacher_logp.topk(min(3, student.vocabulary))  # [N, 3]
-    tokens = []
-    for i, (y, value) in enumerate(zip(targets.tolist(), kl.tolist())):
-        words = [tokenizer.decode([v]) for v in best.indices[i].tolist()]
-        tokens.append(
-            {
-                "text": tokenizer.decode([y]),
-                "kl": value,
-                "student": student_logp[i, y].exp().item(),
-                "teacher": teacher_logp[i, y].exp().item(),
-                "favourites": list(zip(words, best.values[i].exp().tolist())),
-            }
+@dataclass
+class Setting:
+    """What every method is given."""
+
+    student: object
+    teacher: object  # None if there is none
+    tokenizer: object
+    args: object
+
+    def texts(self, ids):
+        return [self.tokenizer.decode([y]) for y in ids]
+
+
+# The search for failures with a peer ends after so many rounds. If they bring too few, the model
+# fails nearly always, or nearly never.
+ROUNDS = 8
+
+
+def draw(setting, rows, method, find_failures):
+    """`--n` Cases, one per question. find_failures: only failed rollouts that have a peer."""
+    args, cases = setting.args, []
+    for step in range(1, 1 + (ROUNDS if find_failures else 1)):
+        count = max(4, args.n) if find_failures else args.n
+        asked = [rows[i] for i in prompts_of_step(step, count, len(rows), args.seed)]
+        for row in asked:
+            row["ids"] = prompt_ids(setting.tokenizer, row["prompt"])
+        G, questions = args.samples, range(len(asked))
+        drawn = sample(
+            setting.student,
+            [row["ids"] for row in asked],
+            n=G,
+            max_new_tokens=args.max_new_tokens,
+            keys=[("look", args.seed, step, q, j) for q in questions for j in range(G)],
         )
-    return tokens
+        for q, row in enumerate(asked):
+            group, shown = drawn[q * G : (q + 1) * G], 0
+            if find_failures:
+                shown = first_failure(method, row, group, setting)
+            if shown is not None:
+                cases.append(case_of(row, group, shown, setting))
+        if len(cases) >= args.n:
+            break
+    return cases[: args.n]
 
 
-def rollouts_as_text(rollouts, tokenizer):
-    """The rollouts for a terminal; also those of topd."""
-    colours = colours_wanted()
-    if colours:
-        legend = f"tokens coloured by KL(student || teacher), red from {page.RED_FROM:g} nats"
-    else:
-        legend = f"tokens above {page.RED_FROM / 2:g} nats in [ ]"
-    if any(r.points is not None for r in rollouts):
-        how = "underlined" if colours else "between _ _"
-        legend += f"; candidates {how}, divergent points numbered, drawn to = the plan's "
-        legend += "strongest link"
-    lines = [legend]
-    for r in rollouts:
-        divergent, candidates = numbered(r.points or []), {p.t for p in r.points or []}
-        line = ""
-        for i, token in enumerate(r.tokens):
-            text = token["text"]
-            if i == r.first_wrong:
-                text = f" >>>{text.strip()}"
-            if i in divergent:
-                text += f"({divergent[i][0]})"
-            line += page.kl_as_text(text, token["kl"], colours, i in candidates)
-        mark = "" if r.first_wrong is None else "   (>>> marks it)"
-        lines += [f"\n{harmless(r.problem)}", line, f"  {r.verdict}{mark}"]
-        lines += [windows_as_text(n, point, tokenizer) for n, point in divergent.values()]
-    return "\n".join(lines)
+def answer_verdict(row, text, truncated):
+    """Answer, gold, and whether the answer is right. Both texts come from strangers."""
+    said, gold = graded_answer(text, row["answer"], truncated), row["answer"]
+    outcome = "right" if grade(text, gold, truncated) else "wrong"
+    cut = ", truncated" if truncated else ""
+    return f"answer {harmless(str(said))}, gold {harmless(gold)}: {outcome}{cut}"
 
 
-OPD_INTRO = """Coloured by KL(student || teacher), teacher {teacher}; hover a token for both
-probabilities and the teacher's favourites. A blue frame marks where the text first goes
-wrong (toy only)."""
+def case_of(row, group, shown, setting):
+    ids = group[shown].ids
+    texts, report, wrong = setting.texts(ids), None, None
+    with contextlib.suppress(ValueError):  # not the toy's language
+        report = world.check(row["problem"], "".join(texts))
+    if report and report.first_wrong:
+        at = report.first_wrong.wrong_at
+        wrong = next((i for i, (a, b) in enumerate(offsets(texts)) if a <= at < b), None)
+    return Case(row, group, shown, ids, texts, report, wrong)
 
 
-def rollouts_as_page(rollouts, args, tokenizer):
-    """The rollouts as a page; also those of topd."""
-    body = []
-    for r in rollouts:
-        divergent, candidates = numbered(r.points or []), {p.t: p for p in r.points or []}
-        spans = []
-        for i, token in enumerate(r.tokens):
-            favourites = ", ".join(f"{harmless(w)!r} {p:.2f}" for w, p in token["favourites"])
-            tip = (
-                f"KL {token['kl']:.2f}; student {token['student']:.2f}, teacher "
-                f"{token['teacher']:.2f}; teacher's favourites: {favourites}"
-            )
-            if i in candidates:
-                tip += f"; candidate, D {candidates[i].distance:.2f}"
-            kinds = {"wrong": i == r.first_wrong, "candidate": i in candidates}
-            mark = f' class="{" ".join(k for k, yes in kinds.items() if yes)}"'
-            spans.append(page.span(token["text"], page.shade(token["kl"]), mark, tip))
-            if i in divergent:
-                spans.append(f"<sup>{divergent[i][0]}</sup>")
-        body += [page.problem(r.problem), page.paragraph("rollout", "".join(spans))]
-        body += [page.paragraph("said", page.escaped(r.verdict))]
-        body += [windows_as_svg(n, point, tokenizer) for n, point in divergent.values()]
-    intro = OPD_INTRO.format(teacher=page.escaped(args.teacher))
-    if args.method == "topd":
-        intro += TOPD_INTRO
-    return page.document(args.student, intro, page.kl_scale(), body)
+def as_rollout(case, seen):
+    """The Case as something to be shown. seen: {method: its Seen, or a sentence}."""
+    text, end = "".join(case.texts), case.group[case.shown].truncated
+    verdict = answer_verdict(case.row, text, end)
+    wrong = case.report and case.report.first_wrong
+    if wrong:
+        verdict += f"; first wrong: {wrong.fault}"
+        verdict += f", right would be {wrong.right!r}" if wrong.right else ""
+    right = grade(text, case.row["answer"], end)
+    return Rollout(case.row["problem"], case.texts, right, verdict, seen)
 
+
+# ======================================================================== 1. opd: the loss
+
+
+def see_opd(method, cases, setting):
+    """The loss of every token, with the method's default flags."""
+    if setting.teacher is None:
+        return [NO_TEACHER] * len(cases)
+    seen, args = [], method.Args()
+    for case in cases:
+        ids, prompt = case.ids, case.row["ids"]
+        models = {"student": setting.student, "teacher": setting.teacher}
+        logp = {name: score(model, prompt, ids) for name, model in models.items()}  # [N, V] each
+        targets = torch.tensor(ids, device=logp["student"].device)  # [N]
+        own = torch.zeros_like(targets, dtype=torch.bool)  # no token is off-policy
+        with torch.no_grad():
+            loss = method.token_loss(logp["student"], logp["teacher"], targets, own, args)  # [N]
+        written = {name: of_written(x, ids).exp().tolist() for name, x in logp.items()}
+        notes = [
+            f"loss {value:.2f} nats; student {s:.3f}, teacher {t:.3f}"
+            for value, s, t in zip(loss.tolist(), written["student"], written["teacher"])
+        ]
+        readers = {name: favourites(setting.tokenizer, x, ids) for name, x in logp.items()}
+        s = Seen(loss.tolist(), notes, readers, case.wrong)
+        if case.report:
+            kinds = world.token_kinds("".join(case.texts), offsets(case.texts))
+            words = sum(value for value, kind in zip(s.values, kinds) if kind == "surface")
+            total = f"of {sum(s.values):.1f} nats {words:.1f} lie on words"
+            s.said.append(f"{total}, the rest on substance")
+        seen.append(s)
+    return seen
+
+
+NO_TEACHER = "This method needs a teacher, and none was named: --teacher FOLDER_OR_NAME."
 
 # ======================================================================== 2. topd: both futures
 
 
-def add_futures(rollouts, student, teacher, rows, completions, args):
-    """Sets rollout.points: what topd.py finds in the rollouts. All points are candidates.
-    Those with weights are divergent points, and the weights are their soft targets."""
-    run_args = topd.Args(window_size=args.window_size, seed=args.seed)
+def see_topd(method, cases, setting):
+    """What opd sees, and in the same rollouts candidates, windows and plans."""
+    if setting.teacher is None:
+        return [NO_TEACHER] * len(cases)
+    student, teacher, args = setting.student, setting.teacher, setting.args
+    run_args = method.Args(window_size=args.window_size, seed=args.seed)
     compute = Compute(run_args, student.device, student.dtype, student.vocabulary)
     # As in topd.py, a window ends at an end token of either model.
     teacher.ends = sorted({*teacher.ends, *student.ends})
-    batch = [row["ids"] for row in rows], [c.ids for c in completions]
-    points, _, _ = topd.look_ahead(student, teacher, batch, run_args, compute)
-    kept, _ = topd.divergent(points, run_args)
-    topd.soft_targets(kept, run_args)
-    for i, rollout in enumerate(rollouts):
-        rollout.points = [p for p in points if p.row == i]
-
-
-def numbered(points):
-    """{position: (number, point)} of the divergent points of a rollout, in text order."""
-    divergent = [p for p in points if p.weights is not None]
-    return {p.t: (n, p) for n, p in enumerate(divergent, 1)}
+    batch = [case.row["ids"] for case in cases], [case.ids for case in cases]
+    points, _, _ = method.look_ahead(student, teacher, batch, run_args, compute)
+    kept, _ = method.divergent(points, run_args)
+    method.soft_targets(kept, run_args)  # sets the weights of the divergent points
+    seen = see_opd(opd, cases, setting)
+    for i, s in enumerate(seen):
+        mine = [p for p in points if p.row == i]
+        s.marked = {p.t for p in mine}
+        for p in mine:
+            false_alarm = "" if p.weights is not None else ", a false alarm by this measure"
+            s.notes[p.t] += f"; candidate, D {p.distance:.2f}{false_alarm}"
+        for n, p in enumerate((p for p in mine if p.weights is not None), 1):
+            s.numbers[p.t] = n
+            windows = setting.texts(p.teacher), setting.texts(p.student)
+            for k, j, weight in links(p):
+                drawn_to = windows[0][j].strip() or "_"
+                s.notes[p.t + k] += f"; window {n} draws it to {drawn_to} {weight:.2f}"
+            s.more.append((windows_as_text(n, p, *windows), windows_as_svg(n, p, *windows)))
+    return seen
 
 
 def links(point, least=0.15):
@@ -203,36 +247,24 @@ def links(point, least=0.15):
     return strong
 
 
-def windows_as_text(number, point, tokenizer):
+def windows_as_text(number, point, teacher, student):
     """Both windows in columns, and below each student token where the plan draws it."""
-    teacher, student = (
-        [harmless(tokenizer.decode([y])).strip() or "_" for y in window]
-        for window in (point.teacher, point.student)
-    )
+    teacher, student = ([harmless(t).strip() or "_" for t in x] for x in (teacher, student))
     drawn_to = ["spread"] * len(student)
     strongest = {}  # {student position: (weight, teacher position)}
     for i, j, weight in links(point):
         strongest[i] = max(strongest.get(i, (0.0, 0)), (weight, j))
     for i, (weight, j) in strongest.items():
         drawn_to[i] = f"{teacher[j]} {weight:.2f}"
-    columns = [("teacher", "student", "drawn to"), *zip(teacher, student, drawn_to)]
     head = f"  ({number}) D {point.distance:.2f}, loss {point.loss:.2f} nats"
-    return f"{head}\n{page.columns_as_text(columns)}"
+    columns = list(zip(teacher, student, drawn_to))
+    return f"{head}\n{columns_as_text(('teacher', 'student', 'drawn to'), columns)}"
 
 
-TOPD_INTRO = """ Candidates (the highest losses) are underlined. Where the futures part they
-are numbered: below, the teacher's window stands above the student's, both from the numbered
-token on. A line is mass of the transport plan: the student's token is drawn to the
-teacher's. D is the cost of the plan, 0 for the same tokens. An underlined token without a
-number is a false alarm by this measure."""
-
-
-def windows_as_svg(number, point, tokenizer):
+def windows_as_svg(number, point, teacher, student):
     """Both windows as two rows of tokens, and the strong links of the plan between them."""
-    teacher, student = (
-        [tokenizer.decode([y]) for y in window] for window in (point.teacher, point.student)
-    )
-    picture = page.linked_rows(("teacher", teacher), ("student", student), links(point))
+    rows = ("teacher", teacher), ("student", student)
+    picture = page.linked_rows(*rows, links(point), point.t)
     return (
         f'<div class="windows"><sup>{number}</sup> D {point.distance:.2f}, '
         f"loss {point.loss:.2f} nats<br>{picture}</div>"
@@ -242,311 +274,275 @@ def windows_as_svg(number, point, tokenizer):
 # ======================================================================== 3. ar_opd: the views
 
 
-@dataclass
-class Viewed:
-    """A rollout that the student has scored under three prompts."""
+def see_ar_opd(method, cases, setting):
+    """The residual of every token, from the student under three prompts."""
+    seen, args = [], method.Args(rho=setting.args.rho)
+    for case in cases:
+        if not str(case.row.get("solution") or "").strip():
+            seen.append("This method needs a worked solution to show, and this row has none.")
+            continue
+        ids = case.ids
+        prompts = {
+            name: prompt_ids(setting.tokenizer, turn)
+            for name, turn in method.views(case.row, args).items()
+        }
+        logp = {name: score(setting.student, p, ids) for name, p in prompts.items()}  # [N, V] each
+        target, _ = method.anchored_target(logp["partial"], logp["full"], args.lam, args.clip)
+        own = {name: of_written(x, ids) for name, x in logp.items()}  # [N] each
+        residuals = (own["full"] - own["partial"]).tolist()
+        shown = zip(*(own[name].exp().tolist() for name in ("plain", "partial", "full")), residuals)
+        notes = [
+            f"student {s:.3f}   partial {p:.3f}   full {f:.3f}   residual {r:+.2f}"
+            for s, p, f, r in shown
+        ]
+        named = {
+            "student": logp["plain"],
+            "shown a part of the solution": logp["partial"],
+            "shown all of it": logp["full"],
+            "target": target,
+        }
+        readers = {name: favourites(setting.tokenizer, x, ids) for name, x in named.items()}
+        s = Seen(residuals, notes, readers, case.wrong)
+        s.beside.append(("solution", [case.row["solution"]], None))
+        s.marked, note = find_shortcuts(case)
+        s.said += [note] if note else []
+        s.more.append((strongest(case.texts, s), ""))
+        seen.append(s)
+    return seen
 
-    row: dict  # the problem and its solution
-    tokens: list  # one dictionary per token, see `residuals`
-    verdict: str
-    shortcuts: set  # numbers of the tokens in a shortcut; only the toy knows them
 
-
-def residuals(student, tokenizer, rows, completions, rho):
-    """The rollouts as Viewed. Their tokens hold the residual, and the token's probability
-    under the plain prompt ("student") and under both views."""
-    args = ar_opd.Args(rho=rho)
-    for row in rows:
-        turns = ar_opd.views(row, args)
-        row.update({name: prompt_ids(tokenizer, user) for name, user in turns.items()})
-    scores = diagnostics.score_views(student, student, rows, [c.ids for c in completions])
-    viewed = []
-    for row, completion, score in zip(rows, completions, scores):
-        logp = score["own"]  # of the written tokens: {"student" or view: [N]}
-        tokens = []
-        for i, y in enumerate(completion.ids):
-            token = {name: values[i].exp().item() for name, values in logp.items()}
-            token["residual"] = (logp["full"][i] - logp["partial"][i]).item()
-            tokens.append({"text": tokenizer.decode([y]), **token})
-        verdict = answer_verdict(row, joined(tokens), completion.truncated)
-        in_shortcuts, note = find_shortcuts(row, tokens)
-        viewed.append(Viewed(row, tokens, verdict + note, in_shortcuts))
-    return viewed
-
-
-def find_shortcuts(row, tokens):
+def find_shortcuts(case):
     """(numbers of the tokens that belong to shortcuts, what to say about it). Outside of
     the toy's language only words can tell, and no token is marked."""
-    text = joined(tokens)
-    try:
-        steps = world.check(row["problem"], text).shortcuts
-    except ValueError:  # not the toy's language
-        appeals = diagnostics.shortcut(row["problem"], text)
-        return set(), "; appeals to an unseen solution" if appeals else ""
+    if case.report is None:
+        appeals = diagnostics.shortcut(case.row["problem"], "".join(case.texts))
+        return set(), "appeals to an unseen solution" if appeals else ""
     inside = {
         i
-        for i, (start, end) in enumerate(offsets(tokens))
-        if any(start < step.end and step.start < end for step in steps)
+        for i, (start, end) in enumerate(offsets(case.texts))
+        if any(start < step.end and step.start < end for step in case.report.shortcuts)
     }
-    return inside, "; a shortcut" if inside else ""
+    return inside, "a shortcut" if inside else ""
 
 
-def views_as_text(viewed):
-    """The rollouts for a terminal. Below each stand its five strongest residuals."""
-    colours = colours_wanted()
-    if colours:
-        legend = (
-            "tokens coloured by the residual log q_full - log q_part: green likelier with the "
-            "whole solution, red less likely; shortcuts underlined"
-        )
-    else:
-        legend = (
-            "[-token-] where the whole solution makes it less likely by "
-            f"{page.RED_FROM / 2:g} nats and more, [+token+] likelier; shortcuts between _ _"
-        )
-    lines = [legend]
-    for v in viewed:
-        line = ""
-        for i, token in enumerate(v.tokens):
-            marked = i in v.shortcuts
-            line += page.signed_as_text(token["text"], token["residual"], colours, marked)
-        lines += [f"\n{harmless(v.row['problem'])}", line, f"  {v.verdict}"]
-        by_size = sorted(range(len(v.tokens)), key=lambda i: -abs(v.tokens[i]["residual"]))
-        for i in sorted(by_size[:5]):
-            token = v.tokens[i]
-            lines.append(
-                f"    {harmless(token['text']).strip() or '_':<12} "
-                f"student {token['student']:.3f}   partial {token['partial']:.3f}   "
-                f"full {token['full']:.3f}   residual {token['residual']:+.2f}"
-            )
-    return "\n".join(lines)
-
-
-VIEWS_INTRO = """Every token of the student's rollouts, scored by the student itself under
-three prompts: the plain one, with the first part of the solution (partial), with all of it
-(full). Coloured by the residual log q_full - log q_part: green where the whole solution
-makes the token likelier, red where it makes it less likely. Hover a token for its three
-probabilities. A blue frame marks a shortcut: a true value that stands there before the
-values it is computed from (toy only)."""
-
-
-def views_as_page(viewed, args):
-    """The rollouts as a page, each below its problem and its solution."""
-    body = []
-    for v in viewed:
-        spans = []
-        for i, token in enumerate(v.tokens):
-            tip = (
-                f"student {token['student']:.3f}, partial {token['partial']:.3f}, "
-                f"full {token['full']:.3f}; residual {token['residual']:+.2f} nats"
-            )
-            framed = i in v.shortcuts
-            spans.append(page.signed_span(token["text"], token["residual"], framed, tip))
-        solution = f"solution: {page.escaped(v.row['solution'])}"
-        body += [page.problem(v.row["problem"]), page.paragraph("prompt", solution)]
-        body += [page.paragraph("rollout", "".join(spans))]
-        body += [page.paragraph("said", page.escaped(v.verdict))]
-    return page.document(args.student, VIEWS_INTRO, page.signed_scale(), body)
+def strongest(texts, seen):
+    """For a terminal: the five strongest tokens."""
+    by_size = sorted(range(len(texts)), key=lambda i: -abs(seen.values[i]))[:5]
+    words = {i: harmless(texts[i]).strip() or "_" for i in sorted(by_size)}
+    return "\n".join(f"    {word:<12} {seen.notes[i]}" for i, word in words.items())
 
 
 # ======================================================================== 4. hindsight_sd: credit
 
-
-@dataclass
-class Failure:
-    """A failed rollout and its successful peer."""
-
-    row: dict  # the problem
-    tokens: list  # per token: text, credit (shown peer and answer), answer (credit, shown it alone)
-    peer: list  # the peer's tokens, as texts
-    tau: int  # number of the first token at which the two differ
-    verdict: str
-    note: str  # what was measured at tau
-
-
-# The search ends after so many rounds. If they bring too few failures with a peer, the model
-# fails nearly always, or nearly never.
-ROUNDS = 8
 CONTINUATIONS = 16  # samples that go on from each of the two tokens at tau
 
 
-def find_failures(student, tokenizer, rows, count, args):
-    """Failed rollouts that have a peer, at most one per question, until there are `count`:
-    [(row, token ids, the peer's token ids, tau)]."""
-    chosen = []
-    for step in range(1, ROUNDS + 1):
-        numbers = prompts_of_step(step, max(4, count), len(rows), args.seed)
-        asked = [rows[i] for i in numbers]
-        for row in asked:
-            row["ids"] = prompt_ids(tokenizer, row["prompt"])
-        drawn = hindsight_sd.rollouts(student, asked, args, step)
-        contexts = hindsight_sd.build_contexts(asked, drawn, tokenizer, args, step)
-        failed = credit.failures(drawn, contexts.right, contexts.peers, args.samples)
-        # One failure per question. More of them would show the same problem again.
-        first = {}  # {question: its first failure}
-        for question, *failure in failed:
-            first.setdefault(question, (asked[question], *failure))
-        chosen += first.values()
-        if len(chosen) >= count:
-            break
-    return chosen[:count]
+def peers_of(method, row, group, setting):
+    """(verdicts of the group, number of each one's peer or None, token ids of its prompt)."""
+    seed, longest = setting.args.seed, setting.args.max_new_tokens
+    run_args = method.Args(max_new_tokens=longest, samples=len(group), seed=seed)
+    found = method.build_contexts([row], group, setting.tokenizer, run_args, 1)
+    return found.right, found.peers, found.prompts
 
 
-def credited(student, tokenizer, rows, count, args):
-    """Up to `count` Failures, with the credit of their tokens and the numbers at tau."""
-    chosen = find_failures(student, tokenizer, rows, count, args)
-    if not chosen:
-        return []
-    # Below, the rows are those of the failures: one row per failure, in the same order.
-    rows = [row for row, *_ in chosen]
-    failed = [(i, *failure) for i, (_, *failure) in enumerate(chosen)]
-    credits = credit.credits(student, student, tokenizer, rows, failed)
-    own_shares, peer_shares = credit.continuations(
-        student,
-        tokenizer,
-        rows,
-        failed,
-        n=CONTINUATIONS,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-    )
-    failures = []
-    for row, (_, ids, peer, tau), found, own_share, peer_share in zip(
-        rows, failed, credits, own_shares, peer_shares
-    ):
-        by_context = zip(found["credit"]["peer"].tolist(), found["credit"]["answer"].tolist())
-        tokens = [
-            {"text": tokenizer.decode([y]), "credit": with_peer, "answer": with_answer}
-            for y, (with_peer, with_answer) in zip(ids, by_context)
+def first_failure(method, row, group, setting):
+    """Number of the first failed rollout that leaves its peer, or None."""
+    right, peers, _ = peers_of(method, row, group, setting)
+    for i, (ok, peer) in enumerate(zip(right, peers)):
+        if not ok and peer is not None:
+            if credit.leaves(group[i].ids, group[peer].ids) is not None:
+                return i
+    return None
+
+
+def see_hindsight_sd(method, cases, setting):
+    """The credit of every token, from the student before and after it has seen a peer."""
+    seen, failed = [], []  # failed: what credit.continuations needs, and the Seen
+    for q, case in enumerate(cases):
+        found = peers_of(method, case.row, case.group, setting)
+        right, peer, prompt = (x[case.shown] for x in found)
+        if prompt is None:
+            seen.append("This rollout has no peer, and this method leaves it out.")
+            continue
+        ids, row = case.ids, case.row
+        alone = prompt_ids(setting.tokenizer, privileged_prompt(row["prompt"], None, row["answer"]))
+        after = "shown the answer alone" if peer is None else "shown answer and peer"
+        logp = {"student": row["ids"], "shown the answer alone": alone, after: prompt}
+        logp = {name: score(setting.student, p, ids) for name, p in logp.items()}  # [N, V] each
+        own = {name: of_written(x, ids) for name, x in logp.items()}  # [N] each
+        credits = {name: (x - own["student"]).tolist() for name, x in own.items()}
+        notes = [
+            f"credit {a:+.2f} nats, {b:+.2f} with the answer alone"
+            for a, b in zip(credits[after], credits["shown the answer alone"])
         ]
-        verdict = answer_verdict(row, joined(tokens), ids[-1] not in student.ends)
-        # The probability of the peer's token at tau, in three contexts.
-        there = found["there"]
-        note = (
-            f"the peer wrote {harmless(tokenizer.decode([peer[tau]])).strip()!r} there: "
-            f"probability {there['student']:.2f} before, {there['answer']:.2f} shown the answer, "
-            f"{there['peer']:.2f} shown the peer; going on from there is right "
-            f"{100 * own_share:.0f} % with its own token, {100 * peer_share:.0f} % with the "
-            f"peer's ({CONTINUATIONS} samples each)"
-        )
-        texts = [tokenizer.decode([y]) for y in peer]
-        failures.append(Failure(row, tokens, texts, tau, verdict, note))
-    return failures
-
-
-def credit_as_text(failures):
-    """For a terminal: the peer, and below it the failed rollout."""
-    colours = colours_wanted()
-    if colours:
-        legend = (
-            "the failed rollout coloured by its credit log p - log s: green likelier once the "
-            "peer was seen, red less likely; >>> where they part"
-        )
-    else:
-        legend = (
-            f"[-token-] less likely by {page.RED_FROM / 2:g} nats and more once the peer was "
-            "seen, [+token+] likelier; >>> where they part"
-        )
-    lines = [legend]
-    for f in failures:
-        shared, rest = (harmless("".join(x)) for x in (f.peer[: f.tau], f.peer[f.tau :]))
-        line = ""
-        for i, token in enumerate(f.tokens):
-            line += " >>>" if i == f.tau else ""
-            line += page.signed_as_text(token["text"], token["credit"], colours)
-        lines += [f"\n{harmless(f.row['problem'])}", f"peer:   {shared} >>>{rest.strip()}"]
-        lines += [f"failed: {line}", f"  {f.verdict}", f"  {f.note}"]
-    return "\n".join(lines)
-
-
-CREDIT_INTRO = """Failed rollouts of the student below a successful rollout of the same
-group (the peer). Every token of the failed one is coloured by its credit A = log p - log s:
-how much likelier (green) or less likely (red) the same model finds it once it has seen
-answer and peer. A blue frame marks where the two texts part. Hover a token for its credit
-under the peer and under the answer alone."""
-
-
-def credit_as_page(failures, args):
-    """For a page: the peer, and below it the failed rollout."""
-    body = []
-    for f in failures:
-        spans = []
-        for i, token in enumerate(f.tokens):
-            tip = (
-                f"credit {token['credit']:+.2f} nats with the peer, {token['answer']:+.2f} with "
-                "the answer alone"
+        readers = {name: favourites(setting.tokenizer, x, ids) for name, x in logp.items()}
+        s = Seen(credits[after], notes, readers)
+        seen.append(s)
+        if peer is None:
+            s.said.append("no other rollout of its group is right, so it has no peer")
+            continue
+        peer = case.group[peer].ids
+        s.framed = tau = credit.leaves(ids, peer)
+        s.beside.append(("peer (right)", setting.texts(peer), tau))
+        if tau is not None:
+            there = [x[tau, peer[tau]].exp().item() for x in logp.values()]
+            token = harmless(setting.tokenizer.decode([peer[tau]])).strip()
+            s.said.append(
+                f"the peer wrote {token!r} there: probability {there[0]:.2f} before, "
+                f"{there[1]:.2f} shown the answer, {there[2]:.2f} shown the peer"
             )
-            framed = i == f.tau
-            spans.append(page.signed_span(token["text"], token["credit"], framed, tip))
-        peer = [page.escaped(text) for text in f.peer]
-        peer[f.tau] = f"<span class=wrong>{peer[f.tau]}</span>"
-        body += [page.problem(f.row["problem"]), page.paragraph("said", "peer (right)")]
-        body += [page.paragraph("rollout", "".join(peer))]
-        body += [page.paragraph("said", "failed"), page.paragraph("rollout", "".join(spans))]
-        body += [page.paragraph("said", f"{page.escaped(f.verdict)}; {page.escaped(f.note)}")]
-    return page.document(args.student, CREDIT_INTRO, page.signed_scale(), body)
+            failed += [] if right else [((q, ids, peer, tau), s)]
+    if failed and setting.args.kind == "hindsight_sd":  # it takes time
+        go_on(cases, failed, setting)
+    return seen
 
 
-# ======================================================================== what all methods share
+def go_on(cases, failed, setting):
+    """Was the token at tau the cause? Says how often the student is right from there."""
+    own_shares, peer_shares = credit.continuations(
+        setting.student,
+        setting.tokenizer,
+        [case.row for case in cases],
+        [failure for failure, _ in failed],
+        n=CONTINUATIONS,
+        max_new_tokens=setting.args.max_new_tokens,
+        seed=setting.args.seed,
+    )
+    for (_, s), own_share, peer_share in zip(failed, own_shares, peer_shares):
+        s.said.append(
+            f"going on from there is right {100 * own_share:.0f} % with its own token, "
+            f"{100 * peer_share:.0f} % with the peer's ({CONTINUATIONS} samples each)"
+        )
 
 
-def joined(tokens):
-    return "".join(token["text"] for token in tokens)
+# ======================================================================== 5. grpo: the group
 
 
-def offsets(tokens):
-    """(start, end) of every token in the joined text. Tokens are decoded one by one, which
-    is exact for the toy and nearly exact for others."""
-    places, end = [], 0
-    for token in tokens:
-        start, end = end, end + len(token["text"])
-        places.append((start, end))
-    return places
+def see_grpo(method, cases, setting):
+    """The advantage of the rollout, which is that of each of its tokens, and of its group."""
+    seen = []
+    for case in cases:
+        G, ids = len(case.group), case.ids
+        if G < 2:
+            seen.append("This method compares the rollouts of a group: --samples 2 or more.")
+            continue
+        args = method.check(method.Args(samples=G))
+        right = method.verdicts(setting.tokenizer, [case.row], case.group, G)
+        advantages = method.advantages([float(r) for r in right], G, args.advantage).tolist()
+        own = advantages[case.shown]
+        logp = score(setting.student, case.row["ids"], ids)  # [N, V]
+        readers = {"student": favourites(setting.tokenizer, logp, ids)}
+        s = Seen([own] * len(ids), [f"advantage {own:+.2f}"] * len(ids), readers, case.wrong)
+        s.said.append(f"{sum(right)} of {G} rollouts of its group are right")
+        if len(set(right)) == 1:
+            s.said[0] += ": no advantage, so nothing is learned from this group"
+        lines = []
+        for i, (ok, advantage, c) in enumerate(zip(right, advantages, case.group)):
+            text = harmless("".join(setting.texts(c.ids))).strip()
+            lines.append((i == case.shown, f"{advantage:+.2f} {'right' if ok else 'wrong'}", text))
+        s.more.append((group_as_text(lines), group_as_html(lines)))
+        seen.append(s)
+    return seen
 
 
-def answer_verdict(row, text, truncated):
-    """Answer, gold, and whether the answer is right. Both texts come from strangers."""
-    said, gold = graded_answer(text, row["answer"], truncated), row["answer"]
-    outcome = "right" if grade(text, gold, truncated) else "wrong"
-    cut = ", truncated" if truncated else ""
-    return f"answer {harmless(str(said))}, gold {harmless(gold)}: {outcome}{cut}"
+def group_as_text(lines):
+    return "\n".join(f"    {'>' if shown else ' '} {a}  {shorten(t, 90)}" for shown, a, t in lines)
 
 
-def toy_verdict(row, tokens):
-    """What only the toy knows: (KL by kind of token and the first mistake as text, number
-    of the token at which the text first leaves the truth). ("", None) for other data."""
-    text, places = joined(tokens), offsets(tokens)
-    try:
-        wrong = world.check(row["problem"], text).first_wrong
-    except ValueError:  # not the toy's language
-        return "", None
-    kinds = world.token_kinds(text, places)
-    words = sum(t["kl"] for t, kind in zip(tokens, kinds) if kind == "surface")
-    total = sum(t["kl"] for t in tokens)
-    said = f"; of {total:.1f} nats of KL {words:.1f} lie on words, the rest on substance"
-    if wrong is None:
-        return said, None
-    said += f"; first wrong: {wrong.fault}"
-    if wrong.right:
-        said += f", right would be {wrong.right!r}"
-    inside = (i for i, (start, end) in enumerate(places) if start <= wrong.wrong_at < end)
-    return said, next(inside, None)
+def group_as_html(lines):
+    items = (f"<b>{a}</b>{' (this one)' * shown} {page.escaped(t)}" for shown, a, t in lines)
+    return f'<ol class="group"><li>{"<li>".join(items)}</ol>'
+
+
+# ======================================================================== all methods, and forks
+
+# {name: (module, what it sees, names that are called here)}. A fork has the names of the method
+# that it was copied from. The first line that fits decides.
+METHODS = {
+    "opd": (opd, see_opd, "Args token_loss"),
+    "topd": (topd, see_topd, "Args look_ahead divergent soft_targets"),
+    "ar_opd": (ar_opd, see_ar_opd, "Args views anchored_target"),
+    "hindsight_sd": (hindsight_sd, see_hindsight_sd, "Args build_contexts"),
+    "grpo": (grpo, see_grpo, "Args check verdicts advantages"),
+}
+OPD = (
+    "Every token has the loss of its position: how far the student's distribution is from the "
+    "teacher's. Pale is agreement. Red is where a gradient would be large."
+)
+SELF = (
+    "There is no second model. What is seen here says something only if the student reads what it "
+    "is shown. On the toy use toy/reader: behind its own mistakes toy/student mixes both texts."
+)
+VIEWS = {
+    "opd": View(OPD, "the loss, KL(student || teacher)"),
+    "topd": View(
+        f"{OPD} A numbered token is a divergent point: from there on the teacher would write "
+        "something else. Its two windows stand below the text. A line is mass of the transport "
+        "plan: the student's token is drawn to the teacher's. D is the cost of the plan, 0 for the "
+        "same tokens. An underlined token without a number is a false alarm by this measure.",
+        "the loss, KL(student || teacher)",
+        marked="a candidate",
+    ),
+    "ar_opd": View(
+        "The student itself scores its rollout under three prompts: the plain one, with the first "
+        f"part of the solution, with all of it. {SELF}",
+        "the residual log q_full - log q_part",
+        signed=True,
+        marked="a shortcut, a true value before the values it is computed from (toy only)",
+    ),
+    "hindsight_sd": View(
+        "The credit of a token: how much likelier (green) or less likely (red) the same model "
+        "finds it once it has seen the answer and a peer, another rollout of the group that is "
+        f"right. {SELF}",
+        "the credit log p - log s",
+        signed=True,
+        framed="where rollout and peer part",
+    ),
+    "grpo": View(
+        "Only the verdicts of the group count. So all tokens of a rollout have the same advantage, "
+        "the good ones together with the bad ones.",
+        "the advantage",
+        signed=True,
+    ),
+}
+
+
+def load_fork(path):
+    """(name, module, the method it was copied from) of a file."""
+    require(Path(path).is_file(), f"There is no file '{path}'.")
+    name = Path(path).stem
+    require(
+        name not in METHODS,
+        f"'{path}' has the name of a method; rename the file, so that both can be told apart.",
+    )
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
+    for kind, (_, _, names) in METHODS.items():
+        if all(hasattr(module, n) for n in names.split()):
+            return name, module, kind
+    known = "; ".join(f"{kind}: {names}" for kind, (_, _, names) in METHODS.items())
+    raise Mistake(
+        f"'{path}' lacks what look.py calls. A fork keeps these names of the file that it copied "
+        f"({known})."
+    )
 
 
 # ======================================================================== main
 
 
 def parse(argv):
-    """The flags. What cannot work is refused before anything is loaded."""
+    """The flags. What cannot work is refused before any model is loaded."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    methods = ["opd", "topd", "ar_opd", "hindsight_sd"]
-    add("method", choices=methods, help="show what this method sees")
+    add("method", help=f"{', '.join(METHODS)}, or the path of a fork, which ends in .py")
     add("--n", type=int, default=3, help="rollouts to show (default 3)")
-    add("--html", metavar="FILE", help="write a page instead of printing")
-    add("--student", help="model that writes (default toy/student; with ar_opd and hindsight_sd "
-        "toy/reader)")
-    add("--teacher", default="toy/teacher", help="model that scores (default toy/teacher)")
+    add("--samples", type=int, default=8, help="rollouts of a question, among which hindsight_sd "
+        "and grpo compare (default 8)")
+    add("--html", metavar="FILE", help="write a page with all methods instead of printing")
+    add("--student", help="model that writes (default toy/student; with ar_opd, hindsight_sd and "
+        "grpo toy/reader)")
+    add("--teacher", help="model that scores in opd and topd (default toy/teacher)")
     add("--data", default="toy", help="problems: a benchmark, a file or a data set of the hub, as "
         "evaluate.py reads them (default toy); of a benchmark the test split")
     add("--seed", type=int, default=0, help="another seed shows other problems and rollouts")
@@ -557,18 +553,29 @@ def parse(argv):
         "partial view shows (default 0.5)")
     add("--device", default="auto", help="auto, cpu, cuda ...")
     args = parser.parse_args(argv)
-    at_least(args, 1, "n max_new_tokens")
-    args.alone = args.method in ("ar_opd", "hindsight_sd")  # the student is its own teacher
-    args.student = args.student or ("toy/reader" if args.alone else "toy/student")
+    at_least(args, 1, "n samples max_new_tokens")
+    require(0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1).")
     if args.window_size is None:
         args.window_size = 12 if args.data.startswith("toy") else 50
-    require(0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1).")
     require(
         args.window_size >= 2,
         f"--window_size is {args.window_size}; a window needs at least 2 tokens.",
     )
     if args.html:
         check_writable(args.html, "--html")
+    if args.method.endswith(".py"):
+        args.method, args.module, args.kind = load_fork(args.method)
+    else:
+        known = f"use {', '.join(METHODS)}, or the path of a fork, which ends in .py"
+        require(args.method in METHODS, f"'{args.method}' is no method; {known}.")
+        args.module, args.kind = METHODS[args.method][0], args.method
+    needs_teacher = args.kind in ("opd", "topd")
+    args.student = args.student or ("toy/student" if needs_teacher else "toy/reader")
+    # The toy's teacher can only read what a model of the toy wrote.
+    if args.teacher is None and (needs_teacher or args.student.startswith("toy")):
+        args.teacher = "toy/teacher"
+    if not args.html and not needs_teacher:
+        args.teacher = None
     return args
 
 
@@ -577,54 +584,47 @@ def main(argv=None):
     device = pick_device(args.device)
     rows, tokenizer = load_benchmark(args.data, "test"), load_tokenizer(args.student)
     require(
-        args.method != "ar_opd" or all(r.get("solution") for r in rows),
+        args.kind != "ar_opd" or all(r.get("solution") for r in rows),
         f"'{args.data}' has rows without a solution for the views to show; use toy, gsm8k, or a "
         "file with problem, answer and solution.",
     )
-    if not args.alone:
+    if args.teacher:
         same_tokenizer(tokenizer, load_tokenizer(args.teacher))
     chosen = [rows[i] for i in prompts_of_step(1, args.n, len(rows), args.seed)]
     ask_in_known_words(tokenizer, rows)
     check_prompts(tokenizer, [r["prompt"] for r in chosen], args.data)
     dtype = compute_dtype("auto", device)
     student = load_model(args.student, device, dtype, tokenizer)
+    teacher = load_model(args.teacher, device, dtype, tokenizer) if args.teacher else None
+    setting = Setting(student, teacher, tokenizer, args)
 
-    if args.method == "hindsight_sd":  # draws groups of rollouts itself
-        run_args = hindsight_sd.Args(max_new_tokens=args.max_new_tokens, seed=args.seed)
-        failures = credited(student, tokenizer, rows, args.n, run_args)
-        require(
-            failures,
-            "No failed rollout with a successful one beside it was found: the model nearly always "
-            "fails, or never, on these problems.",
-        )
-        shown = credit_as_page(failures, args) if args.html else credit_as_text(failures)
-    else:
-        for row in chosen:
-            row["ids"] = prompt_ids(tokenizer, row["prompt"])
-        completions = sample(
-            student,
-            [row["ids"] for row in chosen],
-            max_new_tokens=args.max_new_tokens,
-            keys=[("look", args.seed, i) for i in range(args.n)],
-        )
-        if args.method == "ar_opd":
-            viewed = residuals(student, tokenizer, chosen, completions, args.rho)
-            shown = views_as_page(viewed, args) if args.html else views_as_text(viewed)
-        else:
-            teacher = load_model(args.teacher, device, dtype, tokenizer)
-            rollouts = scored(student, teacher, tokenizer, chosen, completions)
-            if args.method == "topd":
-                add_futures(rollouts, student, teacher, chosen, completions, args)
-            if args.html:
-                shown = rollouts_as_page(rollouts, args, tokenizer)
-            else:
-                shown = rollouts_as_text(rollouts, tokenizer)
-
+    # A page shows all methods. The terminal shows one, and only two of them need a whole group.
+    asked = {args.method: (args.kind, args.module)}
     if args.html:
-        write_text(args.html, shown)
+        asked = {name: (name, of[0]) for name, of in METHODS.items()} | asked
+    elif args.kind not in ("hindsight_sd", "grpo"):
+        args.samples = 1
+    cases = draw(setting, rows, args.module, args.kind == "hindsight_sd")
+    require(
+        cases,
+        "No failed rollout with a successful one beside it was found: the model nearly always "
+        "fails, or never, on these problems.",
+    )
+    seen = {}  # {method: what it sees in each Case}
+    for name, (kind, module) in asked.items():
+        seen[name] = METHODS[kind][1](module, cases, setting)
+    rollouts = [
+        as_rollout(case, {name: of_all[i] for name, of_all in seen.items()})
+        for i, case in enumerate(cases)
+    ]
+
+    views = {name: VIEWS[kind] for name, (kind, _) in asked.items()}
+    if args.html:
+        text = page.document(f"Rollouts of {args.student}", views, rollouts, args.method)
+        write_text(args.html, text)
         print(f"wrote {args.html}")
     else:
-        print(shown)
+        print(as_text(views[args.method], args.method, rollouts))
 
 
 if __name__ == "__main__":

@@ -1,106 +1,160 @@
-"""Tokens as colours, in a terminal and on a page. No method is named here.
+"""A page that shows rollouts as several methods see them. No method is named here.
 
-A page is one HTML file. It has no script and loads nothing from outside. Texts from models
-and data are written by strangers. So every function here that takes such a text removes
-control characters (`harmless`), and the functions for the page also escape it for HTML.
+A page is one HTML file. It loads nothing from outside: look.css and look.js stand in it. Texts
+from models and data are written by strangers. So every function here that takes such a text
+removes control characters (`harmless`) and escapes it for HTML, and a browser runs no script in
+the page but look.js.
 """
 
+import base64
+import hashlib
 import html
+import json
+from pathlib import Path
 
-from common.arguments import harmless
-from common.show import paint
+from common.arguments import harmless, shorten
+from common.seen import RED_FROM, share
 
-RED_FROM = 2.0  # nats at which a token is fully red, or fully green
+HERE = Path(__file__).parent
 
-# ======================================================================== colours
+# ======================================================================== the whole page
 
-
-def shade(kl):
-    """The style of a token with this KL on a page: from white at 0 to red at RED_FROM."""
-    share = max(0.0, min(1.0, kl / RED_FROM))
-    if share <= 0.02:
-        return ""
-    return background((255, 255 - int(150 * share), 255 - int(190 * share)))
-
-
-def signed(nats):
-    """The colour of a number that can be negative, as (red, green, blue): green above 0,
-    red below 0, None near 0."""
-    share = max(-1.0, min(1.0, nats / RED_FROM))
-    if abs(share) < 0.05:
-        return None
-    if share < 0:
-        return 255, 255 - int(150 * -share), 255 - int(190 * -share)
-    return 255 - int(150 * share), 255 - int(20 * share), 255 - int(150 * share)
-
-
-def background(colour):
-    """The style of a token on a page. colour: (red, green, blue), or None."""
-    return "background:rgb({},{},{})".format(*colour) if colour else ""
-
-
-# ======================================================================== in a terminal
-
-
-def kl_as_text(text, kl, colours, marked):
-    """A token on a background from yellow to red. Without colours it stands in brackets if
-    its KL is above half of RED_FROM. A marked token is underlined, or stands in _ _."""
-    if colours:
-        return ("\x1b[4m" if marked else "") + paint([text], [kl], RED_FROM) + "\x1b[0m"
-    text = harmless(f"[{text}]" if kl > RED_FROM / 2 else text)
-    return f"_{text}_" if marked else text
-
-
-def signed_as_text(text, nats, colours, marked=False):
-    """A token on a green or a red background. Without colours, and if it is beyond half of
-    RED_FROM, it is written as [+token+] or [-token-]. A marked token: see `kl_as_text`."""
-    text, colour = harmless(text), signed(nats)
-    if colours:
-        # Black letters (16): a terminal's own could be too pale for these backgrounds.
-        start = "\x1b[38;5;16m\x1b[48;2;{};{};{}m".format(*colour) if colour else ""
-        return ("\x1b[4m" if marked else "") + start + text + "\x1b[0m"
-    sign = "-" if nats < -RED_FROM / 2 else "+" if nats > RED_FROM / 2 else ""
-    text = f"[{sign}{text}{sign}]" if sign else text
-    return f"_{text}_" if marked else text
-
-
-def columns_as_text(columns, width=110, indent=6):
-    """Columns of words side by side. If the line is full, the next columns stand below it.
-    columns: lists of equally many words."""
-    blocks, used = [], width
-    for column in columns:
-        size = max(map(len, column)) + 2
-        if used + size > width:
-            blocks.append([" " * indent] * len(column))
-            used = indent
-        blocks[-1] = [line + word.ljust(size) for line, word in zip(blocks[-1], column)]
-        used += size
-    return "\n".join(line.rstrip() for block in blocks for line in block)
-
-
-# ======================================================================== on a page
-
-STYLE = """\
-body{font:16px/1.7 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-.prompt{color:#666;white-space:pre-wrap}
-.rollout{white-space:pre-wrap;background:#fff;border:1px solid #ddd;border-radius:6px;padding:.7em}
-.rollout span{border-radius:3px;cursor:help} .wrong{outline:2px solid #1f6fb4}
-.said{color:#444;font-size:.9em} .candidate{border-bottom:3px solid #555}
-sup{color:#7a1fa2;font-weight:bold} .windows{overflow-x:auto;margin:.3em 0 1em}
-.scale span{padding:0 .6em} svg text{font:13px ui-monospace,monospace}"""
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rollouts</title><style>
-{style}</style>
-<h1>Rollouts of {student}</h1><p>{intro}</p>
-<p class="scale">{scale}</p>{body}</html>
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hash}">
+<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style></head><body>
+<header><h1>{title}</h1><p>{intro}</p>
+<details {open}><summary>Contents: {count}</summary><ol>{contents}</ol></details></header>
+<nav><fieldset><legend>Method</legend>{tabs}</fieldset>
+<label><input type="checkbox" id="only-wrong" {disabled}> only wrong rollouts</label></nav>
+<main>{main}</main><aside id="panel" aria-live="polite" hidden></aside>
+<script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
+INTRO = (
+    "Click or tap a token: for each model, or prompt, its five likeliest tokens and the one that "
+    "was written. With the keyboard: Tab to a rollout, arrow keys from token to token, Enter "
+    "opens, Escape closes."
+)
 
 
-def document(student, intro, scale, body):
-    """The whole file. student: a name. The other three are HTML already."""
+def document(title, views, rollouts, first):
+    """The whole file. views: {method: View}, one tab for each. first: the tab that is open."""
+    style, script = ((HERE / f"look.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    wrong = sum(not r.right for r in rollouts)
     return PAGE.format(
-        style=STYLE, student=escaped(student), intro=intro, scale=scale, body="".join(body)
+        title=escaped(title),
+        intro=INTRO,
+        style=style,
+        script=script,
+        hash=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        open="open" if len(rollouts) <= 10 else "",
+        count=f"{len(rollouts)} rollouts, {wrong} wrong",
+        contents="".join(entry(r, n) for n, r in enumerate(rollouts, 1)),
+        tabs="".join(tab(name, name == first) for name in views),
+        disabled="" if wrong else "disabled",
+        main="".join(about(name, view) for name, view in views.items())
+        + "".join(article(r, n, views) for n, r in enumerate(rollouts, 1)),
+        data=as_json([lists(r) for r in rollouts]),
     )
+
+
+def tab(name, is_open):
+    checked = " checked" if is_open else ""
+    name = escaped(name)
+    return f'<label><input type="radio" name="method" value="{name}"{checked}>{name}</label>'
+
+
+def entry(rollout, n):
+    """A line of the contents."""
+    said = "right" if rollout.right else "wrong"
+    problem = escaped(shorten(rollout.problem, 90))
+    return f'<li class="{said}"><a href="#r{n}">{said}: {problem}</a></li>'
+
+
+def about(name, view):
+    """What a method shows, and its colours."""
+    values = (-2, -1, -0.5, 0.5, 1, 2) if view.signed else (0.25, 0.5, 1, 1.5, RED_FROM)
+    scale = "".join(
+        f'<span {look_of(view, x)}>{x:{"+g" if view.signed else "g"}}</span>' for x in values
+    )
+    marks = f" Underlined: {view.marked}." if view.marked else ""
+    return (
+        f'<section class="pane about" data-method="{escaped(name)}"><p>{escaped(view.about)}</p>'
+        f'<p class="scale">{escaped(view.value)}: {scale}{marks} Blue frame: {view.framed}.'
+        "</p></section>"
+    )
+
+
+def as_json(value):
+    """JSON inside of a script element. With a "<" it could end that element."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def lists(rollout):
+    """What the panel of a token shows: {method: {reader: [tokens of its list] per token}}."""
+    return {
+        name: {
+            reader: [[[harmless(w), round(p, 4), int(y)] for w, p, y in words] for words in tokens]
+            for reader, tokens in seen.readers.items()
+        }
+        for name, seen in rollout.seen.items()
+        if not isinstance(seen, str)
+    }
+
+
+# ======================================================================== a rollout
+
+
+def article(rollout, n, views):
+    """A rollout below its problem, as each method sees it."""
+    said = "right" if rollout.right else "wrong"
+    parts = [f'<article class="{said}" id="r{n}"><h2>{n}. {said}</h2>']
+    parts.append(paragraph("prompt", escaped(rollout.problem)))
+    for name, view in views.items():
+        inside = pane(rollout, rollout.seen[name], view)
+        parts.append(f'<section class="pane" data-method="{escaped(name)}">{inside}</section>')
+    return "".join([*parts, "</article>"])
+
+
+def pane(rollout, seen, view):
+    """One rollout as one method sees it. seen: a Seen, or a sentence."""
+    if isinstance(seen, str):
+        return paragraph("lacks", escaped(seen))
+    parts = []
+    for label, tokens, framed in seen.beside:
+        texts = [
+            f'<b class="framed">{escaped(t)}</b>' if i == framed else escaped(t)
+            for i, t in enumerate(tokens)
+        ]
+        parts += [paragraph("said", escaped(label)), paragraph("beside", "".join(texts))]
+    if parts:
+        parts.append(paragraph("said", "right" if rollout.right else "failed"))
+    spans = []
+    for i, (text, value, note) in enumerate(zip(rollout.tokens, seen.values, seen.notes)):
+        marks = "marked " * (i in seen.marked) + "framed" * (i == seen.framed)
+        spans.append(
+            f'<span {look_of(view, value, marks)} data-i="{i}" title="{escaped(note)}" '
+            f'{reachable(i)}>{escaped(text)}</span>'
+        )
+        if i in seen.numbers:
+            spans.append(f"<sup>{seen.numbers[i]}</sup>")
+    parts.append(f'<p class="rollout" data-group>{"".join(spans)}</p>')
+    parts += [paragraph("said", escaped(text)) for text in (rollout.verdict, *seen.said)]
+    return "".join([*parts, *(picture for _, picture in seen.more)])
+
+
+def look_of(view, value, marks=""):
+    """Class and style of a token: look.css makes a colour of them."""
+    strength = share(value) if view.signed else share(max(0.0, value))
+    colour = "good" if strength > 0 and view.signed else "hot"
+    return f'class="t {colour if strength else ""} {marks}" style="--v:{abs(strength):.2f}"'
+
+
+def reachable(i):
+    """A token is a button. Tab stops at the first one of a group, and arrow keys go on."""
+    return f'role="button" tabindex="{-1 if i else 0}"'
 
 
 def escaped(text):
@@ -108,65 +162,46 @@ def escaped(text):
     return html.escape(harmless(text), quote=True)
 
 
-def problem(text):
-    """The beginning of a rollout's part of the page."""
-    return f"<h2>&nbsp;</h2>{paragraph('prompt', escaped(text))}"
-
-
 def paragraph(kind, content):
-    """kind: prompt, rollout or said, see STYLE. content: HTML."""
+    """kind: a class of look.css. content: HTML."""
     return f'<p class="{kind}">{content}</p>'
-
-
-def span(text, style, mark, tip):
-    """A token. mark: one more attribute, or "". tip: what the mouse shows over it."""
-    return f'<span style="{style}"{mark} title="{escaped(tip)}">{escaped(text)}</span>'
-
-
-def signed_span(text, nats, framed, tip):
-    """A token on a green or a red background, with or without a blue frame."""
-    return span(text, background(signed(nats)), " class=wrong" if framed else "", tip)
-
-
-def kl_scale():
-    """The colours of `shade`, as HTML."""
-    values = (0, 0.25, 0.5, 1, 1.5, RED_FROM)
-    return "".join(f'<span style="{shade(x)}">{x:g}</span>' for x in values) + " nats and more"
-
-
-def signed_scale():
-    """The colours of `signed`, as HTML."""
-    values = (-2, -1, -0.5, 0.5, 1, 2)
-    spans = [f'<span style="{background(signed(x))}">{x:+g}</span>' for x in values]
-    return "".join(spans) + " nats"
 
 
 # ======================================================================== two linked rows
 
-TEXT, PURPLE, RED, GREY = "#222", "#7a1fa2", "#b3261e", "#666"
 LEFT = 80  # pixels for the names of the rows
 
 
-def linked_rows(upper, lower, links):
+def linked_rows(upper, lower, links, first):
     """An SVG picture: two rows of tokens and lines between them.
 
     upper, lower: (name, texts). links: (number in lower, number in upper, weight). A line
     is wider and darker for a higher weight. A token that the other row lacks is red.
+    first: the number in the rollout of lower's first token. A click on a token shows its lines.
     """
     (upper_name, upper_texts), (lower_name, lower_texts) = upper, lower
     upper_texts, lower_texts = ([harmless(t) for t in x] for x in (upper_texts, lower_texts))
     upper_centres, upper_end = centres(upper_texts)
     lower_centres, lower_end = centres(lower_texts)
-    lines = [line(lower_centres[i], upper_centres[j], w) for i, j, w in links]
-    picture = "".join(
+    ends = [(first + i, j, lower_centres[i], upper_centres[j], w) for i, j, w in links]
+    drawn_here = ["" for _ in upper_texts]  # what the plan draws to each token of the upper row
+    for i, j, weight in links:
+        drawn_here[j] += f" {lower_texts[i].strip() or '_'} {weight:.2f}"
+    above = [
+        f'data-to="{j}" data-note="{escaped("drawn here:" + (here or " nothing strongly"))}"'
+        for j, here in enumerate(drawn_here)
+    ]
+    below = [f'data-i="{first + i}"' for i in range(len(lower_texts))]
+    width = max(upper_end, lower_end) + 10
+    return "".join(
         [
-            *lines,
-            row_of_texts(24, upper_name, upper_texts, upper_centres, lower_texts),
-            row_of_texts(108, lower_name, lower_texts, lower_centres, upper_texts),
+            f'<svg width="{width:.0f}" height="118" role="group">',
+            *(line(*end) for end in ends),
+            row_of_texts(24, upper_name, upper_texts, upper_centres, lower_texts, above),
+            row_of_texts(108, lower_name, lower_texts, lower_centres, upper_texts, below),
+            "</svg>",
         ]
     )
-    width = max(upper_end, lower_end) + 10
-    return f'<svg width="{width}" height="118" role="img">{picture}</svg>'
 
 
 def centres(texts):
@@ -179,20 +214,22 @@ def centres(texts):
     return middles, x
 
 
-def line(lower_x, upper_x, weight):
+def line(i, j, lower_x, upper_x, weight):
+    """A link between token i of the rollout and token j of the upper row."""
     return (
-        f'<line x1="{lower_x:.0f}" y1="92" x2="{upper_x:.0f}" y2="32" stroke="{PURPLE}" '
+        f'<line data-i="{i}" data-to="{j}" x1="{lower_x:.0f}" y1="92" x2="{upper_x:.0f}" y2="32" '
         f'stroke-width="{0.5 + 3 * weight:.1f}" stroke-opacity="{0.2 + 0.6 * weight:.2f}">'
         f"<title>{weight:.2f}</title></line>"
     )
 
 
-def row_of_texts(y, name, texts, middles, other_row):
-    parts = [f'<text x="0" y="{y}" fill="{GREY}">{name}</text>']
-    for text, x in zip(texts, middles):
-        colour = TEXT if text in other_row else RED
+def row_of_texts(y, name, texts, middles, other_row, data):
+    """data: attributes of each token."""
+    parts = [f'<g data-group><text x="0" y="{y}" class="name">{name}</text>']
+    for i, (text, x, more) in enumerate(zip(texts, middles, data)):
+        lacking = "" if text in other_row else " lacking"
         parts.append(
-            f'<text x="{x:.0f}" y="{y}" text-anchor="middle" fill="{colour}">'
+            f'<text x="{x:.0f}" y="{y}" class="t{lacking}" {more} {reachable(i)}>'
             f"{escaped(text.strip() or '_')}</text>"
         )
-    return "".join(parts)
+    return "".join([*parts, "</g>"])

@@ -258,7 +258,7 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl")
     if process()[0] > 0:
         return
     plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.7), layout="constrained")
     draw_accuracy(left, rows)
     steps = [r for r in rows if "loss" in r]
     if steps:
@@ -273,6 +273,7 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl")
     whole_updates(left)
     whole_updates(right)
     figure.suptitle(title)
+    figure.legend(loc="outside lower left", frameon=False, ncols=3)
     # Renamed when it is complete: a viewer that is open never reads half a picture.
     temporary = Path(path).with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
@@ -286,6 +287,8 @@ def whole_updates(axis):
 
 
 def draw_accuracy(axis, rows):
+    """The student's accuracy with its interval, and the teacher's. The names stand below the plot:
+    inside of it they would cover a curve that rises late."""
     evals = [r for r in rows if "eval" in r]
     updates, blue = [r["step"] for r in evals], "#1f6fb4"
     accuracy = [100 * r["eval"]["accuracy"] for r in evals]
@@ -301,7 +304,6 @@ def draw_accuracy(axis, rows):
     axis.set(
         xlabel="update", ylabel="accuracy (%)", ylim=(0, 100), title="accuracy on the benchmark"
     )
-    axis.legend(loc="lower right", frameon=False)
 
 
 def draw_arms(arms, path):

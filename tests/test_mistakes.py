@@ -85,6 +85,7 @@ def spoil_data(tmp):
     write(tmp / "broken.jsonl", '{"problem": "a", "answ')
     write(tmp / "hollow.jsonl", {"problem": "a", "answer": ""})
     # Two problems: of own data a tenth, at least one, is held out.
+    (tmp / "toolbox.py").write_text("x = 1\n")
     words = {"problem": "A train leaves Chicago at noon.", "answer": "5"}
     write(tmp / "words.jsonl", words, {**words, "problem": "A train leaves Boston at noon."})
     known = map(json.loads, (ROOT / "toy/train.jsonl").read_text().split("\n")[:2])
@@ -206,7 +207,10 @@ def mistakes(tmp):
         ("hindsight_sd.py --epochs 3", "did you mean --steps? (a run is measured in updates"),
         ("evaluate.py --model_name_or_path toy/student --tasks toy", "did you mean --model?"),
         ("look.py opd --output_dir here", "did you mean --html?"),
-        ("look.py sft", "invalid choice: 'sft'"),
+        ("look.py sft", "'sft' is no method; use opd, topd, ar_opd"),
+        ("look.py grpo --samples 0", "--samples is 0; it must be at least 1"),
+        (f"look.py {tmp}/no_fork.py", "There is no file"),
+        (f"look.py {tmp}/toolbox.py", "lacks what look.py calls"),
         ("hindsight_sd.py --device gpu", "no usable device 'gpu' here; use --device cpu"),
         ("opd.py --data toy --device cuda:9", "no usable device 'cuda:9' here; use --device cpu"),
         # models and tokenizers

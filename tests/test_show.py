@@ -155,6 +155,29 @@ def test_the_curve_is_written_whole_with_whole_updates(key, tmp_path, monkeypatc
     assert ticks and all(t == round(t) for t in ticks)
 
 
+def measured(monkeypatch):
+    """The boxes of every figure when it is closed: [(its legend, its axes, itself)]."""
+    plt, boxes = show.pyplot(), []
+    real = plt.close
+
+    def measure(figure):
+        figure.canvas.draw()
+        parts = figure.legends[0], *figure.axes, figure
+        boxes.append([x.get_window_extent() for x in parts])
+        real(figure)
+    monkeypatch.setattr(plt, "close", measure)
+    return boxes
+
+
+def test_the_legend_of_a_curve_covers_no_curve(tmp_path, monkeypatch):
+    boxes = measured(monkeypatch)
+    show.draw_curve(ROWS, tmp_path / "curve.png", "a title")
+    (legend, left, right, figure), = boxes
+    assert not legend.overlaps(left) and not legend.overlaps(right)
+    assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1 and figure.y0 <= legend.y0
+    assert left.height > 150 and right.height > 150
+
+
 def test_a_curve_before_the_first_update_and_of_a_second_process(tmp_path, monkeypatch):
     show.draw_curve(ROWS[:1], tmp_path / "first.png", "a title")
     monkeypatch.setenv("RANK", "1")
@@ -175,19 +198,11 @@ def test_arms_with_several_seeds_and_unequal_lengths(tmp_path):
      for n in range(12)],
 ])
 def test_the_legend_of_arms_covers_no_curve(tmp_path, monkeypatch, names):
-    plt, boxes = show.pyplot(), []
-    real = plt.close
-
-    def measure(figure):
-        figure.canvas.draw()
-        legend, axis = figure.legends[0], figure.axes[0]
-        boxes.extend(x.get_window_extent() for x in (legend, axis, figure))
-        real(figure)
-    monkeypatch.setattr(plt, "close", measure)
+    boxes = measured(monkeypatch)
     # Curves that fill the whole plot: a legend inside could only lie on one of them.
     arms = {name: [[(0, .05 * i), (20, 1 - .05 * i)]] for i, name in enumerate(names)}
     show.draw_arms(arms, tmp_path / "arms.png")
-    legend, axis, figure = boxes
+    (legend, axis, figure), = boxes
     assert not legend.overlaps(axis)
     assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1 and figure.y0 <= legend.y0
     assert axis.height > 200                            # there is still a plot to be seen
