@@ -9,9 +9,8 @@
     python look.py mine.py --html look.html       # your fork of a method, beside all of them
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
-A page shows the same rollouts as all methods see them. A click on a token, or Enter, shows its
-probability and the likeliest tokens of both models. On the toy a checker adds what no real data
-set knows: where a rollout first goes wrong.
+A page shows the same rollouts as all methods see them. A click on a token, or Enter, shows the
+likeliest tokens of both models. On the toy a checker knows where a rollout first goes wrong.
 
 Every token has a colour: in opd and topd its loss, in ar_opd the residual log q_full - log q_part,
 in hindsight_sd the credit log p - log s, in grpo the advantage of its rollout.
@@ -348,10 +347,8 @@ def peers_of(method, row, group, setting):
 def first_failure(method, row, group, setting):
     """Number of the first failed rollout that leaves its peer, or None."""
     right, peers, _ = peers_of(method, row, group, setting)
-    for i, (ok, peer) in enumerate(zip(right, peers)):
-        if not ok and peer is not None:
-            if credit.leaves(group[i].ids, group[peer].ids) is not None:
-                return i
+    for _, ids, _, _ in credit.failures(group, right, peers, len(group)):
+        return next(i for i, c in enumerate(group) if c.ids is ids)
     return None
 
 
@@ -512,8 +509,8 @@ def load_fork(path):
     require(Path(path).is_file(), f"There is no file '{path}'.")
     name = Path(path).stem
     require(
-        name not in METHODS,
-        f"'{path}' has the name of a method; rename the file, so that both can be told apart.",
+        name not in sys.modules,
+        f"There is another '{name}' already; rename '{path}', so that both can be told apart.",
     )
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look there
@@ -566,16 +563,19 @@ def parse(argv):
     if args.method.endswith(".py"):
         args.method, args.module, args.kind = load_fork(args.method)
     else:
-        known = f"use {', '.join(METHODS)}, or the path of a fork, which ends in .py"
+        known = f"use {', '.join(METHODS)}, or the path of a fork, as in mine.py"
         require(args.method in METHODS, f"'{args.method}' is no method; {known}.")
         args.module, args.kind = METHODS[args.method][0], args.method
     needs_teacher = args.kind in ("opd", "topd")
     args.student = args.student or ("toy/student" if needs_teacher else "toy/reader")
-    # The toy's teacher can only read what a model of the toy wrote.
-    if args.teacher is None and (needs_teacher or args.student.startswith("toy")):
-        args.teacher = "toy/teacher"
     if not args.html and not needs_teacher:
         args.teacher = None
+    elif needs_teacher or args.student.startswith("toy"):  # it knows the toy's words only
+        args.teacher = args.teacher or "toy/teacher"
+    require(
+        args.samples > 1 or args.kind not in ("hindsight_sd", "grpo"),
+        f"--samples is 1, and {args.method} compares the rollouts of a question; use 2 or more.",
+    )
     return args
 
 

@@ -208,7 +208,7 @@ def mistakes(tmp):
         ("evaluate.py --model_name_or_path toy/student --tasks toy", "did you mean --model?"),
         ("look.py opd --output_dir here", "did you mean --html?"),
         ("look.py sft", "'sft' is no method; use opd, topd, ar_opd"),
-        ("look.py grpo --samples 0", "--samples is 0; it must be at least 1"),
+        ("look.py grpo --samples 1", "grpo compares the rollouts of a question; use 2 or more"),
         (f"look.py {tmp}/no_fork.py", "There is no file"),
         (f"look.py {tmp}/toolbox.py", "lacks what look.py calls"),
         ("hindsight_sd.py --device gpu", "no usable device 'gpu' here; use --device cpu"),
