@@ -192,8 +192,7 @@ def see_opd(method, cases, setting):
         if case.report:
             kinds = world.token_kinds("".join(case.texts), offsets(case.texts))
             words = sum(value for value, kind in zip(s.values, kinds) if kind == "surface")
-            total = f"of {sum(s.values):.1f} nats {words:.1f} lie on words"
-            s.said.append(f"{total}, the rest on substance")
+            s.said = [f"of {sum(s.values):.1f} nats {words:.1f} lie on words, others on substance"]
         seen.append(s)
     return seen
 
@@ -304,24 +303,24 @@ def see_ar_opd(method, cases, setting):
         s = Seen(residuals, notes, readers, case.wrong)
         s.beside.append(("solution", [case.row["solution"]], None))
         s.marked, note = find_shortcuts(case)
-        s.said += [note] if note else []
+        s.said += note
         s.more.append((strongest(case.texts, s), ""))
         seen.append(s)
     return seen
 
 
 def find_shortcuts(case):
-    """(numbers of the tokens that belong to shortcuts, what to say about it). Outside of
-    the toy's language only words can tell, and no token is marked."""
+    """(numbers of the tokens that belong to shortcuts, lines about it). Outside of the toy's
+    language only words can tell, and no token is marked."""
     if case.report is None:
         appeals = diagnostics.shortcut(case.row["problem"], "".join(case.texts))
-        return set(), "appeals to an unseen solution" if appeals else ""
+        return set(), ["appeals to an unseen solution"] if appeals else []
     inside = {
         i
         for i, (start, end) in enumerate(offsets(case.texts))
         if any(start < step.end and step.start < end for step in case.report.shortcuts)
     }
-    return inside, "a shortcut" if inside else ""
+    return inside, ["a shortcut"] if inside else []
 
 
 def strongest(texts, seen):
@@ -433,9 +432,9 @@ def see_grpo(method, cases, setting):
         s.said.append(f"{sum(right)} of {G} rollouts of its group are right")
         if len(set(right)) == 1:
             s.said[0] += ": no advantage, so nothing is learned from this group"
-        lines = []
+        lines = []  # (is it shown?, advantage and verdict, text)
         for i, (ok, advantage, c) in enumerate(zip(right, advantages, case.group)):
-            text = harmless("".join(setting.texts(c.ids))).strip()
+            text = "".join(setting.texts(c.ids)).strip()
             lines.append((i == case.shown, f"{advantage:+.2f} {'right' if ok else 'wrong'}", text))
         s.more.append((group_as_text(lines), group_as_html(lines)))
         seen.append(s)
@@ -443,12 +442,13 @@ def see_grpo(method, cases, setting):
 
 
 def group_as_text(lines):
-    return "\n".join(f"    {'>' if shown else ' '} {a}  {shorten(t, 90)}" for shown, a, t in lines)
+    cut = ((">" if shown else " ", a, shorten(harmless(t), 90)) for shown, a, t in lines)
+    return "\n".join(f"    {mark} {a}  {t}" for mark, a, t in cut)
 
 
 def group_as_html(lines):
-    items = (f"<b>{a}</b>{' (this one)' * shown} {page.escaped(t)}" for shown, a, t in lines)
-    return f'<ol class="group"><li>{"<li>".join(items)}</ol>'
+    items = (f"<li><b>{a}</b>{' (this one)' * shown} {page.escaped(t)}" for shown, a, t in lines)
+    return f'<ol class="group">{"".join(items)}</ol>'
 
 
 # ======================================================================== all methods, and forks

@@ -132,7 +132,7 @@ def as_text(view, name, rollouts):
             show = signed_as_text if view.signed else kl_as_text
             line += show(text, value, colours, i in seen.marked)
         label = ("right: " if r.right else "failed: ") if seen.beside else ""
-        lines += [label + line, *(f"  {text}" for text in (r.verdict, *seen.said))]
+        lines += [label + line, *(f"  {harmless(text)}" for text in (r.verdict, *seen.said))]
         lines += [text for text, _ in seen.more if text]
     return "\n".join(lines)
 
