@@ -27,7 +27,7 @@ A fork keeps, of the file that it copied, what is called here, with its argument
     ar_opd        Args, views, anchored_target
     hindsight_sd  Args, build_contexts
     grpo          Args, check, verdicts, advantages
-Its flags have their defaults. look.py draws the rollouts itself.
+Its flags have their defaults. Those named window_size, rho, lam, clip and advantage must stay.
 """
 
 import contextlib
@@ -471,13 +471,13 @@ SELF = (
     "is shown. On the toy use toy/reader: behind its own mistakes toy/student mixes both texts."
 )
 VIEWS = {
-    "opd": View(OPD, "the loss, KL(student || teacher)"),
+    "opd": View(OPD, "the loss, in opd.py KL(student || teacher)"),
     "topd": View(
         f"{OPD} A numbered token is a divergent point: from there on the teacher would write "
         "something else. Its two windows stand below the text. A line is mass of the transport "
         "plan: the student's token is drawn to the teacher's. D is the cost of the plan, 0 for the "
         "same tokens. An underlined token without a number is a false alarm by this measure.",
-        "the loss, KL(student || teacher)",
+        "the loss, in opd.py KL(student || teacher)",
         marked="a candidate",
     ),
     "ar_opd": View(
