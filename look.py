@@ -192,7 +192,7 @@ def see_opd(method, cases, setting):
         if case.report:
             kinds = world.token_kinds("".join(case.texts), offsets(case.texts))
             words = sum(value for value, kind in zip(s.values, kinds) if kind == "surface")
-            s.said = [f"{words:.1f} of {sum(s.values):.1f} nats lie on words, the rest on substance"]
+            s.said = [f"{words:.1f} of {loss.sum():.1f} nats lie on words, the rest on substance"]
         seen.append(s)
     return seen
 

@@ -2,6 +2,7 @@
 run, and whether every equation that a method states is computed somewhere below."""
 import ast
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -73,6 +74,24 @@ def test_how_explained_lines_are_counted():
 def test_a_third_of_the_lines_of_a_method_explain_it(method):
     lines, of = explained((ROOT / f"{method}.py").read_text())
     assert lines >= of / 3, f"{lines} of {of} lines"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("0[1-4]*.ipynb")), ids=lambda f: f.stem)
+def test_a_notebook_fits_a_page_and_says_what_its_figures_show(file):
+    """A page shows 88 columns of code, and 9 inches of a figure at 96 dots per inch."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    figures = 0
+    for i, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert [line for line in source.splitlines() if len(line) > 88] == []
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                width = re.search(r"<Figure size ([\d.]+)x", "".join(output["data"]["text/plain"]))[1]
+                assert float(width) <= 9 * 96, source
+                assert "".join(cells[i + 1]["source"]).startswith("*What you see:*"), source
+                figures += 1
+    assert figures >= 4
 
 
 # ------------------------------------------------------------------------ equations
