@@ -43,7 +43,7 @@ MUTANTS = [
     (OPD, "loss = -advantage * written", "loss = advantage * written", "opd divergence"),
     (OPD, "return torch.where(off_policy, -written, loss)",
      "return torch.where(off_policy, loss, -written)", "opd"),
-    (OPD, "(loss / tokens).backward()", "(loss / len(responses)).backward()", "opd"),
+    (OPD, "compute.backward(loss / tokens)", "compute.backward(loss / len(responses))", "opd"),
     (OPD, "[*ids, tokenizer.eos_token_id][: args.max_new_tokens]", "ids[: args.max_new_tokens]",
      "opd"),
     (OPD, "temperature=args.temperature,", "temperature=1.0,", "opd"),
