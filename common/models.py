@@ -8,7 +8,7 @@ import torch
 
 from common.arguments import Mistake, require, shorten
 from common.hub import from_the_hub, missing_model, quiet, read_config, refuse_run, where
-from common.processes import process
+from common.processes import gather, process
 from common.size import say_loading
 
 # ======================================================================== device and precision
@@ -71,7 +71,8 @@ def compute_dtype(name, device):
         # Cards before Ampere (T4, V100, RTX 20) only emulate bfloat16, which is slow.
         with torch.cuda.device(device):  # the question is about the current card
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bfloat16" if native else "float16"
+        # Several processes add their gradients up. So all of them take the same type.
+        name = "bfloat16" if all(gather(native)) else "float16"
     return torch.float32 if name == "auto" else getattr(torch, name)  # auto: a CPU, a Mac
 
 

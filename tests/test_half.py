@@ -1,4 +1,4 @@
-"""float16, for cards without bfloat16: gradients, the scale of the loss, skipped steps, resuming."""
+"""float16, for cards without bfloat16: the gradient, the factor of the loss, skipped steps."""
 import contextlib
 import copy
 import math
@@ -27,7 +27,7 @@ import grpo
 import hindsight_sd
 import opd
 import topd
-from common import show
+from common import models, show
 from common import weights as room
 from common.arguments import Mistake
 from common.batches import Compute, log_probabilities
@@ -67,6 +67,13 @@ def test_auto_takes_what_the_device_computes_itself(device, native, dtype, monke
     assert asked == ([(device, False)] if "cuda" in device else [])
     for name in ("float16", "bfloat16", "float32"):     # a given flag wins
         assert compute_dtype(name, torch.device(device)) == getattr(torch, name)
+
+
+def test_one_card_without_bfloat16_is_enough_for_float16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(models, "gather", lambda mine: [mine, False])  # of two processes
+    assert compute_dtype("auto", torch.device("cuda")) == HALF
 
 
 def test_other_types_have_no_scale():
@@ -275,6 +282,7 @@ def test_many_skipped_updates_are_said_at_the_end(skipped, dtype, said, capsys):
     assert (said in printed) if said else ("warning" not in printed)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_equal(tmp_path, monkeypatch):
     monkeypatch.setattr(LossScale, "PATIENCE", 2)
     command = ["--student", str(ROOT / "toy/student"), "--teacher", str(ROOT / "toy/teacher")]
