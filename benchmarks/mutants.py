@@ -172,6 +172,8 @@ MUTANTS = [
     (SAMPLER, "(i + 1 for i, token in enumerate(ids) if token in ends)",
      "(i for i, token in enumerate(ids) if token in ends)", "sampler"),
     (SAMPLER, "causal & real[:, None]", "causal", "sampler"),
+    (WEIGHTS, "p.grad /= loss_scale.factor", "p.grad /= 1.0", "half"),
+    (WEIGHTS, "self.factor / 2, 0", "self.factor / 1, 0", "half"),
     (WEIGHTS, "weight_decay=0.0, fused=fused)", "weight_decay=0.1, fused=fused)", "weights"),
     (EVALUATION, "free = len(values) - 1  #", "free = len(values)  #", "evaluation"),
     (EVALUATION, "return 1 - math.comb(n - correct, k) / math.comb(n, k)",

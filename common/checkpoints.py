@@ -299,8 +299,8 @@ class Metrics:
     after its checkpoint.
 
     A number that is not finite is written as null. An update whose gradient is not finite takes
-    no step and is marked "skipped". Three of them in a row end the run, except in float16 while
-    the loss is finite and its scale is not below 1: each of them halves the scale, which helps.
+    no step and is marked "skipped". Three of them in a row end the run. In float16 they do so only
+    if a smaller scale of the loss (common/weights.py) cannot help.
     """
 
     def __init__(self, out, resumed_step=None):
@@ -334,9 +334,10 @@ class Metrics:
 
 
 def _hopeless(row):
-    """Was this update skipped for a reason that a smaller scale of the loss does not remove?"""
-    lost = row.get("loss") is None or row.get("loss_scale", 0) < 1
-    return row["grad_norm"] is None and lost
+    """A skipped update, but not one of float16 with a finite loss: there the scale was too large
+    and was halved. (Below 1 the gradient itself is too large.)"""
+    halved = row.get("loss") is not None and row.get("loss_scale", 0) >= 1
+    return row["grad_norm"] is None and not halved
 
 
 def _short(number):

@@ -128,7 +128,7 @@ class Run:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)
             self.start = state["step"]
             scale = self.compute.loss_scale
-            if scale and "loss_scale" in state:
+            if scale and "loss_scale" in state:  # not if another type was used until now
                 scale.factor, scale.good = state["loss_scale"]
             if average is not None:
                 # An average that restarts from the student would be another teacher.

@@ -80,10 +80,10 @@ class LossScale:
     """In float16 the loss is multiplied by `factor` before the backward pass.
 
     float16 has nothing between 0 and 6e-8, and nothing above 65,504. The loss is a mean over
-    thousands of tokens, so many numbers of its gradient are smaller than that: they would be 0.
-    With the factor they are not. If the gradient is not finite, the factor was too large: the
-    update makes no step, and the factor is halved. After PATIENCE steps in a row it is doubled.
-    All factors are powers of two, so they round nothing.
+    thousands of tokens, so numbers of its gradient can be below 6e-8: without the factor they
+    would be 0. If the gradient is not finite, the factor was too large: the update makes no step,
+    and the factor is halved. After PATIENCE steps in a row it is doubled. All factors are powers
+    of two, so they round nothing.
 
     torch.amp.GradScaler has the same rule, but it makes the optimizer's step itself. So a method
     would not show why it makes a step or none. Here the norm decides. It is taken after the
