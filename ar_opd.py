@@ -337,7 +337,7 @@ def main(argv=None):
             run.log(step, eval=accuracy())
             title = f"ar_opd.py: {args.student} learns from itself on {args.data} ({args.target})"
             run.draw(title, "KL(target || student)")
-    run.finish()
+    run.finish(baseline="python ar_opd.py --target full")
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=run.accuracy(student))
             run.draw(f"opd.py: {args.student} learns from {args.teacher} on {args.data}")
-    run.finish()
+    run.finish(baseline="python opd.py --off_policy 1")
 
 
 if __name__ == "__main__":

@@ -602,7 +602,7 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=run.accuracy(student))
             run.draw(f"topd.py: {args.student} learns from {args.teacher} on {args.data}")
-    run.finish()
+    run.finish(baseline="python opd.py")
 
 
 if __name__ == "__main__":

@@ -1,110 +1,29 @@
-"""The paper's claims about AR-OPD on the toy, with intervals over seeds. A1, A2 and so on
-are the claims, see benchmarks/README.md.
+"""The paper's claims about the two views on the toy, before any training, with intervals over
+seeds. A4, A5 and A7: where the views differ from the student, and what predicts success. What
+AR-OPD does to learning: lab.py.
 
-    python benchmarks/ar_opd_toy.py diagnostics
-        A4, A5, A7: where the views differ from the student, what predicts success; minutes
-    python benchmarks/ar_opd_toy.py arms --jobs 2
-        Base, SFT, Partial, Full, AR-OPD with four lambdas: table and picture; hours
-    python benchmarks/ar_opd_toy.py controls --jobs 2
-        clip, answer in the partial view, teacher; hours
+    python benchmarks/ar_opd_toy.py         minutes
 
 The gate (accuracy when generating under each view) stands in toy/README.md, and every run
 of ar_opd.py prints it first.
 """
 
 import sys
+from pathlib import Path
 
 import torch
-from arms import (
-    BENCHMARKS,
-    ROOT,
-    as_percent,
-    by_level,
-    courses,
-    differences,
-    entropy,
-    final,
-    folder,
-    line,
-    picture,
-    run_all,
-)
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ar_opd
 from common import diagnostics
 from common.arguments import Parser, run_script
 from common.batches import prompts_of_step
-from common.data import checker, load_benchmark, prompt_ids
+from common.data import load_benchmark, prompt_ids
 from common.evaluation import mean_interval, pass_at_k
-from common.files import read_jsonl
 from common.flags import parse
 from common.grading import grade
 from common.models import load_model, load_tokenizer
 from common.sampler import sample
-
-# ======================================================================== arms and controls
-
-# The rates are the script's defaults of that time. RESULTS.md has tuned ones.
-BASE = ["ar_opd.py", "--lr", "3e-4", "--ema", "0.05"]
-ARMS = {
-    "Base": None,  # the start, without training
-    "SFT": [*BASE, "--target", "sft"],
-    "Partial": [*BASE, "--target", "partial"],
-    "Full": [*BASE, "--target", "full"],
-    **{f"AR-OPD {lam}": [*BASE, "--lam", str(lam)] for lam in (0.4, 0.6, 0.8, 1.2)},
-}
-CONTROLS = {
-    "Full": ARMS["Full"],
-    "AR-OPD 0.6": ARMS["AR-OPD 0.6"],
-    "clip 1": [*BASE, "--clip", "1"],
-    "no clip": [*BASE, "--clip", "0"],
-    "answer in partial": [*BASE, "--partial_answer", "keep"],
-    "Partial with answer": [*BASE, "--target", "partial", "--partial_answer", "keep"],
-    "frozen teacher": [*BASE, "--teacher", "frozen"],
-    "current teacher": [*BASE, "--teacher", "current"],
-}
-
-
-def arithmetic_target(partial_logp, full_logp, lam, clip):
-    """A control for ar_opd.py's target: the mixture of the probabilities, not of their logarithms.
-    Here a token needs support in EITHER view; in (4) it needs support in both."""
-    weights = torch.tensor([1 - lam, lam]).log()
-    both = torch.stack([partial_logp, full_logp], -1) + weights.to(partial_logp)
-    return both.logsumexp(-1), torch.zeros(len(partial_logp)).to(partial_logp)  # [n, V], [n]
-
-
-def shortcuts(runs, name):
-    """A function (arm, seed) -> the share of the responses of a final evaluation that state
-    a true value before the values that it is computed from."""
-    rows, check = load_benchmark(BENCHMARKS[name]), checker(BENCHMARKS[name])
-
-    def metric(arm, seed):
-        records = read_jsonl(folder(runs, arm, seed) / name / "responses.jsonl")
-        return diagnostics.shortcut_share(records, rows, check)
-
-    return metric
-
-
-def table(runs, arms, seeds, base):
-    """Markdown: accuracy, differences to `base`, shortcuts, length and entropy."""
-    heads = [f"{len(seeds)} seeds", "test", "held-out", f"test - {base}", f"held-out - {base}"]
-    heads += ["shortcuts, test", "shortcuts, held-out", "tokens", "entropy"]
-    lines = [line(heads), "|---" * len(heads) + "|"]
-    accuracies = [final(runs, name) for name in ("test", "heldout")]
-    shares = [shortcuts(runs, name) for name in ("test", "heldout")]
-    tokens, nats = final(runs, "test", "mean_tokens"), entropy(runs)
-    for arm in arms:
-        cells = [arm, *(as_percent([metric(arm, s) for s in seeds]) for metric in accuracies)]
-        for metric in accuracies:
-            gaps = differences(runs, [arm], seeds, base, metric)
-            cells.append("" if arm == base else as_percent(gaps[arm], True))
-        cells += [as_percent([metric(arm, s) for s in seeds]) for metric in shares]
-        cells.append(f"{sum(tokens(arm, s) for s in seeds) / len(seeds):.0f}")
-        mean = sum(nats(arm, s) for s in seeds) / len(seeds)
-        cells.append("" if mean != mean else f"{mean:.3f}")  # NaN without training
-        lines.append(line(cells))
-    return "\n".join(lines)
-
 
 # ======================================================================== what the views know
 
@@ -184,40 +103,11 @@ def show_gaps(title, labels, per_seed):
 
 def main():
     p = Parser(__doc__)
-    p.add_argument("what", choices=["diagnostics", "arms", "controls"])
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
-    p.add_argument(
-        "--rollouts", type=int, default=300, help="of diagnostics, per seed (default 300)"
-    )
-    p.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)"
-    )
-    p.add_argument(
-        "--limit",
-        type=int,
-        default=1000,
-        help="problems of the final evaluations (default 1000 each)",
-    )
-    p.add_argument(
-        "--runs", default="runs/ar_opd-toy", help="folder of the runs (default runs/ar_opd-toy)"
-    )
+    p.add_argument("--rollouts", type=int, default=300, help="per seed (default 300)")
     args = p.parse_args()
     torch.set_num_threads(1)
-    seeds = list(range(args.seeds))
-    if args.what == "diagnostics":
-        look_at_views(seeds, args.rollouts)
-        return
-    controls = args.what == "controls"
-    arms = CONTROLS if controls else ARMS
-    run_all(arms, seeds, args.runs, args.jobs, args.limit, start="toy/reader")
-    print(table(args.runs, arms, seeds, "Full"))
-    courses(args.runs, arms, seeds)
-    if not controls:
-        by_level(args.runs, "AR-OPD 0.6", "Full", seeds, BENCHMARKS)
-    name = f"ar_opd-{'controls-' if controls else ''}toy.png"
-    title = f"{'The controls of AR-OPD' if controls else 'AR-OPD'} on the toy, {len(seeds)} seeds"
-    picture(args.runs, arms, seeds, "Full", ROOT / "benchmarks" / name, title)
-    print(f"picture: benchmarks/{name}")
+    look_at_views(list(range(args.seeds)), args.rollouts)
 
 
 if __name__ == "__main__":

@@ -1,137 +1,29 @@
-"""The paper's claims about HSD on the toy, with intervals over seeds, and the controls that
-the paper lacks. H1, H2 and so on are the claims, see benchmarks/README.md.
+"""The paper's claims about credit on the toy, before any training, with intervals over seeds. H1,
+H2 and H3: where credit falls, and whether that place is to blame; and a picture. What HSD does to
+learning: lab.py.
 
-    python benchmarks/hindsight_toy.py credit
-        H1, H2, H3: where credit falls, and whether that place is to blame; minutes, and a
-        picture
-    python benchmarks/hindsight_toy.py overhead
-        H10: the time of an update of every arm over GRPO's, on a quiet machine; minutes
-    python benchmarks/hindsight_toy.py arms --jobs 2
-        GRPO, DAPO, answer only, SDPO's choices, GRPO + answer, HSD: tables, picture; hours
-    python benchmarks/hindsight_toy.py controls --jobs 2
-        which part of HSD has the effect? hours
-    python benchmarks/hindsight_toy.py control wrong --seed 0 --out runs/x
-        one run of one control
-
-A control replaces one function of hindsight_sd.py and nothing else. So it also shows how to
-change the method without copying it.
+    python benchmarks/hindsight_toy.py      minutes
 """
 
 import statistics as st
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from arms import (
-    ROOT,
-    as_percent,
-    courses,
-    differences,
-    entropy,
-    final,
-    folder,
-    line,
-    picture,
-    run_all,
-    table,
-)
+from lab import ROOT
 
-import grpo
 import hindsight_sd
 from common import credit
-from common.arguments import Parser, require, run_script
-from common.batches import Compute, prompts_of_step
-from common.data import load_benchmark, privileged_prompt, prompt_ids
+from common.arguments import Parser, run_script
+from common.batches import prompts_of_step
+from common.data import load_benchmark, prompt_ids
 from common.diagnostics import auc, token_at
 from common.evaluation import mean_interval
-from common.files import make_folder, read_json, read_jsonl, write_json
 from common.flags import parse
 from common.models import load_model, load_tokenizer
-from common.sampler import uniforms
-from common.weights import adamw, copy_of
 from toy import world
 
 CPU = torch.device("cpu")
-
-# ======================================================================== arms and controls
-
-# The learning rates: of 3e-5, 1e-4 and 3e-4 the largest one with which an arm does not lose
-# accuracy within 60 updates on seed 99, which is not among the seeds below
-# (benchmarks/README.md has these pilots). The arms that have the current model as their
-# teacher need the smallest.
-ARMS = {
-    "GRPO": ["grpo.py"],
-    "DAPO": ["grpo.py", "--variant", "dapo"],
-    "answer only": ["hindsight_sd.py", "--context", "answer"],
-    "SDPO's choices": [
-        *("hindsight_sd.py", "--divergence", "jsd", "--teacher", "ema"),
-        *("--fallback", "mask", "--lr", "3e-4"),
-    ],
-    "GRPO + answer": ["hindsight_sd.py", "--context", "answer", "--rl_weight", "0.5"],
-    "HSD": ["hindsight_sd.py"],
-}
-HERE = "benchmarks/hindsight_toy.py"
-CONTROLS = {
-    "HSD": ["hindsight_sd.py"],
-    "failures only": ["hindsight_sd.py", "--train", "failures"],
-    "wrong peer": [HERE, "control", "wrong"],
-    "other question's peer": [HERE, "control", "other"],
-    "peer without answer": [HERE, "control", "no_answer"],
-    "no fallback": ["hindsight_sd.py", "--fallback", "mask"],
-    "shortest peer": ["hindsight_sd.py", "--peer", "shortest"],
-    "lowest perplexity": ["hindsight_sd.py", "--peer", "low_ppl"],
-    "highest perplexity": ["hindsight_sd.py", "--peer", "high_ppl"],
-    "worked solution": ["hindsight_sd.py", "--context", "reference"],
-    "EMA teacher": ["hindsight_sd.py", "--teacher", "ema"],
-    "frozen teacher": ["hindsight_sd.py", "--teacher", "frozen"],
-    "reverse KL": ["hindsight_sd.py", "--divergence", "reverse"],
-    "beta 0": ["hindsight_sd.py", "--beta", "0"],
-    "beta 0.1": ["hindsight_sd.py", "--beta", "0.1"],
-}
-EVALUATIONS = {
-    "test": "toy",
-    "heldout": "toy-heldout",
-    "sampled": "toy --n 8 --temperature 1 --k 8 --limit 250",
-}
-
-
-def wrong_peer(i, right, scores, rule, key):
-    """A FAILED other rollout as the peer, with the right answer beside it."""
-    others = [j for j, ok in enumerate(right) if not ok and j != i]
-    return others[int(uniforms(("peer", *key), 1).item() * len(others))] if others else None
-
-
-def other_contexts(rows, drawn, tokenizer, args, step):
-    """Where a rollout would see a peer, it sees a successful rollout of ANOTHER question of
-    the batch, beside the right answer to its own question."""
-    contexts = ORIGINAL["build_contexts"](rows, drawn, tokenizer, args, step)
-    G = args.samples
-    texts, _ = hindsight_sd.verdicts(tokenizer, rows, drawn, G)
-    prompts = list(contexts.prompts)
-    for i, peer in enumerate(contexts.peers):
-        strangers = [j for j, ok in enumerate(contexts.right) if ok and j // G != i // G]
-        if peer is not None and strangers:
-            draw = uniforms(("stranger", args.seed, step, i), 1).item()
-            text = texts[strangers[int(draw * len(strangers))]]
-            user = privileged_prompt(rows[i // G]["prompt"], text, rows[i // G]["answer"])
-            prompts[i] = prompt_ids(tokenizer, user)
-    return replace(contexts, prompts=prompts)
-
-
-def context_without_answer(row, peer, args):
-    if peer is None:
-        return ORIGINAL["context"](row, peer, args)
-    return privileged_prompt(row["prompt"], peer)
-
-
-SWAPS = {
-    "wrong": {"choose_peer": wrong_peer},
-    "other": {"build_contexts": other_contexts},
-    "no_answer": {"context": context_without_answer},
-}
-ORIGINAL = {name: getattr(hindsight_sd, name) for swap in SWAPS.values() for name in swap}
 
 # ======================================================================== what all share
 
@@ -307,153 +199,13 @@ def draw_profiles(found, mistaken, path):
     plt.close(figure)
 
 
-# ======================================================================== H10: time of an update
-
-
-def updater(flags, seed):
-    """A function of the step that makes one update of an arm, without evaluation,
-    checkpoint or anything else around it."""
-    module = grpo if flags[0] == "grpo.py" else hindsight_sd
-    args = settings(module, "--seed", str(seed), *flags[1:])
-    student, tokenizer = load()
-    start, rows = load()[0].requires_grad_(False), rows_with_ids("train", tokenizer)
-    optimizer = adamw(student, args.lr, betas=(0.9, 0.95))
-    compute = Compute(args, CPU, torch.float32, len(tokenizer))
-
-    if module is grpo:
-
-        def one(step):
-            chosen, drawn, right, _ = grpo.collect(student, tokenizer, rows, args, step)
-            if chosen:
-                grpo.update(student, start, optimizer, chosen, drawn, right, args, compute)
-
-        return one
-    teacher = student if args.teacher == "current" else copy_of(student)
-
-    def one(step):
-        chosen = [rows[i] for i in prompts_of_step(step, args.prompts, len(rows), args.seed)]
-        drawn = hindsight_sd.rollouts(student, chosen, args, step)
-        contexts = hindsight_sd.build_contexts(chosen, drawn, tokenizer, args, step)
-        hindsight_sd.update(
-            student, teacher, start, optimizer, chosen, drawn, contexts, args, compute
-        )
-
-    return one
-
-
-def overhead(seeds, runs, updates=12):
-    """H10: every arm makes an update in turn. So whatever else the machine does slows all
-    of them alike. The ratios are those of the medians."""
-    per_seed = []
-    for seed in seeds:
-        update_of = {arm: updater(flags, seed) for arm, flags in ARMS.items()}
-        times = {arm: [] for arm in ARMS}
-        for step in range(1, updates + 1):
-            for arm, one in update_of.items():
-                began = time.perf_counter()
-                one(step)
-                if step > 2:  # the first ones only warm up
-                    times[arm].append(time.perf_counter() - began)
-        base = st.median(times["GRPO"])
-        per_seed.append({arm: st.median(t) / base for arm, t in times.items()})
-        print(f"seed {seed} done", file=sys.stderr)
-    show(per_seed, f"H10: time of an update over GRPO's, {updates - 2} updates per seed")
-    costs = {arm: mean(numbers[arm] for numbers in per_seed) for arm in ARMS}
-    write_json(make_folder(runs) / "costs.json", costs)
-
-
-# ======================================================================== the comparison
-
-
-def by_style(runs, style):
-    """A function (arm, seed) -> accuracy on the test problems that ask for this style."""
-    rows = load_benchmark("toy", "test")
-
-    def metric(arm, seed):
-        records = read_jsonl(folder(runs, arm, seed) / "test" / "responses.jsonl")
-        return mean(r["correct"] for r in records if rows[r["index"]]["style"] == style)
-
-    return metric
-
-
-def table_of_variety(runs, arms, seeds, base):
-    """The second table: styles, pass@k, diversity, length and entropy."""
-    heads = [f"{len(seeds)} seeds", "terse", "verbose", "pass@1", "pass@8", f"pass@8 - {base}"]
-    heads += ["distinct", "tokens", "entropy"]
-    lines = [line(heads), "|---" * len(heads) + "|"]
-    pass_8, distinct = final(runs, "sampled", "pass@8"), final(runs, "sampled", "distinct")
-    metrics = [by_style(runs, "terse"), by_style(runs, "verbose")]
-    metrics += [final(runs, "sampled", "pass@1"), pass_8]
-    tokens, nats = final(runs, "test", "mean_tokens"), entropy(runs)
-    for arm in arms:
-        cells = [arm, *(as_percent([metric(arm, s) for s in seeds]) for metric in metrics)]
-        gaps = differences(runs, [arm], seeds, base, pass_8)
-        cells.append("" if arm == base else as_percent(gaps[arm], True))
-        cells.append(as_percent([distinct(arm, s) for s in seeds]))
-        cells.append(f"{mean(tokens(arm, s) for s in seeds):.0f}")
-        cells.append(f"{mean(nats(arm, s) for s in seeds):.3f}")
-        lines.append(line(cells))
-    return "\n".join(lines)
-
-
-def compare(args, seeds):
-    """The arms or the controls: runs, tables and picture."""
-    controls = args.what == "controls"
-    arms, base = (CONTROLS, "HSD") if controls else (ARMS, "GRPO")
-    run_all(arms, seeds, args.runs, args.jobs, args.limit, EVALUATIONS, start="toy/reader")
-    costs = None
-    if not controls:
-        path = Path(args.runs) / "costs.json"
-        if not path.exists():
-            overhead(seeds[:3], args.runs)
-        costs = read_json(path)
-    print(table(args.runs, arms, seeds, base, costs))
-    print(table_of_variety(args.runs, arms, seeds, base))
-    courses(args.runs, arms, seeds)
-    name = f"hindsight-{'controls-' if controls else ''}toy.png"
-    what = "The controls of HSD" if controls else "Hindsight and its baselines"
-    title = f"{what} on the toy, {len(seeds)} seeds"
-    picture(args.runs, arms, seeds, base, ROOT / "benchmarks" / name, title, costs)
-    print(f"picture: benchmarks/{name}")
-
-
 def main():
-    if sys.argv[1:2] == ["control"]:
-        require(
-            len(sys.argv) > 2 and sys.argv[2] in SWAPS,
-            f"A control needs its name: {', '.join(SWAPS)}.",
-        )
-        for name, function in SWAPS[sys.argv[2]].items():
-            setattr(hindsight_sd, name, function)
-        hindsight_sd.main(sys.argv[3:])
-        return
     p = Parser(__doc__)
-    p.add_argument("what", choices=["credit", "overhead", "arms", "controls", "control"])
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
-    p.add_argument("--questions", type=int, default=100, help="of credit, per seed (default 100)")
-    p.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)"
-    )
-    p.add_argument(
-        "--limit",
-        type=int,
-        default=1000,
-        help="problems of the final evaluations (default 1000 each)",
-    )
-    p.add_argument(
-        "--runs",
-        default="runs/hindsight-toy",
-        help="folder of the runs (default runs/hindsight-toy)",
-    )
+    p.add_argument("--questions", type=int, default=100, help="per seed (default 100)")
     args = p.parse_args()
     torch.set_num_threads(1)
-    seeds = list(range(args.seeds))
-    if args.what == "credit":
-        credits(seeds, args.questions)
-    if args.what == "overhead":
-        overhead(seeds[:3], args.runs)
-    if args.what in ("arms", "controls"):
-        compare(args, seeds)
+    credits(list(range(args.seeds)), args.questions)
 
 
 if __name__ == "__main__":

@@ -67,119 +67,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from lab_arms import ARMS, CONTROLS, HEADLINE  # noqa: E402
+
 from common.arguments import Parser, require, run_script  # noqa: E402
-from common.files import read_jsonl, write_json  # noqa: E402
+from common.files import read_jsonl, write_json, write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
-TESTS = ["toy", "toy-heldout"]
+TESTS, HEALTH = ["toy", "toy-heldout"], 100  # problems for the health of a self-teacher
 # Half of the scripts' own batch: hundreds of runs of 3 to 4 minutes fit two cores.
 UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
-
-# ======================================================================== the arms
-
-
-@dataclass
-class Arm:
-    """A method with what is tuned about it."""
-
-    family: str  # T, A or H: a table and a file of results
-    script: str
-    start: str  # the student: student, reader or reader2
-    flags: list  # what makes it this arm
-    rates: list  # the learning rates of the pilots
-    knobs: dict  # {label: flags}
-    paper: str | None = None  # the label of the paper's own value; None: no paper has this arm
-    swap: str | None = None  # a function of the script is replaced, see SWAPS
-
-
-FAST, MIDDLE, SLOW = [3e-4, 1e-3, 3e-3], [1e-4, 3e-4, 1e-3], [3e-5, 1e-4, 3e-4]
-
-
-def values(flag, *numbers):
-    return {f"{flag} {n}": [f"--{flag}", str(n)] for n in numbers}
-
-
-EMA = values("ema", 0.003, 0.01, 0.03)
-TEACHER = {
-    "current": ["--teacher", "current"],
-    "ema 0.01": ["--teacher", "ema", "--ema", "0.01"],
-    "frozen": ["--teacher", "frozen"],
-}
-HSD = "hindsight_sd.py"
-ARMS = {
-    # The student learns from a stronger model.
-    "OPD": Arm(
-        "T", "opd.py", "student", [], FAST, paper="reverse",
-        knobs={d: ["--divergence", d] for d in ("reverse", "forward", "jsd")},
-    ),
-    "TOPD": Arm(
-        "T", "topd.py", "student", [], FAST, values("lam", 0.03, 0.1, 0.3), paper="lam 0.1"
-    ),
-    # Control and rival at once: plain cross-entropy on the same windows of the teacher, in the
-    # teacher's own context.
-    "forcing": Arm(
-        "T", "topd.py", "student", [], FAST, values("lam", 0.1, 0.3, 1), swap="forcing"
-    ),
-    "SFT (T)": Arm("T", "opd.py", "student", ["--off_policy", "1"], FAST, {"": []}, paper=""),
-    # The student learns from itself, with a worked solution in view.
-    "AR-OPD": Arm("A", "ar_opd.py", "reader", [], FAST, EMA, paper="ema 0.01"),
-    "Full": Arm("A", "ar_opd.py", "reader", ["--target", "full"], FAST, EMA, paper="ema 0.01"),
-    "Partial": Arm(
-        "A", "ar_opd.py", "reader", ["--target", "partial"], FAST, EMA, paper="ema 0.01"
-    ),
-    "SFT (A)": Arm("A", "ar_opd.py", "reader", ["--target", "sft"], FAST, {"": []}, paper=""),
-    # The student learns from a verifier, and from itself with a successful rollout in view.
-    "HSD": Arm("H", HSD, "reader2", [], SLOW, TEACHER, paper="current"),
-    "GRPO": Arm(
-        "H", "grpo.py", "reader2", [], MIDDLE, values("beta", 0.0, 0.001, 0.01),
-        paper="beta 0.001",
-    ),
-    "answer only": Arm(
-        "H", HSD, "reader2", ["--context", "answer"], SLOW, TEACHER, paper="current"
-    ),
-    "GRPO + answer": Arm(
-        "H", HSD, "reader2", ["--context", "answer", "--rl_weight", "0.5"], SLOW, TEACHER,
-        paper="current",
-    ),
-    "SDPO's choices": Arm(
-        "H", HSD, "reader2", ["--divergence", "jsd", "--fallback", "mask"], MIDDLE,
-        {"ema 0.05": ["--teacher", "ema", "--ema", "0.05"], **dict(list(TEACHER.items())[1:])},
-        paper="ema 0.05",
-    ),
-    "DAPO": Arm(
-        "H", "grpo.py", "reader2", ["--variant", "dapo"], MIDDLE, values("reuse", 1, 2, 4),
-        paper="reuse 1",
-    ),
-}
-# The arms of the headline claims come first in the queue.
-HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing"]
-
-# Controls: (the arm whose setting they take, flags, swapped function). They change one thing.
-CONTROLS = {
-    "suppress low": ("OPD", ["--guidance", "off", "--suppress", "low"], None),
-    "suppress high": ("OPD", ["--guidance", "off", "--suppress", "high"], None),
-    "random positions": ("TOPD", [], "random"),
-    "every candidate": ("TOPD", ["--drop_share", "0"], None),
-    "positional plan": ("TOPD", [], "positional"),
-    "shuffled plan": ("TOPD", [], "shuffled"),
-    "self target": ("TOPD", [], "self"),
-    "contextual": ("TOPD", ["--embedding", "contextual"], None),
-    "AR-OPD, frozen": ("AR-OPD", ["--teacher", "frozen"], None),
-    "AR-OPD, clip 1": ("AR-OPD", ["--clip", "1"], None),
-    "AR-OPD, no clip": ("AR-OPD", ["--clip", "0"], None),
-    "AR-OPD, arithmetic": ("AR-OPD", [], "arithmetic"),
-    "AR-OPD, answer kept": ("AR-OPD", ["--partial_answer", "keep"], None),
-    **{f"AR-OPD, lam {x}": ("AR-OPD", ["--lam", str(x)], None) for x in (0.4, 0.8, 1.0, 1.2)},
-    "HSD, wrong peer": ("HSD", [], "wrong"),
-    "HSD, other question's peer": ("HSD", [], "other"),
-    "HSD, peer without answer": ("HSD", [], "no_answer"),
-    "HSD, failures only": ("HSD", ["--train", "failures"], None),
-    "HSD, no fallback": ("HSD", ["--fallback", "mask"], None),
-    **{f"HSD, {p} peer": ("HSD", ["--peer", p], None) for p in ("shortest", "low_ppl", "high_ppl")},
-    **{f"HSD, beta {b}": ("HSD", ["--beta", b], None) for b in ("0", "0.1")},
-}
-
 
 # ======================================================================== a run
 
@@ -219,6 +116,8 @@ def model(name, pair):
 
 def command(job):
     """The script and its flags, as somebody would type them."""
+    if "--data" in job.flags:
+        write_style(job.flags[job.flags.index("--data") + 1])
     arm = ARMS[job.arm]
     flags = [*arm.flags, *arm.knobs.get(job.knob, []), "--lr", f"{job.rate:g}"]
     flags += ["--student", model(job.start, job.pair)]
@@ -229,37 +128,34 @@ def command(job):
     if job.stage != "pilot":
         curve = ["--eval_n", "300", "--eval_every", str(job.updates // 4)]
     flags += ["--prompts", str(PROMPTS[arm.family])]
-    flags += [*job.flags, "--data", "toy", "--benchmark", "toy-validation", *curve]
+    flags += ["--data", "toy", "--benchmark", "toy-validation", *curve]
     flags += ["--show_every", "0"]
     flags += ["--steps", str(job.updates), "--seed", str(job.seed), "--device", "cpu"]
+    flags += job.flags  # of two equal flags the last one counts
     script = "topd.py" if "--guidance" in job.flags else arm.script
     if script == "topd.py" and arm.script == "opd.py":
         flags = [f for f in flags if f not in ("--divergence", job.knob)]
     return script, flags
 
 
-def swaps(name):
-    """{function: its replacement}. The replacements live beside the older experiments."""
-    if name is None:
-        return {}
-    if name == "arithmetic":
-        from ar_opd_toy import arithmetic_target
-
-        return {"anchored_target": arithmetic_target}
-    module = "topd_toy" if name in ("random", "positional", "shuffled", "self", "forcing") else 0
-    return importlib.import_module(module or "hindsight_toy").SWAPS[name]
+def write_style(path):
+    """The training problems of one style: runs/lab/terse.jsonl or runs/lab/verbose.jsonl."""
+    path = ROOT / path
+    rows = [r for r in read_jsonl(ROOT / "toy" / "train.jsonl") if r["style"] == path.stem]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
 
 
 @contextlib.contextmanager
-def swapped(module, functions):
-    before = {name: getattr(module, name) for name in functions}
-    for name, function in functions.items():
-        setattr(module, name, function)
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(module, name, function)
+def prepared(module, job):
+    """Inside of the block, the method's module is that of the arm or the control, and the health
+    of a self-teacher is written down."""
+    from lab_swaps import SWAPS, swapped
+
+    swap = CONTROLS[job.control][2] if job.control else ARMS[job.arm].swap
+    with swapped(module, SWAPS[swap][1] if swap else {}):
+        with swapped(module.Run, {"log": watchful(module, job)}):
+            yield
 
 
 def execute(job):
@@ -267,16 +163,16 @@ def execute(job):
     import torch
 
     torch.set_num_threads(1)
+    os.chdir(ROOT)  # the names of models and data files begin there
     if job.stage == "start":
         found = {s: final_accuracy(ROOT / model(job.start, job.pair), s) for s in TESTS}
         return {"key": job.key, **asdict(job), **origin(), "course": {}, **found, "seconds": 0}
     script, flags = command(job)
     module = importlib.import_module(script.removesuffix(".py"))
     out, began = job.folder, time.time()
-    swap = CONTROLS[job.control][2] if job.control else ARMS[job.arm].swap
     resume = ["--resume"] if (out / "config.json").exists() else []
     if not (out / "final").exists():
-        with swapped(module, swaps(swap)):
+        with prepared(module, job):
             module.main([*flags, "--out", str(out), *resume])
     rows = read_jsonl(out / "metrics.jsonl")
     line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **origin()}
@@ -284,15 +180,64 @@ def execute(job):
     for split in ["toy-validation"] if job.stage == "pilot" else TESTS:
         line[split] = final_accuracy(out / "final", split)
     line["course"] = course([r for r in rows if "tokens" in r])
+    if (out / "health.jsonl").exists():
+        line["health"] = read_jsonl(out / "health.jsonl")
     line["seconds"] = round(time.time() - began)
     return line
+
+
+def watchful(module, job):
+    """Run.log, which at every evaluation also looks at the self-teacher. A run that falls is
+    explained by what falls first. Pilots are left out: they are for choosing."""
+    original = module.Run.log
+
+    def log(run, step, **row):
+        original(run, step, **row)
+        if "eval" in row and job.stage != "pilot":
+            found = health(run, module)
+            if found:
+                with open(run.out / "health.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **found}) + "\n")
+
+    return log
+
+
+def health(run, module):
+    """Greedy accuracy of the teacher's weights on the first training problems: under the
+    privileged view of the run, and under the same view of another problem. (A peer comes from the
+    data file here.) None if nothing is shown to anybody."""
+    from lab_swaps import frozen
+
+    from common.data import privileged_prompt
+    from common.diagnostics import gate, other_rows
+
+    args, rows = run.args, run.rows[:HEALTH]
+    others = [rows[o] for o in other_rows(rows)]
+    if module.__name__ == "ar_opd" and args.target != "sft":
+        view = "partial" if args.target == "partial" else "full"
+        stranger = [{**o, "prompt": r["prompt"]} for r, o in zip(rows, others)]
+        right = [module.views(r, args)[view] for r in rows]
+        wrong = [module.views(s, args)[view] for s in stranger]
+    elif module.__name__ == "hindsight_sd":
+        peers = [(r["peer"], o["peer"]) if args.context == "peer" else (None, None)
+                 for r, o in zip(rows, others)]
+        right = [module.context(r, own, args) for r, (own, _) in zip(rows, peers)]
+        wrong = [privileged_prompt(r["prompt"], theirs, o["answer"])
+                 for r, o, (_, theirs) in zip(rows, others, peers)]
+    else:
+        return None
+    weights = run.student if args.teacher == "current" else run.average
+    weights = frozen(args.student) if weights is None else weights
+    found = gate(run, weights, rows, {"right": right, "wrong": wrong})
+    return {name: round(summary["accuracy"], 4) for name, summary in found.items()}
 
 
 def final_accuracy(folder, split):
     """Accuracy of a final model, with the verdict on every problem as a bit (1: right)."""
     import torch
 
-    from common.data import load_benchmark
+    from common.data import checker, load_benchmark
+    from common.diagnostics import shortcut_share
     from common.evaluation import evaluate
     from common.models import load_model, load_tokenizer
 
@@ -301,6 +246,8 @@ def final_accuracy(folder, split):
     rows = load_benchmark(split)[: 1002 if split == "toy-heldout" else None]
     summary, records = evaluate(student, tokenizer, rows, max_new_tokens=256, bar=False)
     found = {k: round(summary[k], 5) for k in ("accuracy", "mean_tokens", "truncated")}
+    # A2: responses in which a true value stands before the values it is computed from
+    found["shortcuts"] = round(shortcut_share(records, rows, checker(split)), 5)
     bits = "".join(str(int(r["correct"])) for r in records)
     found |= {"n": len(records), "right": f"{int(bits, 2):x}"}
     if split == "toy-heldout":
@@ -411,7 +358,7 @@ def chosen(lines, arm):
 
 def confirmations(lines, arm, pair, seeds, starts=None):
     spec, two = ARMS[arm], chosen(lines, arm)
-    for start in starts or [spec.start]:
+    for start in [spec.start] if starts is None else starts:
         for seed in seeds:
             for knob, rate in dict.fromkeys(two.values()):
                 yield Job("confirm", arm, knob, rate, seed, start, pair)
@@ -434,8 +381,9 @@ def queue(lines):
     for arm in tuned:
         if (ROOT / model(ARMS[arm].start, 1)).is_dir():
             jobs += confirmations(lines, arm, 1, FEW)
-        if ARMS[arm].family == "H":
-            jobs += confirmations(lines, arm, 0, FEW, starts=["reader"])
+        if ARMS[arm].family == "H":  # a dial: how often the student is right at the start
+            others = [s for s in ("reader", "reader3") if (ROOT / model(s, 0)).is_dir()]
+            jobs += confirmations(lines, arm, 0, FEW, starts=others)
     for name, (arm, flags, _) in CONTROLS.items():
         if arm in tuned:
             knob, rate = chosen(lines, arm)["tuned"]
@@ -453,7 +401,7 @@ def queue(lines):
 
 def starts():
     """(pair, name) of the models that are there."""
-    names = ("student", "teacher", "reader", "reader2")
+    names = ("student", "teacher", "reader", "reader2", "reader3")
     return [(p, n) for p in (0, 1) for n in names if (ROOT / model(n, p)).is_dir()]
 
 
@@ -528,12 +476,12 @@ def times(updates=6, rounds=3):
     for number in range(rounds):
         for arm, spec in ARMS.items():
             knob = spec.paper or next(iter(spec.knobs))
-            job = Job("time", arm, knob, spec.rates[0], number, spec.start, updates=updates)
+            job = Job("pilot", arm, knob, spec.rates[0], number, spec.start, updates=updates)
             script, flags = command(job)
             module = importlib.import_module(script.removesuffix(".py"))
             flags += ["--eval_every", "0", "--eval_n", "1", "--save_every", "0"]
             with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nothing:
-                with swapped(module, swaps(spec.swap)), contextlib.redirect_stdout(nothing):
+                with prepared(module, job), contextlib.redirect_stdout(nothing):
                     module.main([*flags, "--out", f"{out}/run"])
                 rows = [r for r in read_jsonl(Path(out, "run", "metrics.jsonl")) if "tokens" in r]
             seconds[arm] += [r["seconds"]["total"] for r in rows[1:]]  # the first warms up

@@ -6,7 +6,6 @@ The rules of the verdicts are point 4 of the protocol at the head of lab.py. A n
 runs is "not run yet": nothing is estimated.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import lab  # noqa: E402
 
 from common.evaluation import mean_interval  # noqa: E402
-from common.files import read_json, write_text  # noqa: E402
+from common.files import read_json, read_jsonl, write_text  # noqa: E402
 
 # ======================================================================== the claims
 
@@ -91,8 +90,8 @@ NEEDS = {
 # ======================================================================== numbers
 
 
-def runs(lines, name, which, *, split="toy", start=None, pair=0, updates=lab.UPDATES):
-    """{seed: accuracy in per cent} of an arm, or of a control, at one of its two settings."""
+def of_seeds(lines, name, which, *, start=None, pair=0, updates=lab.UPDATES):
+    """{seed: line} of an arm, or of a control, at one of its two settings."""
     arm = lab.CONTROLS[name][0] if name in lab.CONTROLS else name
     if lab.pilots(lines, arm):
         return {}  # nothing is chosen yet
@@ -100,12 +99,18 @@ def runs(lines, name, which, *, split="toy", start=None, pair=0, updates=lab.UPD
     wanted = dict(arm=arm, pair=pair, updates=updates, start=start or lab.ARMS[arm].start)
     wanted["control"] = name if name in lab.CONTROLS else ""
     return {
-        x["seed"]: 100 * x[split]["accuracy"]
+        x["seed"]: x
         for x in lines
-        if split in x
+        if "toy" in x
         and (x["knob"], x["rate"]) == setting
         and all(x[k] == v for k, v in wanted.items())
     }
+
+
+def runs(lines, name, which, *, split="toy", **where):
+    """{seed: accuracy in per cent}."""
+    found = of_seeds(lines, name, which, **where)
+    return {seed: 100 * x[split]["accuracy"] for seed, x in found.items()}
 
 
 def paired(a, b):
@@ -219,13 +224,11 @@ def table_of_pilots(lines):
 
 
 def table_of_pairs(lines):
-    """The second set of models, and the other start of the family H."""
+    """The second set of models."""
     rows = []
     for c in [c for c in CLAIMS if c.headline]:
         for which in ("paper", "tuned"):
             others = [("toy/pair1", dict(pair=1))]
-            if lab.ARMS[c.better].family == "H":
-                others.append(("toy/reader", dict(start="reader")))
             for name, where in others:
                 gaps = paired(
                     runs(lines, c.better, which, **where), runs(lines, c.worse, which, **where)
@@ -262,48 +265,81 @@ def agreement(lines):
     )
 
 
-# ======================================================================== pictures
+def table_at_equal_time(lines, times):
+    rows = []
+    for c in [c for c in CLAIMS if c.headline]:
+        for which in ("paper", "tuned"):
+            two = [of_seeds(lines, name, which) for name in (c.better, c.worse)]
+            gaps = []
+            if c.better in times and c.worse in times:
+                cost = times[c.better] / times[c.worse]  # of an update
+                gaps = [
+                    100 * (at(two[0][s]["curve"], lab.UPDATES / cost) - two[1][s]["curve"][-1][1])
+                    for s in sorted(two[0].keys() & two[1].keys())
+                ]
+            rows.append([c.name, c.text, which, interval(gaps, signed=True)])
+    return table(["", "claim", "setting", "difference"], rows)
 
 
-def curves(lines, family, path):
-    """Validation accuracy along the runs, mean over the seeds, the tuned setting."""
-    import matplotlib
+def at(curve, step):
+    """The height of a curve [[update, accuracy], ...] at an update between its points. Behind its
+    last point: that of the last point."""
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+        if x0 <= step <= x1:
+            return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
+    return curve[-1][1]
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    ends = []
-    for i, (arm, spec) in enumerate(lab.ARMS.items()):
-        if spec.family != family or lab.pilots(lines, arm):
-            continue
-        setting = lab.chosen(lines, arm)["tuned"]
-        chosen = [
-            x["curve"]
-            for x in lines
-            if x["stage"] == "confirm" and x["arm"] == arm and x["start"] == spec.start
-            and x["pair"] == 0 and (x["knob"], x["rate"]) == setting
-        ]  # fmt: skip
-        if not chosen:
-            continue
-        points = [
-            (same[0][0], 100 * lab.mean(p[1] for p in same)) for same in zip(*chosen, strict=True)
-        ]
-        axis.plot(*zip(*points), color=f"C{i % 10}")
-        ends.append((points[-1], arm, f"C{i % 10}"))
-    if not ends:
-        plt.close(figure)
-        return None
-    # The name of a curve stands at its end, and no two names on top of each other.
-    height = -math.inf
-    for (x, y), arm, colour in sorted(ends):
-        height = max(y, height + 1.6)
-        axis.annotate(arm, (x, y), xytext=(x * 1.02, height), color=colour, va="center")
-    axis.set(xlabel="update", ylabel="accuracy (%)", xlim=(0, ends[0][0][0] * 1.25))
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return path.name
+def table_of_health(lines):
+    rows = []
+    for arm in lab.ARMS:
+        for which in ("paper", "tuned"):
+            found = [x for x in of_seeds(lines, arm, which).values() if "health" in x]
+            if not found:
+                continue
+            cells = [f"{arm}, {which}: {found[0]['knob']}"]
+            for view in ("right", "wrong"):
+                ends = [100 * lab.mean(x["health"][i][view] for x in found) for i in (0, -1)]
+                cells.append(f"{ends[0]:.0f} -> {ends[1]:.0f}")
+            ends = [100 * lab.mean(x["curve"][i][1] for x in found) for i in (0, -1)]
+            cells.append(f"{ends[0]:.0f} -> {ends[1]:.0f}")
+            cells.append(f"{lab.mean(x['toy']['mean_tokens'] for x in found):.0f}")
+            cells.append(f"{100 * lab.mean(x['toy']['pass@8'] for x in found):.0f}")
+            name = next((k for k in ("kl", "kl_full", "loss") if k in found[0]["course"]), None)
+            ends = [lab.mean(x["course"][name][i] for x in found) for i in (0, -1)]
+            cells.append(f"{ends[0]:.3f} -> {ends[1]:.3f}")
+            rows.append(cells)
+    heads = ["arm", "teacher, own view", "teacher, another's", "student", "tokens", "pass@8"]
+    return table([*heads, "KL to the teacher"], rows) if rows else "Not run yet."
+
+
+def table_of_words():
+    """SmolLM2-135M on word problems in English: benchmarks/words.py."""
+    import words
+
+    lines = read_jsonl(words.LINES) if words.LINES.exists() else []
+    if not any(x["stage"] == "test" for x in lines):
+        return "Not run yet: `python benchmarks/words.py`."
+    before = {x["arm"]: x for x in lines if x["stage"] == "start"}
+    rows = [
+        [f"{name}, before", "", f"{100 * x['accuracy']:.1f}", f"{100 * x['pass@4']:.0f}", "", ""]
+        for name, x in before.items()
+    ]
+    for arm in words.ARMS:
+        found = [x for x in lines if x["stage"] == "test" and x["arm"] == arm]
+        if found:
+            values = [100 * x["accuracy"] for x in found]
+            seconds = lab.mean(x["seconds_per_update"] for x in found)
+            variety = 100 * lab.mean(x["pass@4"] for x in found)
+            rate = f"{found[0]['rate']:g}"
+            cells = [arm, rate, interval(values), f"{variety:.0f}", len(found), f"{seconds:.0f} s"]
+            rows.append(cells)
+    heads = ["SmolLM2-135M-Instruct", "learning rate", "test accuracy", "pass@4", "seeds"]
+    return table([*heads, "an update"], rows) + (
+        "\n\nThe protocol stands at the head of `benchmarks/words.py`. Three seeds of a few dozen "
+        "updates can tell a method that works from one that breaks the model, and a gain of ten "
+        "points from none. They cannot rank methods that lie a few points apart."
+    )
 
 
 # ======================================================================== the file
@@ -316,6 +352,8 @@ TITLES = {
 
 
 def text(lines, folder):
+    from lab_curves import curves, dials  # they need matplotlib
+
     times_file = lab.RESULTS / "times.json"
     times = read_json(times_file)["times"] if times_file.exists() else {}
     commits = sorted({x["commit"] for x in lines})
@@ -342,15 +380,31 @@ def text(lines, folder):
         if picture:
             parts += [f"## {title}", f"![learning curves](benchmarks/results/{picture})"]
     parts += [
+        "## At equal time",
+        "Validation accuracy (300 problems along the way) at the time at which the second arm has "
+        "made all its updates, read from the curves.",
+        table_at_equal_time(lines, times),
+        "## When does it help? The gain of a method over its base, along its own premise",
+        *dials(lines, folder),
         "## Controls: which part has the effect?",
         table_of_questions(lines),
-        "## Other models, another start",
+        "## The health of the self-teachers",
+        "Accuracy on 100 training problems when the teacher's weights GENERATE: shown what they "
+        "are shown in the run, or the same of another problem, at the start and at the end. A "
+        "teacher that falls under its own view has nothing left to teach. One that is as good "
+        "with another problem's solution does not read it. Beside it the student: its greedy "
+        "validation accuracy, tokens per answer, share of 8 samples with a success (pass@8), and "
+        "the mean KL to its teacher in the first and the last sixth of the run.",
+        table_of_health(lines),
+        "## Other models",
         table_of_pairs(lines),
         "## Three times the budget",
         table_of_long_runs(lines),
         "## All pilots",
         "Validation accuracy after the last update, for the first and the second pilot seed.",
         table_of_pilots(lines),
+        "## Real words",
+        table_of_words(),
         "## What a toy cannot say",
         "Its models have 0.4 million weights, its language 136 words, its problems one kind. What "
         "holds here may fail with a large model, and the other way round. It can say whether an "

@@ -1,43 +1,26 @@
-"""The paper's claims about TOPD on the toy, with intervals over seeds, and the controls
-that the paper lacks. T1, T2 and so on are the claims, see benchmarks/README.md.
+"""The paper's claims about the distance D on the toy, with intervals over seeds. T1, T2 and so on
+are the claims, see benchmarks/README.md. What TOPD does to learning: lab.py.
 
     python benchmarks/topd_toy.py claims
-        T1, T2, T3, D as a detector of the true forks, and T8; minutes
-    python benchmarks/topd_toy.py overhead
-        T8 alone, on a machine that does nothing else
+        T1, T2, T3, and D as a detector of the true forks; minutes
     python benchmarks/topd_toy.py local
         T6: does D fall after a few updates at one point? minutes
-    python benchmarks/topd_toy.py arms --jobs 2
-        OPD, suppress low, suppress high, TOPD: table and picture; an hour
-    python benchmarks/topd_toy.py controls --jobs 2
-        which part of TOPD has the effect? hours
-    python benchmarks/topd_toy.py control shuffled --seed 0 --out runs/x
-        one run of one control
-
-A control replaces one function of topd.py and nothing else. So it also shows how to change
-the method without copying it.
 """
 
-import contextlib
 import copy
-import statistics as st
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from arms import ROOT, picture, run_all, table
+from lab_swaps import ORIGINAL, comparison, swapped
 from scipy.stats import pearsonr, spearmanr
 
-import opd
 import topd
-from common.arguments import Parser, require, run_script
-from common.batches import Collected, Compute, log_probabilities, prompts_of_step, states
+from common.arguments import Parser, run_script
+from common.batches import Compute, prompts_of_step
 from common.data import load_benchmark, prompt_ids
 from common.diagnostics import auc, quartiles, token_at
 from common.evaluation import mean_interval
-from common.files import make_folder, read_json, write_json
 from common.flags import parse
 from common.models import load_model, load_tokenizer
 from common.sampler import sample, uniforms
@@ -45,124 +28,6 @@ from common.weights import adamw
 from toy import world
 
 CPU = torch.device("cpu")
-
-# ======================================================================== arms and controls
-
-ARMS = {
-    "OPD": ["opd.py"],
-    "suppress low": ["topd.py", "--guidance", "off", "--suppress", "low"],
-    "suppress high": ["topd.py", "--guidance", "off", "--suppress", "high"],
-    "TOPD": ["topd.py"],
-}
-HERE = "benchmarks/topd_toy.py"
-CONTROLS = {
-    "TOPD": ["topd.py"],
-    "random positions": [HERE, "control", "random"],
-    "every candidate": ["topd.py", "--drop_share", "0"],
-    "positional plan": [HERE, "control", "positional"],
-    "shuffled plan": [HERE, "control", "shuffled"],
-    "self target": [HERE, "control", "self"],
-    "teacher forcing": [HERE, "control", "forcing"],
-    "TOPD and suppress low": ["topd.py", "--suppress", "low"],
-}
-
-
-def comparison(losses, count, args, key):
-    """As many positions at random, and as many of the lowest loss, for a comparison."""
-    room = max(0, int(len(losses) - args.window_size / 2) + 1)  # half a window must be left
-    random = uniforms(key, room).argsort()[:count].tolist()
-    lowest = losses[:room].topk(min(count, room), largest=False).indices.tolist()
-    return sorted(random), sorted(lowest)
-
-
-def random_positions(losses, args):
-    """As many positions as there would be candidates, anywhere in the rollout."""
-    count = len(ORIGINAL["candidates"](losses, args))
-    key = ("random positions", args.seed, round(losses.sum().item(), 4))
-    return comparison(losses, count, args, key)[0]
-
-
-def positional_plan(costs, epsilon):
-    """The identity: position i learns the teacher's token i, whatever stands there."""
-    return [torch.eye(len(c)) / len(c) for c in costs]
-
-
-def shuffled_plan(costs, epsilon):
-    """The true plan with the teacher's positions in random order: the same weights, on the
-    wrong tokens."""
-    generator = torch.Generator().manual_seed(round(sum(c.sum().item() for c in costs) * 1e4))
-    plans = ORIGINAL["sinkhorn"](costs, epsilon)
-    return [plan[torch.randperm(len(plan), generator=generator)] for plan in plans]
-
-
-def self_targets(points, args):
-    """The student's own tokens as its target. This sharpens it, without a teacher."""
-    for p in points:
-        p.teacher, p.weights = p.student, torch.eye(len(p.student))
-
-
-def forcing_update(student, teacher, optimizer, batch, args, step, compute):
-    """Cross-entropy on the teacher's window in the TEACHER's context: ordinary distillation
-    on a few windows. topd.py has (8) only in the student's context, so this is an update of
-    its own.
-
-    It computes the gradient of its own L_traj. Then `topd.update` without guidance adds the
-    gradient of L_OPD to it, clips the sum and makes the step.
-    """
-    prompts, responses = batch
-    points, losses, _ = topd.look_ahead(student, teacher, batch, args, compute)
-    kept, _ = topd.divergent(points, args)
-    before = [prompts[p.row] + responses[p.row][: p.t] for p in kept]  # x, y_<t
-    windows = [p.teacher for p in kept]
-    lengths, collected = torch.tensor([len(w) for w in windows]), Collected(windows)
-
-    def loss_of_positions(hidden, targets, length):
-        logp = log_probabilities(student, hidden)  # [n, V]
-        loss = -logp.gather(1, targets[:, None]).squeeze(1)  # [n]
-        return (loss / length).sum(), loss.detach()  # the mean over the tokens of a window
-
-    student.train()
-    for chosen in compute.micro_batches(before, windows):
-        ids, predicts, targets = compute.pack(before, windows, chosen)
-        length = compute.per_token(lengths, windows, chosen)  # [N]
-        with compute.phase("student"):
-            with compute.autocast():
-                hidden = states(student, ids, predicts)  # [N, width]
-                traj, stats = compute.in_chunks(loss_of_positions, hidden, targets, length)
-            compute.backward(args.lam / len(kept) * traj)  # (9): lambda and the mean over d
-        collected.add(chosen, stats, traj.item())
-    _, *traj = collected.everyone()
-    traj = sum(traj) / max(1, len(kept))
-    unguided = changed(args, guidance="off")
-    metrics, *_ = ORIGINAL["update"](student, teacher, optimizer, batch, unguided, step, compute)
-    for p in kept:
-        p.weights = torch.eye(len(p.teacher))  # a point with weights is shown as a divergent one
-    metrics |= {"traj": traj, "loss": metrics["opd"] + args.lam * traj}
-    return metrics, losses, points
-
-
-SWAPS = {
-    "random": {"candidates": random_positions},
-    "positional": {"sinkhorn": positional_plan},
-    "shuffled": {"sinkhorn": shuffled_plan},
-    "self": {"soft_targets": self_targets},
-    "forcing": {"update": forcing_update},
-}
-ORIGINAL = {name: getattr(topd, name) for swap in SWAPS.values() for name in swap}
-
-
-@contextlib.contextmanager
-def swapped(**functions):
-    """Inside of the block, functions of topd.py are replaced."""
-    before = {name: getattr(topd, name) for name in functions}
-    for name, function in functions.items():
-        setattr(topd, name, function)
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(topd, name, function)
-
 
 # ======================================================================== what all share
 
@@ -217,7 +82,7 @@ def look_at(student, teacher, batch, args, positions):
     compute = Compute(args, CPU, torch.float32, student.vocabulary)
     # look_ahead asks for the candidates of one rollout after the other, in this order.
     numbers = iter([i for chosen in compute.micro_batches(*batch) for i in chosen])
-    with swapped(candidates=lambda losses, _: positions(next(numbers), losses)):
+    with swapped(topd, {"candidates": lambda losses, _: positions(next(numbers), losses)}):
         points, _, _ = topd.look_ahead(student, teacher, batch, args, compute)
     return points
 
@@ -323,75 +188,6 @@ def claims(seeds, count, student_path):
     )
 
 
-# ======================================================================== T8: time of an update
-
-
-def updater(arm, seed, teacher, tokenizer, rows):
-    """A function of the step that makes one update of an arm, on a student of its own. It
-    returns the seconds of the update and of its phases."""
-    module = opd if ARMS[arm][0] == "opd.py" else topd
-    args = settings(module, "--seed", str(seed), *ARMS[arm][1:])
-    student = load_model("toy/student", CPU, torch.float32, tokenizer)
-    optimizer = adamw(student, args.lr)
-    compute = Compute(args, CPU, torch.float32, len(tokenizer))
-
-    def one(step):
-        began = time.perf_counter()
-        chosen = [rows[i] for i in prompts_of_step(step, args.prompts, len(rows), seed)]
-        compute.clock.start()
-        with compute.phase("sample"):
-            if module is opd:
-                batch = opd.rollouts(student, tokenizer, chosen, args, step)
-            else:
-                batch = topd.rollouts(student, chosen, args, step)
-        if module is opd:
-            opd.update(student, teacher, optimizer, batch, args, compute)
-        else:
-            topd.update(student, teacher, optimizer, batch, args, step, compute)
-        return time.perf_counter() - began, compute.clock.seconds
-
-    return one
-
-
-def overhead(seeds, runs, updates=20):
-    """T8: the arms make whole updates in turn, in changing order, on their own students.
-
-    The ratios are taken within one run: seconds alone would also measure what else the
-    machine does. They are written into the folder of the runs, and become the time axis of
-    the arms.
-    """
-    _, teacher, tokenizer = load()
-    rows, names, per_seed = rows_with_ids("train", tokenizer), list(ARMS), []
-    for seed in seeds:
-        update_of = {arm: updater(arm, seed, teacher, tokenizer, rows) for arm in names}
-        took, phases = {arm: [] for arm in names}, {}
-        for step in range(1, updates + 4):
-            first = step % len(names)
-            for arm in names[first:] + names[:first]:
-                seconds, seconds_of_phases = update_of[arm](step)
-                if step <= 3:  # these only warm up
-                    continue
-                took[arm].append(seconds)
-                for phase, s in seconds_of_phases.items():
-                    phases.setdefault((arm, phase), []).append(s)
-        medians = {arm: st.median(t) for arm, t in took.items()}
-        numbers = {f"{arm}, seconds per update (median)": m for arm, m in medians.items()}
-        for arm in names[1:]:
-            numbers[f"{arm} / OPD, medians"] = medians[arm] / medians["OPD"]
-        numbers["TOPD / OPD, sums"] = sum(took["TOPD"]) / sum(took["OPD"])
-        for (arm, phase), seconds in sorted(phases.items()):
-            if arm in ("OPD", "TOPD"):
-                numbers[f"{arm}, {phase} (median)"] = st.median(seconds)
-        per_seed.append(numbers)
-        print(f"seed {seed} done", file=sys.stderr)
-    threads = torch.get_num_threads()
-    show(per_seed, f"T8, {updates} updates per seed in turn, {threads} thread(s)")
-    costs = {"OPD": 1.0}
-    for arm in names[1:]:
-        costs[arm] = sum(n[f"{arm} / OPD, medians"] for n in per_seed) / len(per_seed)
-    write_json(make_folder(runs) / "costs.json", costs)
-
-
 # ======================================================================== T6: one point
 
 
@@ -428,7 +224,7 @@ class OnePrefix:
         compute = Compute(args, CPU, torch.float32, model.vocabulary)
         for m in range(updates):
             batch = self.write(model, (*key, m), 1)
-            with swapped(candidates=lambda *_: [0]):
+            with swapped(topd, {"candidates": lambda *_: [0]}):
                 topd.update(model, self.teacher, optimizer, batch, args, m, compute)
         return model
 
@@ -476,66 +272,20 @@ def local(seeds, count, updates=5, windows=8):
 # ======================================================================== main
 
 
-def compare(args, seeds):
-    """The arms or the controls: runs, table and picture."""
-    controls = args.what == "controls"
-    arms = {"OPD": ARMS["OPD"], **CONTROLS} if controls else ARMS
-    if args.only:
-        names = args.only.split(",")
-        require(set(names) <= set(arms), f"--only {args.only}: the arms are {', '.join(arms)}.")
-        arms = {name: arms[name] for name in arms if name in names}
-    run_all(arms, seeds, args.runs, args.jobs, args.limit)
-    costs = Path(args.runs) / "costs.json"
-    if not costs.exists():
-        overhead(seeds[:3], args.runs)
-    costs = read_json(costs)
-    print(table(args.runs, arms, seeds, "OPD", costs))
-    name = f"topd-{'controls-' if controls else ''}toy{'-some' if args.only else ''}.png"
-    title = f"{'The controls of TOPD' if controls else 'TOPD'} on the toy, {len(seeds)} seeds"
-    picture(args.runs, arms, seeds, "OPD", ROOT / "benchmarks" / name, title, costs)
-    print(f"picture: benchmarks/{name}")
-
-
 def main():
-    if sys.argv[1:2] == ["control"]:
-        require(
-            len(sys.argv) > 2 and sys.argv[2] in SWAPS,
-            f"A control needs its name: {', '.join(SWAPS)}.",
-        )
-        with swapped(**SWAPS[sys.argv[2]]):
-            topd.main(sys.argv[3:])
-        return
     p = Parser(__doc__)
-    kinds = ["claims", "overhead", "local", "arms", "controls", "control"]
-    p.add_argument("what", choices=kinds)
+    p.add_argument("what", choices=["claims", "local"])
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
     p.add_argument("--rollouts", type=int, default=512, help="of claims, per seed (default 512)")
     p.add_argument("--points", type=int, default=60, help="of local, per seed (default 60)")
     p.add_argument("--student", help="of claims: another student than toy/student")
-    p.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)"
-    )
-    p.add_argument("--only", help='of arms: some of them, as in --only "OPD,TOPD" (default: all)')
-    p.add_argument(
-        "--limit",
-        type=int,
-        default=1000,
-        help="problems of the final evaluations (default 1000 each)",
-    )
-    p.add_argument(
-        "--runs", default="runs/topd-toy", help="folder of the runs (default runs/topd-toy)"
-    )
     args = p.parse_args()
     torch.set_num_threads(1)
     seeds = list(range(args.seeds))
     if args.what == "claims":
         claims(seeds, args.rollouts, args.student)
-    if args.what in ("claims", "overhead") and not args.student:
-        overhead(seeds[:3], args.runs)
-    if args.what == "local":
+    else:
         local(seeds, args.points)
-    if args.what in ("arms", "controls"):
-        compare(args, seeds)
 
 
 if __name__ == "__main__":

@@ -156,12 +156,14 @@ def choice(default, *options):
     return dataclasses.field(default=default, metadata={"choices": options})
 
 
-def either(toy, hub):
+def either(toy, hub, *options):
     """A flag with two defaults: one on the built-in toy, one for models and data from the hub.
+    options: the words that it may be (default: anything).
 
     The field is None until `common.flags.parse` knows which of the two applies.
     """
-    return dataclasses.field(default=None, metadata={"either": (toy, hub)})
+    metadata = {"either": (toy, hub)} | ({"choices": options} if options else {})
+    return dataclasses.field(default=None, metadata=metadata)
 
 
 class Parser(argparse.ArgumentParser):

@@ -83,7 +83,9 @@ def parse(cls, text, argv, script):
     # Without a GPU, or with a toy model or toy data, the toy's defaults apply.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     open_flags = [f for f in dataclasses.fields(args) if "either" in f.metadata]
-    named = [getattr(args, f.name) for f in open_flags if f.name in ("data", "student", "teacher")]
+    # A self-teacher's --teacher is a choice like "ema" and names no model.
+    names = [f.name for f in open_flags if "choices" not in f.metadata]
+    named = [getattr(args, name) for name in ("data", "student", "teacher") if name in names]
     named = [name for name in named if name] or ["hub" if on_gpu else "toy"]
     toy = any(name.startswith("toy") for name in named)
     for f in open_flags:

@@ -259,9 +259,10 @@ class Run:
         """curve.png: accuracy, and beside it the metric `key`."""
         show.draw_curve(self.metrics.rows, self.out / "curve.png", title, what, key)
 
-    def finish(self):
+    def finish(self, baseline):
+        """baseline: the command of the method to compare this one with."""
         checkpoints.save_final(self.out, self.student, self.tokenizer)
-        show.conclude(self)
+        show.conclude(self, baseline)
 
 
 class Stopper:

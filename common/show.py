@@ -207,8 +207,8 @@ def show_rollout(bar, step, tokenizer, ids, values, top=2.0, what="KL"):
     bar.write(text)
 
 
-def conclude(run):
-    """Print accuracy before and after, time, memory, and where the files are."""
+def conclude(run, baseline):
+    """Print accuracy before and after, time, memory, where the files are, and how to compare."""
     rows, args = run.metrics.rows, run.args
     evals, steps = [r for r in rows if "eval" in r], [r for r in rows if "loss" in r]
     first, last = evals[0], evals[-1]
@@ -238,6 +238,11 @@ def conclude(run):
     out = Path(run.out)
     print(
         f"picture: {out / 'curve.png'}   numbers: {out / 'metrics.jsonl'}   model: {out / 'final'}"
+    )
+    # One run says little: its accuracy has an interval, and another seed ends elsewhere.
+    print(
+        f"compare: make runs of `{baseline}` with the same flags and a few seeds of both, then: "
+        f"python evaluate.py --compare {out} FOLDER ..."
     )
 
 

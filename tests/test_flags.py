@@ -66,6 +66,17 @@ def test_the_defaults_follow_the_data_then_the_student_then_the_device(monkeypat
     assert (args.student, args.lr, args.benchmark, args.steps) == ("large", 1.0, "toy", 200)
 
 
+def test_the_teacher_of_a_self_teacher_is_a_word_and_no_model(monkeypatch):
+    import hindsight_sd
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = parse(hindsight_sd.Args, "", [], "hindsight_sd")
+    assert (args.student, args.teacher, args.lr) == ("toy/reader2", "frozen", 3e-4)
+    args = parse(hindsight_sd.Args, "", ["--teacher", "current"], "hindsight_sd")
+    assert (args.student, args.teacher, args.lr) == ("toy/reader2", "current", 3e-4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parse(hindsight_sd.Args, "", [], "hindsight_sd").teacher == "current"
+
+
 def test_the_toys_models_keep_the_toys_defaults_on_own_data(monkeypatch, tmp_path):
     """A user's own problems in the toy's language: no other model can read them, and none of the
     other defaults may be one of a large model."""

@@ -1,6 +1,7 @@
 """The laboratory's machinery: the order of the queue, what is chosen, and what a report says. The
 runs themselves are invented here, except for the committed lines."""
 
+import copy
 import json
 import math
 import random
@@ -8,11 +9,14 @@ import sys
 from dataclasses import asdict
 
 import pytest
+import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import lab
 import lab_report
+
+from common.files import read_jsonl
 
 COMMITTED = lab.all_lines()
 
@@ -29,8 +33,13 @@ def line_of(job):
     line["curve"] = [[0, 0.2], [80, 0.5]]
     if job.stage == "pilot":
         return line | {"toy-validation": {"accuracy": accuracy_of(job)}}
-    found = {"accuracy": accuracy_of(job) if job.stage != "start" else 0.25}
-    return line | {"toy": found, "toy-heldout": found}
+    value = accuracy_of(job) if job.stage != "start" else 0.25
+    bits = (1 << round(value * 2001)) - 1
+    found = {"accuracy": value, "right": f"{bits:x}", "n": 2001, "mean_tokens": 70.0}
+    if job.arm in ("AR-OPD", "HSD"):
+        line |= {"health": [{"step": s, "right": 0.9, "wrong": 0.2} for s in (0, 80)]}
+        line["course"] = {"loss": [0.2, 0.1]}
+    return line | {"toy": found | {"pass@1": 0.2, "pass@8": 0.6}, "toy-heldout": found}
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +115,82 @@ def test_a_command_is_what_the_script_accepts():
         script, flags = lab.command(job)
         module = importlib.import_module(script.removesuffix(".py"))
         args = module.check(parse(module.Args, "", flags, module.__name__))
-        assert args.lr == 1e-3 and args.student == f"toy/{job.start}" and args.data == "toy"
+        assert args.lr == 1e-3 and args.student == f"toy/{job.start}" and args.data == (
+                job.flags[1] if "--data" in job.flags else "toy")
 
 
-def test_every_swap_is_a_function_of_its_script():
-    import importlib
-
-    names = [(spec.script, spec.swap) for spec in lab.ARMS.values()]
-    names += [(lab.ARMS[arm].script, swap) for arm, _, swap in lab.CONTROLS.values()]
-    for script, swap in names:
+@pytest.fixture
+def two_updates(tmp_path, monkeypatch):
+    """Makes a job with two small updates, and returns its folder."""
+    def make(stage, arm, control="", **more):
+        import importlib
+        spec = lab.ARMS[arm]
+        flags = lab.CONTROLS[control][1] if control else []
+        knob = spec.paper if spec.paper in spec.knobs else next(iter(spec.knobs))
+        job = lab.Job(stage, arm, knob, 1e-4, 5, spec.start, updates=2, control=control, flags=flags)
+        script, command = lab.command(job)
+        small = ["--prompts", "3", "--eval_n", "6", "--max_new_tokens", "40", "--eval_every", "0"]
         module = importlib.import_module(script.removesuffix(".py"))
-        assert all(callable(getattr(module, name)) for name in lab.swaps(swap))
+        out = tmp_path / "run"
+        with lab.prepared(module, job):
+            module.main([*command, *small, "--out", str(out)])
+        return out
+    monkeypatch.chdir(ROOT)
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", lab.CONTROLS)
+def test_every_control_makes_updates(control, two_updates):
+    rows = read_jsonl(two_updates("pilot", lab.CONTROLS[control][0], control) / "metrics.jsonl")
+    losses = [r["loss"] for r in rows if "loss" in r]
+    assert len(losses) == 2 and all(math.isfinite(x) for x in losses)
+
+
+def test_what_a_control_replaces_is_there_and_comes_back():
+    import lab_swaps
+    for module, functions in lab_swaps.SWAPS.values():
+        with lab_swaps.swapped(module, functions):
+            assert all(getattr(module, name) is f for name, f in functions.items())
+        assert all(getattr(module, n) is lab_swaps.ORIGINAL[n] is not f for n, f in functions.items())
+
+
+def test_every_control_that_replaces_something_is_known():
+    import lab_swaps
+    used = {swap for _, _, swap in lab.CONTROLS.values()} | {a.swap for a in lab.ARMS.values()}
+    assert used - {None} == set(lab_swaps.SWAPS)
+
+
+@pytest.mark.parametrize("arm, keys", [("AR-OPD", {"step", "right", "wrong"}), ("HSD", {"step", "right", "wrong"})])
+def test_the_health_of_a_self_teacher_is_written_down(arm, keys, two_updates, monkeypatch):
+    monkeypatch.setattr(lab, "HEALTH", 6)
+    found = read_jsonl(two_updates("confirm", arm) / "health.jsonl")
+    assert [x["step"] for x in found] == [0, 2] and all(set(x) == keys for x in found)
+    # Shown the solution of its own problem, the teacher is right more often than with another's.
+    assert found[0]["right"] > found[0]["wrong"]
+
+
+def test_pilots_are_not_watched(two_updates):
+    assert not (two_updates("pilot", "AR-OPD") / "health.jsonl").exists()
+
+
+def test_rollouts_of_the_start_do_not_follow_the_student(toy):
+    import lab_swaps
+
+    import opd
+    from common.data import load_benchmark, prompt_ids
+    student, _, tokenizer = toy
+    rows = load_benchmark("toy", "train", 2)
+    for row in rows:
+        row["ids"] = prompt_ids(tokenizer, row["prompt"])
+    args = opd.Args(student="toy/student", max_new_tokens=30, samples=1)
+    moved = copy.deepcopy(student)
+    with torch.no_grad():
+        for p in moved.parameters():
+            p.mul_(1.05)
+    start = lab_swaps.rollouts_of_the_start(moved, tokenizer, rows, args, 1)
+    assert start == opd.rollouts(student, tokenizer, rows, args, 1)
+    assert start != opd.rollouts(moved, tokenizer, rows, args, 1)
 
 
 def test_verdicts():
@@ -125,6 +199,20 @@ def test_verdicts():
     assert lab_report.verdict([0.1, -0.2, 0.0, 0.2], 4.4) == "does not hold"
     assert lab_report.verdict([5.0, -5.0, 8.0, 1.0], 4.4).startswith("cannot be told")
     assert lab_report.verdict([2.0, 3.0, 2.5], 4.4) == "not run yet"
+
+
+def test_accuracy_on_a_part_of_the_problems():
+    import lab_curves
+    line = {"toy": {"right": f"{0b00101:x}", "n": 5}}
+    assert lab_curves.share(line, [True] * 5) == 40
+    assert lab_curves.share(line, [False, False, True, False, True]) == 100
+    assert lab_curves.share(line, [True, True, False, False, True]) == pytest.approx(100 / 3)
+
+
+def test_the_height_of_a_curve_between_its_points():
+    curve = [[0, 0.2], [40, 0.4], [80, 0.5]]
+    heights = [lab_report.at(curve, step) for step in (0, 20, 40, 60, 80, 99)]
+    assert heights == pytest.approx([0.2, 0.3, 0.4, 0.45, 0.5, 0.5])
 
 
 def test_holm():

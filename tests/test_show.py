@@ -134,12 +134,13 @@ def test_a_small_gap_is_a_warning(capsys):
 def test_the_end_of_a_run(capsys):
     run = a_run()
     run.predicted_memory = 3 * 2**20
-    show.conclude(run)
+    show.conclude(run, "python mine.py")
     said = capsys.readouterr().out
     assert "before:  25.0 % [40.1, 59.9]   after 3 updates:  50.0 % [40.1, 59.9]" in said
     assert "100 problems of toy; teacher 90.0 %)" in said
     assert "3 s of training, 200 tokens/s; memory: predicted about 3.0 MiB, measured" in said
     assert "runs/x/curve.png" in said and "runs/x/metrics.jsonl" in said and "runs/x/final" in said
+    assert "make runs of `python mine.py`" in said and "evaluate.py --compare runs/x FOLDER" in said
 
 
 @pytest.mark.parametrize("key", ("kl", "reward"))

