@@ -274,10 +274,11 @@ def test_many_skipped_updates_are_said_at_the_end(skipped, dtype, said, capsys):
         norm = None if step < skipped else 1.0
         rows.append(dict(step=step, loss=.5, tokens=9, seconds={"total": 1.0}, grad_norm=norm))
     rows.append({"step": 20, "skipped": True, "seconds": {"total": 1.0}})   # grpo.py: no signal
-    show.conclude(SimpleNamespace(
+    run = SimpleNamespace(
         args=SimpleNamespace(benchmark="toy"), metrics=SimpleNamespace(rows=rows), out="x",
         device=CPU, dtype=dtype, predicted_memory=1,
-    ))
+    )
+    show.conclude(run, "python opd.py")
     printed = capsys.readouterr().out
     assert (said in printed) if said else ("warning" not in printed)
 
