@@ -263,12 +263,12 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 both = hidden_of.get("partial"), hidden_of.get("full")
                 tensors = student_hidden, *both, targets, weight
                 loss, stats = compute.in_chunks(loss_of_positions, *tensors)
-            loss.backward()  # (5): the weights hold both means
+            compute.backward(loss)  # (5): the weights hold both means
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
     with compute.phase("step"):
-        norm = clip_gradient(student, 1.0)
+        norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
             if args.teacher == "ema":

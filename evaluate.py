@@ -177,8 +177,9 @@ def arguments(argv):
     add("--batch", type=int,
         help="samples drawn at once (default: 256 on a CPU and on the toy, 64 on a GPU)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
-        help="auto: bfloat16 on a GPU, float32 on a CPU")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: on a GPU bfloat16, or float16 if the card only emulates bfloat16; elsewhere "
+        "float32")
     add("--sampler", default="own", choices=["own", "vllm"],
         help="own: common/sampler.py; vllm: the package vllm (common/vllm.py)")
     add("--vllm_memory", type=float, default=0.8,

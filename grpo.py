@@ -287,13 +287,13 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
                     student_hidden = states(student, ids, predicts)  # [N, width]
                     tensors = student_hidden, start_hidden, targets, old, *per_token
                     loss, stats = compute.in_chunks(loss_of_positions, *tensors)
-                loss.backward()
+                compute.backward(loss)
             collected.add(chosen, stats, loss.item())
         stats, loss = collected.everyone()
         if old_logp is None:
             old_logp, first_loss = [s[:, 0].clone() for s in stats], loss
         with compute.phase("step"):
-            norm = clip_gradient(student, 1.0)
+            norm = clip_gradient(student, 1.0, compute.loss_scale)
             if math.isfinite(norm):  # a step along NaN would destroy the weights for good
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)

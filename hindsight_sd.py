@@ -357,12 +357,13 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
                 student_hidden = states(student, ids, predicts)  # [N, width], (3): without it
                 tensors = student_hidden, teacher_hidden, start_hidden, targets, weight
                 loss, stats = compute.in_chunks(loss_of_positions, *tensors)
-            loss.backward()  # the weights hold all means, so gradients of micro-batches add up
+            # The weights hold all means, so gradients of micro-batches add up.
+            compute.backward(loss)
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
     with compute.phase("step"):
-        norm = clip_gradient(student, 1.0)
+        norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
             if args.teacher == "ema":

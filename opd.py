@@ -249,12 +249,12 @@ def update(student, teacher, optimizer, batch, args, compute):
                 tensors = student_hidden, teacher_hidden, targets, off
                 loss, stats = compute.in_chunks(loss_of_positions, *tensors)
             # (3): divided by the tokens of the batch, so gradients of micro-batches add up.
-            (loss / tokens).backward()
+            compute.backward(loss / tokens)
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
     with compute.phase("step"):
-        norm = clip_gradient(student, 1.0)
+        norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -537,12 +537,12 @@ def update(student, teacher, optimizer, batch, args, step, compute):
                 (opd, traj), stats = compute.in_chunks(loss_of_positions, *tensors)
             # (9). The two divisions make the mean of (1) over all tokens and the mean over d. They
             # use counts of the whole batch, so the gradients of micro-batches add up.
-            (opd / tokens + args.lam / count * traj).backward()
+            compute.backward(opd / tokens + args.lam / count * traj)
         collected.add(chosen, stats, opd.item(), traj.item())
     stats, opd, traj = collected.everyone()
 
     with compute.phase("step"):
-        norm = clip_gradient(student, 1.0)
+        norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -126,7 +126,7 @@ def forcing_update(student, teacher, optimizer, batch, args, step, compute):
             with compute.autocast():
                 hidden = states(student, ids, predicts)  # [N, width]
                 traj, stats = compute.in_chunks(loss_of_positions, hidden, targets, length)
-            (args.lam / len(kept) * traj).backward()  # (9): lambda and the mean over d
+            compute.backward(args.lam / len(kept) * traj)  # (9): lambda and the mean over d
         collected.add(chosen, stats, traj.item())
     _, *traj = collected.everyone()
     traj = sum(traj) / max(1, len(kept))

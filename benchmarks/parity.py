@@ -51,7 +51,7 @@ def loss_and_gradient(student, teacher, batch, flags):
 
     optimizer = Catch(student.parameters(), lr=0.0)
     compute = Compute(args, CPU, torch.float32, student.vocabulary)
-    opd.clip_gradient = lambda model, _: clip_gradient(model, math.inf)  # not clipped
+    opd.clip_gradient = lambda model, *_: clip_gradient(model, math.inf)  # not clipped
     try:
         metrics, _ = opd.update(student, teacher, optimizer, batch, args, compute)
     finally:

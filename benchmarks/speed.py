@@ -145,6 +145,7 @@ def trl_update(bench, student, teacher, optimizer):
         report_to=[],
         use_cpu=not bench.on_gpu,
         bf16=bench.dtype == torch.bfloat16,
+        fp16=bench.dtype == torch.float16,
         gradient_checkpointing=bench.on_gpu,  # as ours
         chat_template_kwargs={"enable_thinking": False} if args.shape else None,
         logging_steps=10**9,
@@ -158,7 +159,7 @@ def trl_update(bench, student, teacher, optimizer):
         processing_class=bench.tokenizer,
     )
     model = trainer.model
-    if bench.dtype == torch.bfloat16:
+    if bench.dtype != torch.float32:
         # `train()` would do this. Without it the student would compute in float32.
         trainer.model_wrapped = model = trainer.accelerator.prepare_model(model)
     trainer.current_gradient_accumulation_steps = 1

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from common.arguments import require
 from common.models import autocaster
 from common.processes import everyones, process
+from common.weights import LossScale
 
 # ======================================================================== prompts
 
@@ -223,6 +224,13 @@ class Compute:
     def __init__(self, args, device, dtype, vocabulary):
         self.args, self.device, self.dtype, self.vocabulary = args, device, dtype, vocabulary
         self.autocast, self.clock = autocaster(device, dtype), Clock(device)
+        # The other types have the range of float32, so they need no factor.
+        self.loss_scale = LossScale() if dtype == torch.float16 else None
+
+    def backward(self, loss):
+        """The backward pass. In float16 it is that of a multiple of the loss, see LossScale, and
+        `clip_gradient` divides the factor out again."""
+        (self.loss_scale.factor * loss if self.loss_scale else loss).backward()
 
     def phase(self, name):
         return self.clock.phase(name)

@@ -299,7 +299,8 @@ class Metrics:
     after its checkpoint.
 
     A number that is not finite is written as null. An update whose gradient is not finite takes
-    no step and is marked "skipped". Three of them in a row end the run.
+    no step and is marked "skipped". Three of them in a row end the run. In float16 they do so only
+    if a smaller scale of the loss (common/weights.py) cannot help.
     """
 
     def __init__(self, out, resumed_step=None):
@@ -321,14 +322,22 @@ class Metrics:
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
         last = [r for r in self.rows if "grad_norm" in r][-3:]
-        if "grad_norm" in row and len(last) == 3 and all(r["grad_norm"] is None for r in last):
+        if "grad_norm" in row and len(last) == 3 and all(map(_hopeless, last)):
             checkpoint = latest_checkpoint(self.path.parent) or "not written yet"
             raise Mistake(
                 "The gradient was not finite in three updates in a row "
                 f"({last[0]['step']} to {last[-1]['step']}); all three were skipped and the "
-                f"weights are unharmed. The last checkpoint is '{checkpoint}'; start again with a "
-                "lower --lr, and look at loss and length of the updates before in metrics.jsonl."
+                f"weights are unharmed. The last checkpoint is '{checkpoint}'; start again with "
+                f"{'--dtype float32 or ' if 'loss_scale' in row else ''}a lower --lr, and look at "
+                "loss and length of the updates before in metrics.jsonl."
             )
+
+
+def _hopeless(row):
+    """A skipped update, but not one of float16 with a finite loss: there the scale was too large
+    and was halved. (Below 1 the gradient itself is too large.)"""
+    halved = row.get("loss") is not None and row.get("loss_scale", 0) >= 1
+    return row["grad_norm"] is None and not halved
 
 
 def _short(number):

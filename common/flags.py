@@ -42,9 +42,9 @@ class Common:
     """print one rollout with coloured tokens every so many updates (0: never)"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    dtype: str = choice("auto", "auto", "float32", "bfloat16")
-    """precision of the computation (auto: bfloat16 on a GPU, float32 on a CPU); weights that learn
-    are always float32"""
+    dtype: str = choice("auto", "auto", "float32", "bfloat16", "float16")
+    """precision of the computation (auto: on a GPU bfloat16, or float16 if the card only emulates
+    bfloat16, as a T4; elsewhere float32); weights that learn are always float32"""
     micro_tokens: int = 16384
     """tokens, padding included, that go through a model at once; it changes memory and speed,
     never the result"""

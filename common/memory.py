@@ -73,7 +73,7 @@ class Setup:
     """How and where the run computes."""
 
     dtype: torch.dtype
-    """of the computation; bfloat16 means autocast for a student with float32 weights"""
+    """of the computation; float16 and bfloat16 mean autocast for a student with float32 weights"""
     checkpointing: bool
     """gradient checkpointing: keep each layer's input, compute the rest again"""
     adam_bits: int = 32
@@ -113,8 +113,8 @@ def moment_bytes(model, bits):
 
 
 def autocast_copies(student, setup):
-    """Under autocast a bfloat16 copy of every float32 weight is made, 2 bytes per weight, and
-    kept until the context ends."""
+    """Under autocast a copy of every float32 weight is made, 2 bytes per weight, and kept until
+    the context ends."""
     return 2 * count(student.parameters()) if is_half(setup) and all_learn(student) else 0
 
 

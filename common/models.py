@@ -8,7 +8,7 @@ import torch
 
 from common.arguments import Mistake, require, shorten
 from common.hub import from_the_hub, missing_model, quiet, read_config, refuse_run, where
-from common.processes import process
+from common.processes import gather, process
 from common.size import say_loading
 
 # ======================================================================== device and precision
@@ -67,9 +67,13 @@ def two_steps(device):
 
 
 def compute_dtype(name, device):
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if name == "auto" and device.type == "cuda":
+        # Cards before Ampere (T4, V100, RTX 20) only emulate bfloat16, which is slow.
+        with torch.cuda.device(device):  # the question is about the current card
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        # Several processes add their gradients up. So all of them take the same type.
+        name = "bfloat16" if all(gather(native)) else "float16"
+    return torch.float32 if name == "auto" else getattr(torch, name)  # auto: a CPU, a Mac
 
 
 def no_autocast():
@@ -165,6 +169,11 @@ def check_architecture(model, name):
         ids = torch.arange(4, device=model.device)[None]  # [1, 4]
         hidden = model.base_model(input_ids=ids).last_hidden_state  # [1, 4, width]
         logits = model.get_output_embeddings()(hidden)  # [1, 4, V]
+        require(
+            model.dtype != torch.float16 or logits.isfinite().all(),
+            f"'{name}' computes numbers that are too large for float16; use --dtype bfloat16, "
+            "which old cards only emulate, or --dtype float32.",
+        )
         require(
             torch.allclose(logits, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5),
             f"'{name}' does more to its logits than a linear head; it is not supported.",

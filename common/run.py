@@ -127,6 +127,9 @@ class Run:
         if self.checkpoint:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)
             self.start = state["step"]
+            scale = self.compute.loss_scale
+            if scale and "loss_scale" in state:  # not if another type was used until now
+                scale.factor, scale.good = state["loss_scale"]
             if average is not None:
                 # An average that restarts from the student would be another teacher.
                 weights.load_trained(average, state["teacher"])
@@ -168,7 +171,9 @@ class Run:
                     raise SystemExit(0)
 
     def _save(self, step):
-        extra = {}
+        extra, scale = {}, self.compute.loss_scale
+        if scale:  # with another factor float16 rounds other numbers to 0
+            extra["loss_scale"] = scale.factor, scale.good
         if self.average is not None:
             extra["teacher"] = weights.trained(self.average)
         out, student, tokenizer = self.out, self.student, self.tokenizer
@@ -216,6 +221,8 @@ class Run:
             if "tokens" in row:
                 row["tokens_per_second"] = row["tokens"] / row["seconds"]["total"]
                 row["changed"] = weights.share_changed(self.student, self.before)
+                if self.compute.loss_scale:
+                    row["loss_scale"] = self.compute.loss_scale.factor
                 row["peak_memory"] = peak_memory(self.device)
         self.metrics.add({"step": step, **row})
         if "eval" in row:

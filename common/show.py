@@ -228,6 +228,13 @@ def conclude(run, baseline):
         f"memory: predicted about {human(run.predicted_memory)}, "
         f"measured {human(peak) if (peak := peak_memory(run.device)) else 'not here'}"
     )
+    skipped = sum("grad_norm" in r and r["grad_norm"] is None for r in rows)
+    if skipped > len(steps) / 20:
+        way = "--dtype float32" if run.dtype == torch.float16 else "a lower --lr"
+        print(
+            f"warning: {skipped} of {len(steps)} updates made no step, because their gradient was "
+            f"not finite; {way} may help"
+        )
     out = Path(run.out)
     print(
         f"picture: {out / 'curve.png'}   numbers: {out / 'metrics.jsonl'}   model: {out / 'final'}"

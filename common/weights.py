@@ -3,6 +3,7 @@ average, and how they are stored."""
 
 import copy
 import logging
+import math
 
 import torch
 from safetensors.torch import save_file
@@ -75,16 +76,51 @@ def adamw(model, lr, bits=32, betas=(0.9, 0.999)):
     return AdamW8bit(trainable(model), lr=lr, betas=betas, weight_decay=0.0)
 
 
-def clip_gradient(model, limit):
+class LossScale:
+    """In float16 the loss is multiplied by `factor` before the backward pass.
+
+    float16 has nothing between 0 and 6e-8, and nothing above 65,504. The loss is a mean over
+    thousands of tokens, so numbers of its gradient can be below 6e-8: without the factor they
+    would be 0. If the gradient is not finite, the factor was too large: the update makes no step,
+    and the factor is halved. After PATIENCE steps in a row it is doubled. All factors are powers
+    of two, so they round nothing.
+
+    torch.amp.GradScaler has the same rule, but it makes the optimizer's step itself. So a method
+    would not show why it makes a step or none. Here the norm decides. It is taken after the
+    gradients of all processes are added up, so they all find the same factor.
+    """
+
+    START, PATIENCE = 2.0**12, 100  # at the start numbers between 1.5e-11 and 16 have room
+
+    def __init__(self):
+        self.factor, self.good = self.START, 0  # good: steps since the factor changed
+
+    def adapt(self, norm):
+        """norm: of the gradient."""
+        self.good += 1
+        if not math.isfinite(norm):
+            self.factor, self.good = self.factor / 2, 0
+        elif self.good == self.PATIENCE:
+            self.factor, self.good = self.factor * 2, 0
+
+
+def clip_gradient(model, limit, loss_scale=None):
     """Scale the gradient down to the norm `limit` if it is larger. Returns the norm before that.
 
     With several processes each has the gradient of its own rollouts. They are added up first.
+    loss_scale: of the loss whose gradient this is, or None. Its factor is divided out first.
     """
     if process()[1] > 1:
         for p in trainable(model):
             p.grad = add_up([torch.zeros_like(p) if p.grad is None else p.grad])[0]
     parameters = [p for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    if loss_scale:
+        for p in parameters:
+            p.grad /= loss_scale.factor
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    if loss_scale:
+        loss_scale.adapt(norm)
+    return norm
 
 
 def first_numbers(model):
