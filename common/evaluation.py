@@ -16,6 +16,7 @@ from collections import Counter
 from scipy.special import stdtrit
 
 from common.data import prompt_ids
+from common.expressions import compare
 from common.grading import graded_answer, verify
 from common.judge import warm_up
 from common.models import no_autocast
@@ -107,13 +108,23 @@ def pass_at_k(n, correct, k):
 
 def majority(answers, verdicts):
     """Is the most frequent answer right? 1 or 0, or with a tie the share of right answers
-    among the most frequent ones. A sample without an answer has no vote."""
-    votes = Counter(a for a in answers if a is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    winners = [a for a, count in votes.items() if count == most]
-    return sum(verdicts[answers.index(a)] for a in winners) / len(winners)
+    among the most frequent ones. A sample without an answer has no vote.
+
+    Two ways to write one number (72 and 72.0) are one answer. Right answers all equal the gold, so
+    they share their votes. Wrong ones share them if `compare` finds them equal.
+    """
+    candidates = []  # [answer, right, votes]
+    counted = Counter((a, right) for a, right in zip(answers, verdicts) if a is not None)
+    for (answer, right), votes in counted.items():
+        for other in candidates:
+            if right == other[1] and (right or compare(answer, other[0])):
+                other[2] += votes
+                break
+        else:
+            candidates.append([answer, right, votes])
+    most = max((votes for *_, votes in candidates), default=None)
+    winners = [right for _, right, votes in candidates if votes == most]
+    return sum(winners) / len(winners) if winners else 0.0
 
 
 # ======================================================================== the summary

@@ -138,6 +138,14 @@ def test_newcombe_against_his_table():
     assert newcombe(1, 500, 1, 500) == pytest.approx((-.00762, .00762), abs=1e-5)
 
 
+def test_two_ways_to_write_a_number_share_their_votes():
+    right = [True, True, False, False, False]
+    assert majority(["72", "72.0", "5", "5", "8"], right) == .5       # two against two
+    assert majority(["72", "72.00", "5", "8", "9"], right) == 1
+    wrong = [True, True, False, False, False]
+    assert majority(["72", "72", "5", "5.0", r"\frac{10}{2}"], wrong) == 0
+
+
 def test_majority_shares_a_tie_and_nobody_votes_with_no_answer():
     assert majority(["1", "2", "2", None], [True, False, False, False]) == 0
     assert majority(["1", "2"], [True, False]) == .5 and majority([None], [False]) == 0
