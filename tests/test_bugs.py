@@ -45,13 +45,13 @@ def loss_and_gradient(module, args):
     return loss.item(), logits.grad[0].tolist()
 
 
-@pytest.mark.parametrize("before, count", [("no such line", 0), ("import torch\n", 1), ("torch", 9)])
+@pytest.mark.parametrize("before, count", [("no such line", 0), ("import torch\n", 1), ("lo", 9)])
 def test_a_change_needs_a_text_that_stands_in_the_file_once(before, count, tmp_path):
     if count == 1:
         fork = bugs.fork("renamed", [(before, "import torch\n\nMINE = 1\n")], tmp_path)
         assert sys.modules.pop("renamed").MINE == 1 and fork.token_loss is not opd.token_loss
         return
-    with pytest.raises(Mistake, match=r"stands in opd.py \d+ times.*needs a text that stands there"):
+    with pytest.raises(Mistake, match=r"stands in opd.py \d+ times.*needs a text that stands"):
         bugs.fork("renamed", [(before, "x")], tmp_path)
     assert not (tmp_path / "renamed.py").exists()
 
