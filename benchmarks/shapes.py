@@ -60,7 +60,7 @@ def random_qwen3(size, seed=0, device="cpu", dtype=torch.float32, **more):
 
     It gets the attributes that `common.models.know` sets, with no end token.
     """
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     config = Qwen3Config(
         vocab_size=size.words,
@@ -75,7 +75,8 @@ def random_qwen3(size, seed=0, device="cpu", dtype=torch.float32, **more):
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).to(dtype).eval()
+        # Made in its own type: for a moment a copy in float32 would take twice the memory.
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.vocabulary, model.ends, model.engine = size.words, [], None
     return model
 

@@ -61,9 +61,9 @@ from common.weights import adamw, checkpoint_layers  # noqa: E402
 class Bench:
     """The flags of this script, the tokenizer, and where the models compute."""
 
-    def __init__(self, args):
+    def __init__(self, args, device="auto"):
         self.args, self.rollouts = args, args.rollouts
-        self.device = pick_device("auto")
+        self.device = pick_device(device)
         self.dtype = compute_dtype("auto", self.device)
         self.on_gpu = self.device.type == "cuda"
         self.tokenizer = load_tokenizer(args.tokenizer if args.shape else "toy/student")

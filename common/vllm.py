@@ -161,21 +161,9 @@ class Engine:
             self.calls += 1
         return completions
 
+    @torch.no_grad()
     def check(self, prompt, completion):
         """Stop if vLLM's log-probabilities of its own text are not the student's."""
-        away = self.away(prompt, completion)
-        # `not <=` is also true for NaN.
-        if not away <= TOLERANCE:
-            raise Mistake(
-                f"vLLM's log-probabilities are {away:.2f} nats a token away from the student's: "
-                "its copy of the weights is not the student's (another version of vLLM, perhaps). "
-                "The last checkpoint is unharmed; use --sampler own."
-            )
-
-    @torch.no_grad()
-    def away(self, prompt, completion):
-        """Mean distance, in nats a token, of the completion's log-probabilities from the
-        student's."""
         ids = torch.tensor([prompt + completion.ids], device=self.model.device)  # [1, L]
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         hidden, targets = hidden[len(prompt) - 1 : -1], ids[0, len(prompt) :]  # [N, width], [N]
@@ -186,4 +174,11 @@ class Engine:
             logp = logits.float().log_softmax(-1)  # [64, V]
             student_logp.append(logp.gather(1, y[:, None]).squeeze(1).cpu())  # [64]
         difference = torch.cat(student_logp) - torch.tensor(completion.logprobs)  # [N]
-        return difference.abs().mean().item()
+        away = difference.abs().mean().item()
+        # `not <=` is also true for NaN.
+        if not away <= TOLERANCE:
+            raise Mistake(
+                f"vLLM's log-probabilities are {away:.2f} nats a token away from the student's: "
+                "its copy of the weights is not the student's (another version of vLLM, perhaps). "
+                "The last checkpoint is unharmed; use --sampler own."
+            )
