@@ -9,7 +9,8 @@
 
 The models have the shapes of Qwen3 and random weights, so nothing has to be downloaded. Their
 texts are token ids and never words. The largest models are taken whose predicted memory is
-below nine tenths of what is free on the card.
+below nine tenths of what is free on the card. Below 16 GB that is a Qwen3-0.6B only with
+8 bits (pip install bitsandbytes) or with adapters (pip install peft), else a smaller shape.
 
     machine         bytes/s of reading and copying memory, FLOP/s of a large matrix product
     decode          tokens/s of the sampler with and without recorded steps, against what the
@@ -450,7 +451,8 @@ def child(pipe, name, dry_run, seconds):
         pipe.send({"status": "done"})
     except Exception as error:
         kind = "" if isinstance(error, Mistake) else f"{type(error).__name__}: "
-        pipe.send({"status": f"failed: {kind}{shorten(error, 200)}"})
+        why = str(error).replace(str(Path.home()), "~")  # the file is made to be shown to others
+        pipe.send({"status": f"failed: {kind}{shorten(why, 200)}"})
 
 
 def run_part(name, dry_run, seconds):
