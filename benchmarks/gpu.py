@@ -41,7 +41,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

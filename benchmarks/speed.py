@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 # The toy needs nothing from the hub. Real shapes need Qwen3's tokenizer.
-if "--shape" not in " ".join(sys.argv):
+if __name__ == "__main__" and "--shape" not in " ".join(sys.argv):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 

@@ -45,10 +45,12 @@ def found_by(name):
 
 @pytest.mark.slow
 def test_a_dry_run_goes_through_all_parts(tmp_path):
-    began = time.process_time()
+    began = os.times()
     flags = ["--dry_run", "--minutes", 30, "--out", tmp_path]
-    done = run_script("benchmarks/gpu.py", *flags, fresh=True)
-    assert done.returncode == 0 and time.process_time() - began < 40, done.stderr
+    done = run_script("benchmarks/gpu.py", *flags, fresh=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    # Seconds of the processor: another program beside it makes no difference.
+    assert os.times().children_user - began.children_user < 40
     record = json.loads((tmp_path / "dry-run.json").read_text())
     assert list(record["parts"]) == ["machine", "decode", *UPDATES, "vllm", "trl"]
     ended = {name: part["status"] for name, part in record["parts"].items()}
@@ -136,6 +138,24 @@ def test_old_weights_in_vllm_are_seen(monkeypatch, fresh):
     else:
         with pytest.raises(Mistake, match="is not the student's"):
             found_by("vllm")
+
+
+def test_what_only_a_card_can_tell(monkeypatch):
+    """The lines for a GPU, with its answers made up. The numbers are still the CPU's."""
+    card = SimpleNamespace(name="Card X", total_memory=8 * GIB, major=8, minor=6)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 5 * GIB)
+    place, found = gpu.Place(True, 600), {}
+    place.on_gpu = True
+    for more in gpu.machine(place):
+        found.update(more)
+    assert (found["name"], found["capability"], found["total_bytes"]) == ("Card X", "8.6", 8 * GIB)
+    assert "driver" in found
+    *_, found = gpu.update("opd", place)
+    assert found["reserved_bytes"] == 5 * GIB and found["new_tokens"] == 12
+    # With gradient checkpointing the layers make a second forward pass.
+    assert found["flop"]["student"] > found_by("opd")["flop"]["student"]
 
 
 # ------------------------------------------------------------------------ which models
