@@ -46,13 +46,21 @@ QWEN3 = {
     "8B": Size(4096, 12288, 36, 32, 8, tied=False),
 }
 
+# Two more shapes for measurements. The small one is for cards on which no Qwen3 can learn, the
+# tiny one for tests on a CPU.
+SHAPES = {
+    **QWEN3,
+    "0.1B": Size(512, 1536, 14, 8, 4),
+    "tiny": Size(64, 128, 2, 4, 2, head_dim=32, words=500),
+}
+
 
 def random_qwen3(size, seed=0, device="cpu", dtype=torch.float32, **more):
     """A Qwen3 of this size with random weights. `more` goes into its configuration.
 
     It gets the attributes that `common.models.know` sets, with no end token.
     """
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     config = Qwen3Config(
         vocab_size=size.words,
@@ -67,7 +75,8 @@ def random_qwen3(size, seed=0, device="cpu", dtype=torch.float32, **more):
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen3ForCausalLM(config).to(dtype).eval()
+        # Made in its own type: for a moment a copy in float32 would take twice the memory.
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.vocabulary, model.ends, model.engine = size.words, [], None
     return model
 

@@ -17,8 +17,8 @@ An update is everything: sampling, the scores of both models, loss, backward pas
 AdamW. TRL's trainer is built as a user would build it, and driven through its own
 `training_step`. On the toy both students start from the same weights and take steps of the
 same size. Random models never end a turn, so all their rollouts have the same length
-whatever the weights are. Without a GPU, where memory is short, both arms then train the
-very same student.
+whatever the weights are. Both arms then train the very same student, because memory is
+short.
 
 Printed are medians over the updates and their ratio, and ours by phases. Whatever else the
 machine does slows both. So compare the ratio, not the seconds.
@@ -32,14 +32,14 @@ import time
 from pathlib import Path
 
 # The toy needs nothing from the hub. Real shapes need Qwen3's tokenizer.
-if "--shape" not in " ".join(sys.argv):
+if __name__ == "__main__" and "--shape" not in " ".join(sys.argv):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import opd  # noqa: E402
-from benchmarks.shapes import QWEN3, random_qwen3  # noqa: E402
+from benchmarks.shapes import QWEN3, SHAPES, random_qwen3  # noqa: E402
 from common.arguments import Mistake, Parser, require, run_script  # noqa: E402
 from common.batches import Compute, micro_batches, padded, prompts_of_step  # noqa: E402
 from common.data import load_benchmark, prompt_ids  # noqa: E402
@@ -47,7 +47,6 @@ from common.flags import parse  # noqa: E402
 from common.models import (  # noqa: E402
     cache_bytes,
     compute_dtype,
-    know,
     load_model,
     load_tokenizer,
     pick_device,
@@ -62,9 +61,9 @@ from common.weights import adamw, checkpoint_layers  # noqa: E402
 class Bench:
     """The flags of this script, the tokenizer, and where the models compute."""
 
-    def __init__(self, args):
+    def __init__(self, args, device="auto"):
         self.args, self.rollouts = args, args.rollouts
-        self.device = pick_device("auto")
+        self.device = pick_device(device)
         self.dtype = compute_dtype("auto", self.device)
         self.on_gpu = self.device.type == "cuda"
         self.tokenizer = load_tokenizer(args.tokenizer if args.shape else "toy/student")
@@ -76,20 +75,22 @@ class Bench:
             student = load_model("toy/student", self.device, torch.float32, self.tokenizer)
             teacher = load_model("toy/teacher", self.device, self.dtype, self.tokenizer)
             return student, teacher.requires_grad_(False)
-        student = random_qwen3(QWEN3[args.shape], 0, self.device)
-        teacher = random_qwen3(QWEN3[args.teacher], 1, self.device, self.dtype)
+        # All rows of the head are tokens to us, as they are to TRL, whatever the tokenizer has.
+        student = random_qwen3(SHAPES[args.shape], 0, self.device)
+        teacher = random_qwen3(SHAPES[args.teacher], 1, self.device, self.dtype)
         for model in (student, teacher):
             for config in (model.config, model.generation_config):
                 config.eos_token_id = self.tokenizer.eos_token_id
                 config.pad_token_id = self.tokenizer.pad_token_id
-            know(model, self.tokenizer)
         return student, teacher.requires_grad_(False)
 
     def compute(self, *flags):
         """Where and how opd.py computes; its `args` are the flags of opd.py."""
         flags = ["--data", "toy", *map(str, flags)]
         args = opd.check(parse(opd.Args, "", flags, "opd"))
-        return Compute(args, self.device, self.dtype, len(self.tokenizer))
+        shape = self.args.shape
+        vocabulary = SHAPES[shape].words if shape else len(self.tokenizer)
+        return Compute(args, self.device, self.dtype, vocabulary)
 
     def rows(self):
         rows = load_benchmark("toy", "train")
@@ -101,11 +102,6 @@ class Bench:
         """Gradient checkpointing on a GPU, as it is opd.py's default there."""
         if self.on_gpu:
             checkpoint_layers(student)
-
-    def now(self):
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 # ======================================================================== ours and TRL's, in turn
@@ -168,30 +164,25 @@ def trl_update(bench, student, teacher, optimizer):
         chosen = prompts_of_step(step, bench.rollouts // 4, len(rows), 0)
         users = [rows[i]["prompt"] for i in chosen for _ in range(4)]
         inputs = [{"prompt": [{"role": "user", "content": user}]} for user in users]
-        began = bench.now()
+        began = now(bench.device)
         trainer.training_step(model, inputs, None)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds = bench.now() - began
+        seconds = now(bench.device) - began
         tokens = trainer._metrics["train"]["completions/mean_length"][-1] * bench.rollouts
         return round(tokens), {"total": seconds}
 
     return update
 
 
-def against_trl(bench):
-    """Ours and TRL's updates in turn."""
-    try:
-        import trl
-    except ImportError:
-        raise Mistake(
-            "TRL is not installed, and only the benchmarks need it: pip install trl."
-        ) from None
+def in_turn(bench):
+    """Ours and TRL's updates in turn: {arm: seconds of every update}, {arm: tokens of all
+    updates}, and the seconds of our phases."""
     args, update_of, models = bench.args, {}, None
     for arm, build in (("ours", our_update), ("TRL", trl_update)):
-        # Random models on a CPU are shared by both arms.
-        if models is None or not args.shape or bench.on_gpu:
+        # Random models are shared by both arms: two students and teachers may not fit.
+        if models is None or not args.shape:
             student, teacher = bench.pair()
             models = student, teacher, adamw(student, 1e-4)
         update_of[arm] = build(bench, *models)
@@ -209,11 +200,22 @@ def against_trl(bench):
                 tokens[arm] += count
                 if arm == "ours":
                     phases.append(seconds)
+    return times, tokens, phases
+
+
+def against_trl(bench):
+    try:
+        import trl
+    except ImportError:
+        raise Mistake(
+            "TRL is not installed, and only the benchmarks need it: pip install trl."
+        ) from None
+    args, (times, tokens, phases) = bench.args, in_turn(bench)
     print(
         f"TRL {trl.__version__}; {args.updates} updates of {bench.rollouts} rollouts of at most "
         f"{args.max_new_tokens} tokens"
     )
-    for arm in update_of:
+    for arm in times:
         print(
             f"{arm:<5} {st.median(times[arm]):.3f} s per update (median), "
             f"{tokens[arm] / args.updates:.0f} tokens per update"
@@ -276,24 +278,51 @@ def profile(bench):
 # ======================================================================== --limits
 
 
-def fastest(bench, function, times=3):
+def now(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def fastest(device, function, times=3):
     """Seconds of a call: the fastest of a few. A limit is what the machine can do."""
     found = []
     for _ in range(times + 1):
-        began = bench.now()
+        began = now(device)
         function()
-        found.append(bench.now() - began)
+        found.append(now(device) - began)
     return min(found[1:])
 
 
-def machine(bench):
-    """Bytes/s of reading memory and FLOP/s of a large matrix product, both measured now."""
-    device = bench.device
-    big = torch.ones(2**28 if bench.on_gpu else 2**26, device=device)
-    bandwidth = big.numel() * 4 / fastest(bench, lambda: big.sum())
-    n = 8192 if bench.on_gpu else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=bench.dtype) for _ in range(2))
-    return bandwidth, 2 * n**3 / fastest(bench, lambda: a @ b)
+def machine(device, dtype, numbers, width):
+    """Bytes/s of reading so many float32 numbers, and FLOP/s of the product of two matrices of
+    this width, both measured now."""
+    big = torch.ones(numbers, device=device)
+    bandwidth = big.numel() * 4 / fastest(device, lambda: big.sum())
+    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    return bandwidth, 2 * width**3 / fastest(device, lambda: a @ b)
+
+
+def decode_seconds(student, prompts, n, new, autocast, times=2):
+    """Seconds of writing all but the first of `new` tokens: without reading the prompts."""
+    calls = iter(range(10**6))
+
+    def of(tokens):
+        def call():
+            keys = [(next(calls), i) for i in range(n * len(prompts))]
+            with autocast():
+                sample(student, prompts, n=n, max_new_tokens=tokens, keys=keys, rows=len(keys))
+
+        return fastest(student.device, call, times)
+
+    return of(new) - of(1)
+
+
+def bytes_of_a_step(model, rows, tokens, dtype):
+    """Bytes that one step of decoding has to read: the weights once, and keys and values of
+    every row. tokens: mean length of a row so far."""
+    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    return weights + rows * tokens * cache_bytes(model.config, dtype)
 
 
 PROMPT = 64  # tokens of every prompt below
@@ -305,7 +334,8 @@ def limits(bench):
     the peak FLOP/s bounds them."""
     student, teacher = bench.pair()
     student.ends = []  # nothing ends a row, so the amount of work is known
-    bandwidth, peak = machine(bench)
+    large = (2**28, 8192) if bench.on_gpu else (2**26, 2048)
+    bandwidth, peak = machine(bench.device, bench.dtype, *large)
     dtype = str(bench.dtype).split(".")[1]
     print(
         f"this machine: {bandwidth / 1e9:.1f} GB/s read, {peak / 1e12:.3f} TFLOP/s in {dtype}"
@@ -324,23 +354,11 @@ def limits(bench):
 
 def limit_of_sampling(bench, student, prompts, bandwidth):
     new, rollouts = bench.args.max_new_tokens, bench.rollouts
-    steps, compute, calls = new - 1, bench.compute(), iter(range(10**6))
-
-    def decode(tokens):
-        def call():
-            keys = [(next(calls), i) for i in range(rollouts)]
-            more = dict(max_new_tokens=tokens, keys=keys, rows=rollouts)
-            with compute.autocast():
-                sample(student, prompts, n=4, **more)
-
-        return fastest(bench, call, 2)
-
-    spent = decode(new) - decode(1)  # without reading the prompts
-    # Bytes of a step: the weights once, and keys and values of every row, which are half as
-    # long on average as at the end.
-    weights = sum(p.numel() for p in student.parameters()) * bench.dtype.itemsize
-    stored = rollouts * (PROMPT + new / 2) * cache_bytes(student.config, bench.dtype)
-    speed, most = rollouts * steps / spent, rollouts * bandwidth / (weights + stored)
+    steps, compute = new - 1, bench.compute()
+    spent = decode_seconds(student, prompts, 4, new, compute.autocast)
+    # A response is half as long on average as at its end.
+    step = bytes_of_a_step(student, rollouts, PROMPT + new / 2, bench.dtype)
+    speed, most = rollouts * steps / spent, rollouts * bandwidth / step
     print(
         f"sampling {rollouts} rows of {new} tokens: {speed:,.0f} tokens/s, "
         f"{1000 * spent / steps:.2f} ms per step"
@@ -370,7 +388,7 @@ def limit_of_sampling(bench, student, prompts, bandwidth):
             with compute.autocast():
                 student.generate(ids, attention_mask=mask, generation_config=wanted)
 
-        return fastest(bench, call, 2)
+        return fastest(bench.device, call, 2)
 
     # The static cache comes with transformers' own compiled graphs.
     for cache in ["dynamic", *(["static"] if bench.on_gpu else [])]:
@@ -390,7 +408,8 @@ def limit_of_learning(bench, student, teacher, prompts, peak):
         compute.clock.start()
         opd.update(student, teacher, optimizer, batch, compute.args, compute)
         phases.append(compute.clock.stop())
-    for name, flop in work(bench, student, teacher, compute.args.chunk_logits).items():
+    flop_of = work(student, teacher, rollouts, PROMPT, new, compute.chunk, bench.on_gpu)
+    for name, flop in flop_of.items():
         spent = st.median(p[name] for p in phases[1:])  # the first one warms up
         print(
             f"{name}: {flop / 1e12:.2f} TFLOP in {spent:.3f} s, {flop / spent / 1e12:.3f} "
@@ -398,8 +417,9 @@ def limit_of_learning(bench, student, teacher, prompts, peak):
         )
 
 
-def work(bench, student, teacher, chunk_logits):
-    """FLOP of the phases of an update.
+def work(student, teacher, rollouts, prompt, new, chunk, checkpointing):
+    """FLOP of the phases of an update of opd.py. prompt, new: tokens of a prompt and of a
+    response. chunk: positions that have logits at once.
 
     A weight takes 2 FLOP per token in the forward pass and 4 in the backward pass. With
     checkpointing the layers make a second forward pass. The head sees the response only.
@@ -407,21 +427,20 @@ def work(bench, student, teacher, chunk_logits):
     teacher's. Attention takes 4 FLOP per pair of positions and number of a query, and half
     of the pairs are masked.
     """
-    vocabulary, new = len(bench.tokenizer), bench.args.max_new_tokens
-    total, answers = bench.rollouts * (PROMPT + new), bench.rollouts * new  # tokens
+    total, answers = rollouts * (prompt + new), rollouts * new  # tokens
 
     def forward(model):
         c = model.config
-        head = c.hidden_size * vocabulary
+        head = c.hidden_size * model.vocabulary
         named = model.named_parameters()
         layers = sum(p.numel() for n, p in named if "embed" not in n and "lm_head" not in n)
         queries = c.num_hidden_layers * c.num_attention_heads * c.head_dim
-        attention = 2 * queries * (PROMPT + new) * total
+        attention = 2 * queries * (prompt + new) * total
         return 2 * layers * total + attention, 2 * head * answers
 
     (layers, head), (teacher_layers, teacher_head) = forward(student), forward(teacher)
-    again = answers > chunk_logits // vocabulary  # more than one chunk
-    student_work = layers * (4 if bench.on_gpu else 3) + head * (4 if again else 3)
+    again = answers > chunk  # more than one chunk
+    student_work = layers * (4 if checkpointing else 3) + head * (4 if again else 3)
     return {
         "teacher": teacher_layers,
         "student": student_work + teacher_head * (2 if again else 1),

@@ -109,7 +109,12 @@ class Engine:
                 yield name, value[: self.model.vocabulary] if wide else value
 
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cut()})
-        self.llm.reset_prefix_cache()
+        # It answers False, and keeps the cache, while a request is still being answered.
+        require(
+            self.llm.reset_prefix_cache() is not False,
+            "vLLM has kept keys and values that the old weights made, so its text would not be "
+            "the student's. The last checkpoint is unharmed; use --sampler own.",
+        )
 
     def sample(self, prompts, *, n, max_new_tokens, keys, temperature, top_p, top_k):
         """The same as `sample` of common/sampler.py: n Completions for every prompt, in the

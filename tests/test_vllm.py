@@ -60,6 +60,39 @@ def test_a_copy_of_the_student_samples_by_itself(toy, monkeypatch):
     assert student.engine is not None
 
 
+class Answers:
+    """A stand-in for vLLM's LLM. It takes the weights, and its cache is emptied or not."""
+
+    def __init__(self, emptied):
+        self.emptied, self.weights = emptied, {}
+
+    def collective_rpc(self, method, kwargs):
+        assert method == "reload_weights"
+        self.weights = {n: v.clone() for n, v in kwargs["weights_iterator"]}
+
+    def reset_prefix_cache(self):
+        return self.emptied
+
+
+@pytest.mark.parametrize("emptied", [True, None, False])
+def test_a_cache_of_the_old_weights_is_noticed(toy, emptied):
+    """vLLM answers False where a request still holds keys and values. (Old versions of it
+    answer nothing.)"""
+    made = Engine.__new__(Engine)
+    made.model, made.llm = toy[0], Answers(emptied)
+    if emptied is False:
+        with pytest.raises(Mistake, match="kept keys and values that the old weights made"):
+            made.synchronise()
+    else:
+        made.synchronise()
+    sent, model = made.llm.weights, toy[0]
+    own = model.state_dict()
+    assert sent.keys() == own.keys() and all(
+        torch.equal(v, own[n][: len(v)]) for n, v in sent.items()
+    )
+    assert len(sent["lm_head.weight"]) == len(sent["model.embed_tokens.weight"]) == 136
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """The toy's student in vLLM, with a generation_config that would change every distribution
