@@ -49,6 +49,12 @@ def curves(lines, family, path):
 # ======================================================================== along a premise
 
 
+def tests_with(**wanted):
+    """[True or False] for each test problem: has it these values?"""
+    rows = read_jsonl(lab.ROOT / "toy" / "test.jsonl")
+    return [all(r[k] == v for k, v in wanted.items()) for r in rows]
+
+
 def share(line, wanted):
     """Accuracy in per cent on a part of the test problems. wanted: [True or False] for each."""
     bits = f"{int(line['toy']['right'], 16):0{line['toy']['n']}b}"
@@ -70,7 +76,6 @@ def gains(lines, better, worse, wanted=None, **where):
 def all_gains(lines):
     """[(title, [(value of the dial, paired differences)])]. The more to the right, the better the
     premise of the method holds."""
-    tests = read_jsonl(lab.ROOT / "toy" / "test.jsonl")
     starts = {
         x["start"]: x["toy"]["pass@1"] for x in lines if x["stage"] == "start" and not x["pair"]
     }
@@ -80,7 +85,7 @@ def all_gains(lines):
         for style, more in (("terse", ", terse only"), ("both", ""), ("verbose", ", verbose only"))
     ]
     tested = [
-        (style, gains(lines, "TOPD", "OPD", [r["style"] == style for r in tests]))
+        (style, gains(lines, "TOPD", "OPD", tests_with(style=style)))
         for style in ("terse", "verbose")
     ]
     rho = [
@@ -88,7 +93,7 @@ def all_gains(lines):
         for rho, more in ((0.75, ", rho 0.75"), (0.5, ""), (0.25, ", rho 0.25"))
     ]
     steps = [
-        (f"{n} steps", gains(lines, "AR-OPD", "Full", [r["level"] == n for r in tests]))
+        (f"{n} steps", gains(lines, "AR-OPD", "Full", tests_with(level=n)))
         for n in (3, 4, 5)
     ]
     begun = [
