@@ -63,6 +63,7 @@ OUT_OF_MEMORY = (
     "choose smaller models. A run that had begun continues with --resume from its last checkpoint."
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+READER_HAS_GONE = (errno.EPIPE, errno.EINVAL)  # the second one is what Windows says
 
 
 def _stopped_early(kind, error, trace):
@@ -91,17 +92,19 @@ class Printer:
     def write(self, text):
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
             return len(text)
 
     def flush(self):
         try:
             self.stream.flush()
-        except BrokenPipeError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
 
-    def _discard(self):
+    def _discard(self, error):
+        if error.errno not in READER_HAS_GONE:
+            raise error
         # When Python flushes the stream's buffer at the end, the rest goes to the null device, too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())

@@ -13,7 +13,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import random
 import re
 import shlex
@@ -32,6 +31,7 @@ from common.files import (
     make_folder,
     read_json,
     read_jsonl,
+    replace,
     unlock,
     write_json,
     write_text,
@@ -82,7 +82,7 @@ def _write_folder(final, model, tokenizer, state=None):
         for file in temporary.iterdir():
             flush_to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
+        replace(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises all three
         shutil.rmtree(temporary, ignore_errors=True)
         raise Mistake(unwritable(final, error)) from None

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from common.arguments import Mistake, require
@@ -28,10 +29,20 @@ def write_text(path, text):
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError:  # for example a full disk: the old file stays as it is
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace(source, target):
+    """os.replace. Windows refuses it while another program, such as a virus scanner, has one of
+    the two open. That mostly lasts for a moment, so it is tried for three seconds."""
+    for seconds in (0.1, 0.2, 0.4, 0.8, 1.5):
+        with contextlib.suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(seconds)
+    return os.replace(source, target)
 
 
 def flush_to_disk(path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from common.arguments import harmless
+from common.files import replace
 from common.memory import (
     Setup,
     Shape,
@@ -285,7 +286,10 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl")
     temporary = Path(path).with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     plt.close(figure)
-    os.replace(temporary, path)
+    try:
+        replace(temporary, path)
+    except PermissionError:  # on Windows: a viewer has the old picture open
+        print(f"'{path}' is open in another program; the new picture is '{temporary}'")
 
 
 def whole_updates(axis):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import ROOT
 
 from common.arguments import (
     Mistake,
+    Printer,
     choice,
     either,
     harmless,
@@ -193,6 +195,27 @@ def test_a_few_lines_to_a_reader_that_has_gone(tmp_path):
     process.stdin.close()
     assert process.stderr.read() == "errors, too\n" and process.wait(20) == 0
     process.stderr.close()
+
+
+def test_windows_has_another_error_for_a_reader_that_has_gone(tmp_path):
+    """Here for both errors, and for one that is none of the two."""
+    for number in (errno.EPIPE, errno.EINVAL, errno.ENOSPC):
+        with open(tmp_path / "pipe", "w", encoding="utf-8") as file:
+            stream = SimpleNamespace(write=refusal(number), flush=refusal(number), fileno=file.fileno)
+            for call in (lambda out: out.write("text"), lambda out: out.flush()):
+                if number == errno.ENOSPC:
+                    with pytest.raises(OSError, match="No space left"):
+                        call(Printer(stream))
+                else:
+                    assert call(Printer(stream)) in (4, None)
+                    assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+
+def refusal(number):
+    """A function that always raises this error of the system."""
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+    return refused
 
 
 def test_lines_reach_a_pipe_at_once(tmp_path):

@@ -1,4 +1,5 @@
 """Files: whole or not there, and a sentence about what cannot be read."""
+import errno
 import json
 import os
 import subprocess
@@ -86,6 +87,37 @@ def test_a_file_is_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch
     files.flush_to_disk(path)
     assert len(modes) == 1 and modes[0] & os.O_ACCMODE == os.O_RDWR
     assert path.read_bytes() == b"abc"
+
+
+def held(monkeypatch, times):
+    """os.replace as on Windows while another program has the file open. Returns the waits."""
+    real, waits, left = os.replace, [], [times]
+
+    def replace(*paths):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        real(*paths)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    return waits
+
+
+def test_a_file_that_another_program_holds_for_a_moment_is_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_text(path, "old")
+    waits = held(monkeypatch, 5)
+    write_text(path, "new")
+    assert path.read_text() == "new" and 2 < sum(waits) < 4
+
+
+def test_a_file_that_another_program_keeps_open_stays_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_text(path, "old")
+    held(monkeypatch, 1000)
+    with pytest.raises(PermissionError):
+        write_text(path, "new")
+    assert path.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["config.json"]
 
 
 # ------------------------------------------------------------------------ the lock

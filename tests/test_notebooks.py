@@ -1,15 +1,27 @@
-"""Every notebook runs from top to bottom, in time, and is shipped with its outputs."""
+"""Every notebook runs from top to bottom, in time, and is shipped with its outputs. Its first cell
+gets the repository where it is missing."""
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
-pytestmark = pytest.mark.slow
+import topd
+from benchmarks.shapes import QWEN3, WORDS, random_qwen3
+from common.flags import parse
+from common.memory import Setup, Shape, memory_budget
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook(path: Path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
@@ -24,5 +36,80 @@ def test_notebook(path: Path):
     assert not errors
 
 
-def test_there_is_a_notebook():
-    assert [p.name for p in NOTEBOOKS][:1] == ["01_on_policy_distillation.ipynb"]
+def test_there_are_notebooks():
+    assert [p.name[:2] for p in NOTEBOOKS] == ["00", "01", "02", "03", "04"]
+
+
+# ------------------------------------------------------------------------ the first cell
+
+
+def code_of(path):
+    """The texts of all code cells."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+FIRST = code_of(NOTEBOOKS[0])[0]
+
+
+def test_the_first_cell_is_the_same_in_all_notebooks():
+    assert FIRST.splitlines()[3].startswith("REPOSITORY = ")
+    assert [code_of(path)[0] for path in NOTEBOOKS] == [FIRST] * len(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("folder", (ROOT, ROOT / "notebooks"))
+def test_beside_the_repository_the_first_cell_does_nothing(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(subprocess, "run", None)
+    exec(FIRST, {})
+    assert Path.cwd() == folder
+
+
+def test_the_first_cell_asks_for_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)
+    if "OWNER/NAME" in FIRST.splitlines()[3]:
+        with pytest.raises(ValueError, match="REPOSITORY has no address yet"):
+            exec(FIRST, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this copy of the repository has no history")
+@pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="needs pip")
+def test_the_first_cell_gets_the_repository_into_an_empty_folder(tmp_path):
+    cell = re.sub("REPOSITORY = .*", f"REPOSITORY = {ROOT.as_uri()!r}", FIRST, count=1)
+    cell += "\nprint(os.getcwd())"
+    # No index: what requirements.txt names is installed here, and nothing else may be wanted.
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def run():
+        return subprocess.run([sys.executable, "-c", cell], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True)
+    first = run()
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip() == str(tmp_path / "distillation")
+    assert (tmp_path / "distillation/notebooks" / NOTEBOOKS[0].name).exists()
+    # After a restart of the kernel it is there already, and may have been changed.
+    (tmp_path / "distillation/opd.py").write_text("mine")
+    assert run().stdout == first.stdout
+    assert (tmp_path / "distillation/opd.py").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------ 00_your_gpu
+
+
+@pytest.mark.slow
+def test_the_settings_for_a_t4_fit_by_prediction():
+    text = NOTEBOOKS[0].read_text(encoding="utf-8")
+    cell = next(c for c in code_of(NOTEBOOKS[0]) if "settings = " in c)
+    real = re.sub("else:.*?\nsettings", "settings", cell, flags=re.S)
+    words = " ".join(re.findall(r"settings \+?= \"(.*)\"", real)).split()
+    args = parse(topd.Args, "", ["--data", "gsm8k", "--student", "Qwen/Qwen3-0.6B", *words], "topd")
+    student = random_qwen3(QWEN3["0.6B"], device="meta")
+    teacher = random_qwen3(QWEN3["1.7B"], device="meta", dtype=torch.float16)
+    shape = Shape(args.prompts * args.samples, 200, args.max_new_tokens, args.micro_tokens, args.chunk_logits // WORDS)
+    room = round(14.7 * 2**30)                          # a T4's 16 GB, as a program sees them
+    setup = Setup(torch.float16, checkpointing=True, adam_bits=args.adam_bits, room=room)
+    peak = memory_budget(student, teacher, shape, setup, teacher_cache=True)[1]
+    assert peak < 0.9 * room and f"predicted peak is {peak / 2**30:.1f} GiB" in text

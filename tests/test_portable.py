@@ -1,5 +1,5 @@
 """Windows and macOS, as far as a Linux machine can tell: encodings, commands, and which device is
-taken. See also test_devices.py (no float64 on MPS) and test_judge.py (math-verify without fork)."""
+taken. See also test_windows.py, test_devices.py (no float64 on MPS) and test_judge.py."""
 import ast
 import sys
 

@@ -178,6 +178,18 @@ def test_the_legend_of_a_curve_covers_no_curve(tmp_path, monkeypatch):
     assert left.height > 150 and right.height > 150
 
 
+def test_a_picture_that_is_open_in_a_viewer_of_windows_does_not_end_a_run(
+        tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise PermissionError
+    monkeypatch.setattr(show, "replace", refused)
+    (tmp_path / "curve.png").write_text("old")
+    show.draw_curve(ROWS, tmp_path / "curve.png", "a title")
+    assert (tmp_path / "curve.png").read_text() == "old"
+    assert (tmp_path / "curve.tmp.png").read_bytes()[1:4] == b"PNG"
+    assert "curve.png' is open in another program; the new picture is" in capsys.readouterr().out
+
+
 def test_a_curve_before_the_first_update_and_of_a_second_process(tmp_path, monkeypatch):
     show.draw_curve(ROWS[:1], tmp_path / "first.png", "a title")
     monkeypatch.setenv("RANK", "1")
