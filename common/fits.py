@@ -109,8 +109,8 @@ def largest(args, device, dtype, free):
     for row in settings(args):
         absent = [PACKAGES[f] for f in PACKAGES.keys() & row if not find_spec(PACKAGES[f])]
         missing += [package for package in absent if package not in missing]
-        # bitsandbytes is made for GPUs.
-        if absent or (row.get("adam_bits") == 8 and device.type != "cuda"):
+        # bitsandbytes is made for GPUs. A teacher must be larger than its student.
+        if absent or (row.get("adam_bits") == 8 and device.type != "cuda") or too_small(row, args):
             continue
         peak = predicted_peak(replace(args, **row), device, dtype, free)
         if peak is None:
@@ -119,6 +119,14 @@ def largest(args, device, dtype, free):
         if peak <= MARGIN * free:
             break
     return found
+
+
+def too_small(row, args):
+    """Has the teacher of this setting no more weights than the student?"""
+    student = shape(args.student, torch.float32)
+    return "teacher" in row and student is not None and (
+        count(shape(row["teacher"], torch.float32).parameters()) <= count(student.parameters())
+    )
 
 
 def what_helps(args, device, dtype, free):
@@ -233,12 +241,17 @@ def check_memory(total, device, flags):
     )
 
 
-def check_disk(out, student, adam_bits, average=None):
-    """Refuse a run whose files cannot fit onto the disk. At the worst moment there are the last
-    checkpoint, the one that is being written, and final/. average: stored in checkpoints, too."""
+def file_bytes(student, adam_bits, average=None):
+    """Bytes of a checkpoint, and of final/. average: it is stored in checkpoints, too."""
     learning = 4 * count(trainable(student))  # float32
     checkpoint = learning * (1 if average is None else 2) + moment_bytes(student, adam_bits)
-    final = 4 * count(student.parameters())  # float32, adapters are added to the weights
+    return checkpoint, 4 * count(student.parameters())  # float32, with the adapters added
+
+
+def check_disk(out, student, adam_bits, average=None):
+    """Refuse a run whose files cannot fit onto the disk. At the worst moment there are the last
+    checkpoint, the one that is being written, and final/."""
+    checkpoint, final = file_bytes(student, adam_bits, average)
     there = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())  # of a resumed run
     more = 2 * checkpoint + final - there
     free = gather(shutil.disk_usage(out).free)[0]  # the first process writes for all
