@@ -24,15 +24,15 @@ from common.memory import (
     room_for_the_run,
 )
 from common.processes import gather
-from common.size import human, machine_memory, model_shape
+from common.size import human, machine_memory, model_shape, parameter_count
 from common.weights import adapt, copy_of, trainable
 
 # ======================================================================== the table
 
 # From the largest to the smallest. A smaller teacher comes before an adapter (--lora), because no
 # learning rate of an adapter was measured here. A script without a second model has no --teacher.
-# --max_new_tokens is left alone: it hardly changes the peak, because the sampler writes fewer long
-# texts at once (`rows_that_fit`), and rollouts that are cut teach nothing about the answer.
+# --max_new_tokens is not among the flags: it hardly changes the peak, because of longer texts the
+# sampler writes fewer at once (`rows_that_fit`).
 SETTINGS = (
     {"teacher": "Qwen/Qwen3-4B"},
     {"teacher": "Qwen/Qwen3-4B", "adam_bits": 8},
@@ -123,10 +123,7 @@ def largest(args, device, dtype, free):
 
 def too_small(row, args):
     """Has the teacher of this setting no more weights than the student?"""
-    student = shape(args.student, torch.float32)
-    return "teacher" in row and student is not None and (
-        count(shape(row["teacher"], torch.float32).parameters()) <= count(student.parameters())
-    )
+    return "teacher" in row and size_of(row["teacher"]) <= (size_of(args.student) or 0)
 
 
 def what_helps(args, device, dtype, free):
@@ -175,7 +172,8 @@ def shape(name, dtype, lora=0):
         return adapt(model, lora)
 
 
-copied = functools.cache(copy_of)
+# A setting is tried with several --micro_tokens, and its models stay the same.
+size_of, copied = functools.cache(parameter_count), functools.cache(copy_of)
 
 
 def kept(args, student, dtype):
