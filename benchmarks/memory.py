@@ -7,7 +7,8 @@ in fresh processes, on the same token ids.
     python benchmarks/memory.py --chunk_logits 16777216
         ours with another chunk
     python benchmarks/memory.py --cards
-        which models fit on cards of 8 to 24 GB, as predicted; needs no GPU and no weights
+        what the scripts choose on cards of 8 to 24 GB, as predicted; writes it into the README;
+        needs no GPU and no weights
     python benchmarks/memory.py --budget
         predicted (what a script prints before it starts) against measured, for a few shapes
 
@@ -27,7 +28,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,91 +36,48 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import opd  # noqa: E402
-from benchmarks.shapes import QWEN3, WORDS, Size, random_qwen3  # noqa: E402
+from benchmarks.shapes import WORDS, Size, random_qwen3  # noqa: E402
+from common import fits  # noqa: E402
 from common.arguments import Parser, run_script  # noqa: E402
 from common.batches import Compute  # noqa: E402
+from common.files import write_text  # noqa: E402
 from common.flags import parse  # noqa: E402
 from common.memory import Setup, Shape, memory_budget  # noqa: E402
 from common.models import load_tokenizer  # noqa: E402
-from common.weights import adamw, adapt, checkpoint_layers, copy_of  # noqa: E402
+from common.weights import adamw, checkpoint_layers  # noqa: E402
 
 # ======================================================================== --cards
 
 
-class Card(NamedTuple):
-    """A row of the README's table. All rows have 64 rollouts per update."""
-
-    gigabytes: int
-    script: str
-    student: str
-    teacher: str | None  # None: the student itself
-    max_new_tokens: int
-    micro_tokens: int
-    lora: int = 0  # rank
-    adam_bits: int = 32
-
-
-CARDS = [
-    Card(8, "opd.py", "0.6B", "1.7B", 512, 4096, lora=32),
-    Card(8, "hindsight_sd.py", "0.6B", None, 512, 8192, lora=32),
-    Card(12, "opd.py", "0.6B", "4B", 512, 4096, lora=32),
-    Card(12, "hindsight_sd.py --beta 0", "0.6B", None, 512, 2048),
-    Card(12, "hindsight_sd.py", "0.6B", None, 512, 4096, adam_bits=8),
-    Card(16, "opd.py", "0.6B", "1.7B", 512, 8192),
-    Card(16, "opd.py", "0.6B", "1.7B", 512, 16384, adam_bits=8),
-    Card(16, "opd.py", "1.7B", "4B", 512, 4096, lora=32),
-    Card(24, "opd.py", "0.6B", "4B", 512, 16384),
-    Card(24, "grpo.py --variant dapo", "1.7B", None, 512, 8192, adam_bits=8),
-    Card(24, "opd.py", "1.7B", "8B", 1024, 4096, lora=32),
-    Card(24, "ar_opd.py", "4B", None, 1024, 8192, lora=32),
-]
+CARDS = (8, 12, 16, 24)  # GB
+FREE = 0.9  # of a card: a screen takes some, and a T4 "of 16 GB" has 14.6
+SCRIPTS = ("opd", "topd", "ar_opd", "hindsight_sd", "grpo")
+MARKS = "<!-- cards -->", "<!-- end of cards -->"
 
 
 def cards():
-    """The README's table: predicted peaks of Qwen3 models that have a shape and no numbers
-    (PyTorch's meta device)."""
-    print("| card | script | student | teacher | flags | predicted peak |")
-    for card in CARDS:
-        flags = f"--micro_tokens {card.micro_tokens} --max_new_tokens {card.max_new_tokens}"
-        flags += f" --lora {card.lora} --lr {lora_rate(card)}" if card.lora else ""
-        flags += " --adam_bits 8" if card.adam_bits == 8 else ""
-        teacher = "itself" if card.teacher is None else f"Qwen3-{card.teacher}"
-        if card.script.startswith("grpo"):
-            teacher = "none, a verifier"
-        peak = predicted_peak(card)
-        too_much = " !" if peak > 0.9 * card.gigabytes * 2**30 else ""
-        print(
-            f"| {card.gigabytes} GB | `{card.script}` | Qwen3-{card.student} | {teacher} | "
-            f"`{flags}` | {peak / 2**30:.1f} GiB{too_much} |"
-        )
+    """The table of the README, one row for each card and each script without flags: what
+    common/fits.py chooses when peft and bitsandbytes are installed."""
+    table = ["| card | script | what it chooses | predicted peak |", "|---|---|---|---|"]
+    for gigabytes in CARDS:
+        for script in SCRIPTS:
+            method, free = importlib.import_module(script), FREE * gigabytes * 2**30
+            args = method.check(parse(method.Args, "", ["--data", "gsm8k"], script))
+            row, peak, _ = fits.largest(args, torch.device("cuda"), torch.bfloat16, free)
+            table.append(
+                f"| {gigabytes} GB | `{script}.py` | `{fits.words(row)}` | {peak / 2**30:.1f} GiB |"
+            )
+    return "\n".join(table)
 
 
-def lora_rate(card):
-    """Ten times the script's own rate, as adapters are often given. It was not measured here."""
-    script = importlib.import_module(card.script.split(".py")[0])
-    own = next(f for f in fields(script.Args) if f.name == "lr").metadata["either"][1]
-    return f"{10 * own:.0e}".replace("e-0", "e-")
-
-
-def predicted_peak(card):
-    """Bytes of an update, with prompts of 200 tokens and gradient checkpointing."""
-
-    def shape(name, dtype):
-        return random_qwen3(QWEN3[name], device="meta", dtype=dtype)
-
-    student = shape(card.student, torch.bfloat16 if card.lora else torch.float32)
-    if card.lora:
-        with torch.device("meta"):
-            student = adapt(student, card.lora)
-    teacher = shape(card.teacher, torch.bfloat16) if card.teacher else None
-    if card.script == "ar_opd.py":
-        teacher = copy_of(student)
-    frozen_start = card.script == "hindsight_sd.py"  # with --beta 0 there is none
-    more = [shape(card.student, torch.bfloat16)] if frozen_start else []
-    batch = Shape(64, 200, card.max_new_tokens, card.micro_tokens, chunk=2**24 // WORDS)
-    room = card.gigabytes * 2**30 * 0.9
-    setup = Setup(torch.bfloat16, checkpointing=True, adam_bits=card.adam_bits, room=room)
-    return memory_budget(student, teacher, batch, setup, more)[1]
+def show_cards():
+    """Print the table, and put it into the README."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    table = cards()
+    print(table)
+    write_text(readme, f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
 # ======================================================================== measured
@@ -360,7 +317,7 @@ def main():
     p.add_argument(
         "--cards",
         action="store_true",
-        help="predicted peaks of Qwen3 models on cards of 8 to 24 GB instead",
+        help="what the scripts choose on cards of 8 to 24 GB, for the README, instead",
     )
     # These two are for the fresh processes. --worker: ours or TRL, length, device.
     p.add_argument("--shape", choices=CASES, help=argparse.SUPPRESS)
@@ -374,7 +331,7 @@ def main():
         print(json.dumps(budget(args.shape)))
         return
     if args.cards:
-        cards()
+        show_cards()
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{device}, torch {torch.__version__}; MiB above what was held before the update")

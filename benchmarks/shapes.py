@@ -13,7 +13,6 @@ That is the hardest case for memory and time.
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -22,29 +21,7 @@ sys.path.insert(0, str(ROOT))
 from common.arguments import Parser, require, run_script  # noqa: E402
 from common.files import make_folder  # noqa: E402
 from common.models import load_tokenizer  # noqa: E402
-
-WORDS = 151936  # rows of Qwen3's head; its tokenizer has 151,669 tokens
-
-
-class Size(NamedTuple):
-    """What decides the shape of a Qwen3."""
-
-    width: int  # of the hidden states
-    mlp: int  # width of the MLP
-    layers: int
-    heads: int  # of the queries
-    keys: int  # heads of keys and values
-    tied: bool = True  # is the head the embedding?
-    head_dim: int = 128
-    words: int = WORDS
-
-
-QWEN3 = {
-    "0.6B": Size(1024, 3072, 28, 16, 8),
-    "1.7B": Size(2048, 6144, 28, 16, 8),
-    "4B": Size(2560, 9728, 36, 32, 8),
-    "8B": Size(4096, 12288, 36, 32, 8, tied=False),
-}
+from common.size import QWEN3, WORDS, Size, qwen3_config  # noqa: E402, F401
 
 # Two more shapes for measurements. The small one is for cards on which no Qwen3 can learn, the
 # tiny one for tests on a CPU.
@@ -60,19 +37,9 @@ def random_qwen3(size, seed=0, device="cpu", dtype=torch.float32, **more):
 
     It gets the attributes that `common.models.know` sets, with no end token.
     """
-    from transformers import AutoModelForCausalLM, Qwen3Config
+    from transformers import AutoModelForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=size.words,
-        hidden_size=size.width,
-        intermediate_size=size.mlp,
-        head_dim=size.head_dim,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.keys,
-        tie_word_embeddings=size.tied,
-        **{"max_position_embeddings": 40960, **more},
-    )
+    config = qwen3_config(size, **more)
     torch.manual_seed(seed)
     with torch.device(device):
         # Made in its own type: for a moment a copy in float32 would take twice the memory.

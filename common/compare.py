@@ -21,6 +21,7 @@ NEUTRAL = {
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
     "seed", "out", "resume", "model", "script", "versions", "vllm_memory", "source", "weights",
+    "micro_tokens",
 )
 # What a reader must know if arms differ in it.
 UNFAIR = {

@@ -47,15 +47,15 @@ class Common:
     bfloat16, as a T4; elsewhere float32); weights that learn are always float32"""
     micro_tokens: int = 16384
     """tokens, padding included, that go through a model at once; it changes memory and speed,
-    never the result"""
+    never the result. Models of the hub get fewer where memory is short, see common/fits.py"""
     chunk_logits: int = 2**24
     """logits of one model that exist at once in the loss; 2^24 of them take 64 MiB"""
     gradient_checkpointing: bool | None = None
     """compute activations again in the backward pass: less memory, a third more time (default: on
     a GPU)"""
     lora: int = 0
-    """rank of low-rank adapters (package peft); only they learn (0: all weights learn). They are
-    often given ten times the --lr; no rate for them was measured here"""
+    """rank of low-rank adapters (package peft); only they learn (0: all weights learn). With models
+    of the hub they get ten times the script's --lr, a common rule; no rate was measured here"""
     adam_bits: int = choice(32, 32, 8)
     """bits of each of AdamW's two moments; 8 needs the package bitsandbytes and saves 6 bytes per
     weight outside the embedding"""

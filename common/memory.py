@@ -7,6 +7,7 @@ runs out of memory all the same, makes it again in smaller pieces.
 
 import contextlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from common.arguments import require
 from common.models import cache_bytes
 from common.processes import process
-from common.size import human, machine_memory
+from common.size import machine_memory
 from common.weights import trainable
 
 # ======================================================================== measured
@@ -45,6 +46,29 @@ def resident_memory(device):
     return peak_memory(device)  # no /proc here: the peak is the nearest number there is
 
 
+def free_memory(device):
+    """Bytes that are free for more tensors now. None: unknown. What other programs use is counted
+    on a GPU and on Linux. Elsewhere the system does not say."""
+    if device.type == "cuda":
+        # PyTorch keeps memory that its tensors no longer need, and uses it again.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    machine = machine_memory()
+    if machine is None:
+        return None
+    free = [max(0, machine - (resident_memory(device) or 0))]
+    with contextlib.suppress(OSError, TypeError):
+        available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        free.append(1024 * int(available[1]))
+    return min(free)
+
+
+def room_for_the_run(device):
+    """Bytes that this process can have in all: what it has now, and what is free. None: unknown."""
+    free = free_memory(device)
+    return None if free is None else free + (resident_memory(device) or 0)
+
+
 # ======================================================================== predicted: the parts
 
 
@@ -62,6 +86,8 @@ class Shape:
     """tokens that go through a model at once"""
     chunk: int
     """positions whose logits exist at once"""
+    probes: int = 0
+    """texts that an evaluation writes at once, also with the teacher"""
 
     @property
     def tokens(self):
@@ -81,7 +107,7 @@ class Setup:
     engine: int = 0
     """bytes that vLLM takes (0: the rollouts are drawn by common/sampler.py)"""
     room: int | None = None
-    """bytes of the GPU (None: no GPU)"""
+    """bytes that the run can have (None: unknown)"""
 
 
 def weight_bytes(model, shared_with=None):
@@ -122,18 +148,34 @@ def is_half(setup):
     return setup.dtype != torch.float32
 
 
-def sampling_cache(student, shape, setup, held):
-    """Keys and values of all rollouts while they are drawn. held: bytes that are there always.
+MOST_ROWS = 256  # texts that common/sampler.py writes at once, at most
 
-    On a GPU the sampler takes fewer rollouts at once where the whole cache would not fit in half
-    of the free memory (`rows_that_fit`), but at least one.
+
+def sampling_cache(student, teacher, shape, setup, held):
+    """Keys and values of all texts that are written at once: the rollouts, or the answers of an
+    evaluation, in which the teacher writes, too. held: bytes that are there always.
+
+    The sampler takes fewer texts at once where the whole cache would not fit in half of the free
+    memory (`rows_that_fit`), but at least one.
     """
-    if setup.engine:  # vLLM keeps keys and values inside the share that it takes at the start
-        return 0
-    whole = shape.tokens * cache_bytes(student.config, setup.dtype)
+    own = cache_bytes(student.config, setup.dtype)
+    largest = own if teacher is None else max(own, cache_bytes(teacher.config, setup.dtype))
+    # vLLM keeps the student's keys and values inside the share that it takes at the start.
+    rollouts = 0 if setup.engine else min(shape.rollouts, MOST_ROWS)
+    probes = 0 if setup.engine and teacher is None else shape.probes
+    each = shape.prompt_tokens + shape.completion_tokens
+    whole = each * max(rollouts * own, probes * largest)
     if setup.room is None:
         return whole
-    return min(whole, max(whole // shape.rollouts, int(setup.room - held) // 2))
+    return min(whole, max(each * own, int(setup.room - held) // 2))
+
+
+def choice_bytes(student, shape):
+    """The logits from which tokens are drawn, for a part of the texts (`sampler.choose`): two
+    float32 matrices, and their probabilities, which are summed in float64, three times 8 bytes."""
+    words = student.config.vocab_size
+    rows = min(max(1, 2**24 // words), max(shape.rollouts, shape.probes), MOST_ROWS)
+    return (2 * 4 + 3 * 8) * rows * words
 
 
 def saved_in_layer(config, shape, setup):
@@ -183,6 +225,7 @@ def logit_bytes(student, shape):
 # ======================================================================== predicted: the peak
 
 CACHE, LOOK_AHEAD = "KV cache while sampling", "teacher's cache of a micro-batch"
+CHOICE = "logits while sampling"
 ACTIVATIONS, LOGITS = "activations of a micro-batch", "logits of a chunk"
 
 
@@ -204,7 +247,8 @@ def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=False):
     always = sum(held.values())
     parts = {
         **held,
-        CACHE: sampling_cache(student, shape, setup, always),
+        CACHE: sampling_cache(student, teacher, shape, setup, always),
+        CHOICE: choice_bytes(student, shape),
         "student gradients": 4 * count(trainable(student)),
         ACTIVATIONS: activation_bytes(student, shape, setup),
         LOGITS: logit_bytes(student, shape),
@@ -225,7 +269,7 @@ def highest_moment(parts, student, shape, setup):
     layer = saved_in_layer(student.config, shape, setup) if setup.checkpointing else 0
     return max(
         # Sampling. It is over before training begins, so only the larger of the two counts.
-        parts[CACHE] + autocast_copies(student, setup),
+        parts[CACHE] + parts[CHOICE] + autocast_copies(student, setup),
         # The loss comes first in the backward pass: the logits of a chunk are there together
         # with everything that was saved. The gradient of the head is the first to be stored.
         activations - layer + logits + (gradients if several else head_gradient(student)),
@@ -239,32 +283,16 @@ def highest_moment(parts, student, shape, setup):
     )
 
 
-def check_memory(total, device, flags):
-    """Refuse what cannot fit before an hour is spent on it. flags: what the user can lower."""
-    if device.type == "cuda":
-        room = torch.cuda.get_device_properties(device).total_memory
-        place, more = "the GPU has", ""
-    else:
-        room = machine_memory()
-        place, more = "this machine has", ", add --gradient_checkpointing"
-    require(
-        room is None or total <= room,
-        f"This run needs about {human(total)} and {place} {human(room or 0)}; lower {flags}{more}, "
-        "or choose smaller models.",
-    )
-
-
 # ======================================================================== when it is not enough
 
 
 def rows_that_fit(model, tokens):
     """How many texts of `tokens` tokens can be sampled at once. Their cache may take half
-    of the GPU's free memory, because it is copied when it grows."""
-    if model.device.type != "cuda":
-        return 256
-    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    free = torch.cuda.mem_get_info(model.device)[0] + unused
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    of the free memory, because it is copied when it grows."""
+    free, kind = free_memory(model.device), model.device.type
+    if free is None:
+        return MOST_ROWS
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     return max(1, int(free / 2 // (tokens * cache_bytes(model.config, dtype))))
 
 

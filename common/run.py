@@ -10,7 +10,7 @@ import sys
 import torch
 from safetensors.torch import load_file
 
-from common import checkpoints, models, show, weights
+from common import checkpoints, fits, models, show, weights
 from common.arguments import Mistake, shorten
 from common.batches import Compute, fitting_prompts, prompts_of_step
 from common.data import (
@@ -54,6 +54,7 @@ class Run:
         self.device = models.pick_device(args.device)
         self.out, self.checkpoint = checkpoints.open_run(args, self.script)
         self.dtype = models.compute_dtype(args.dtype, self.device)
+        fits.choose(args, self.device, self.dtype)
         self.tokenizer = models.load_tokenizer(args.student)
         check_machine(args, self.device, self.dtype)
         rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
@@ -85,9 +86,7 @@ class Run:
         else:
             name = self.checkpoint or args.student
             student = models.load_model(name, self.device, torch.float32, self.tokenizer)
-        wanted = args.gradient_checkpointing
-        self.checkpointing = self.device.type == "cuda" if wanted is None else wanted
-        if self.checkpointing:
+        if fits.with_checkpointing(args, self.device):
             weights.checkpoint_layers(student)
         return student
 
@@ -137,6 +136,7 @@ class Run:
         self.metrics = checkpoints.Metrics(self.out, resumed_step)
         self.fresh = self.start == 0 and not self.metrics.rows
         show.announce(self.script, self, teacher, more, teacher_cache)
+        fits.check_disk(self.out, student, args.adam_bits, average)
         if same_prompt:  # a self-teacher's script prints what its views show
             names = ("student",) if teacher is None else ("student", "teacher")
             print_views(self.rows[0], **dict.fromkeys(names, self.rows[0]["prompt"]))

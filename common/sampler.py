@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from common import recorded
 from common.arguments import require
 from common.cache import RowCache, advance
-from common.memory import rows_that_fit
+from common.memory import MOST_ROWS, rows_that_fit
 from common.processes import gather, process
 
 
@@ -42,7 +42,8 @@ class Completion:
 
 @torch.no_grad()
 def sample(
-    model, prompts, *, n=1, max_new_tokens, keys=None, temperature=1.0, top_p=1.0, top_k=0, rows=256
+    model, prompts, *, n=1, max_new_tokens, keys=None, temperature=1.0, top_p=1.0, top_k=0,
+    rows=MOST_ROWS,
 ):
     """`n` Completions for every prompt (a list of token ids), in the order of the prompts.
 

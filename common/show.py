@@ -12,19 +12,13 @@ from pathlib import Path
 
 import torch
 
+from common import fits
 from common.arguments import harmless
 from common.files import replace
-from common.memory import (
-    Setup,
-    Shape,
-    check_memory,
-    human,
-    memory_budget,
-    peak_memory,
-    resident_memory,
-)
+from common.memory import memory_budget, peak_memory, resident_memory, room_for_the_run
 from common.models import check_head
 from common.processes import process
+from common.size import human
 
 # ======================================================================== the bar, colours, numbers
 
@@ -128,7 +122,11 @@ def announce_data(run):
 def announce_memory(run, teacher, more, teacher_cache):
     """The predicted memory of an update. Refuses a run that cannot fit on the GPU."""
     student, device = run.student, run.student.device
-    shape, setup = batch_shape(run), memory_setup(run)
+    # Nine of ten prompts are no longer than this. The longest one may be an exception.
+    prompt = sorted(len(row["ids"]) for row in run.rows)[len(run.rows) * 9 // 10]
+    shape = fits.batch_shape(run.args, prompt, student.config.vocab_size)
+    room = room_for_the_run(device)
+    setup = fits.memory_setup(run.args, student, device, run.dtype, room)
     parts, total = memory_budget(student, teacher, shape, setup, more, teacher_cache)
     libraries = 0
     if device.type == "cpu":  # there the process's whole memory is measured, so add the rest of it
@@ -138,40 +136,9 @@ def announce_memory(run, teacher, more, teacher_cache):
     print("memory   " + ", ".join(f"{name} {human(size)}" for name, size in parts.items() if size))
     of_libraries = f", {human(libraries)} of it Python and libraries" if libraries else ""
     print(f"         predicted peak about {human(run.predicted_memory)}{of_libraries}")
-    check_memory(
+    fits.check_memory(
         run.predicted_memory, device, "--prompts, --samples, --max_new_tokens or --micro_tokens"
     )
-
-
-def batch_shape(run):
-    args = run.args
-    rollouts = args.prompts * args.samples
-    # Nine of ten prompts are no longer than this. The longest one may be an exception.
-    prompt = sorted(len(row["ids"]) for row in run.rows)[len(run.rows) * 9 // 10]
-    return Shape(
-        rollouts=rollouts,
-        prompt_tokens=prompt,
-        completion_tokens=args.max_new_tokens,
-        micro_tokens=min(args.micro_tokens, rollouts * (prompt + args.max_new_tokens)),
-        chunk=min(
-            max(1, args.chunk_logits // run.student.config.vocab_size),
-            rollouts * args.max_new_tokens,
-        ),
-    )
-
-
-def memory_setup(run):
-    args, student, card, engine = run.args, run.student, None, 0
-    if student.device.type == "cuda":
-        card = torch.cuda.get_device_properties(student.device).total_memory
-    if args.sampler == "vllm" and card:
-        engine = round(args.vllm_memory * card)
-    elif args.sampler == "vllm":
-        # Without a GPU vLLM holds a copy of the weights, and 1 GiB for keys and values: that
-        # size is set in common/vllm.py.
-        width = torch.tensor([], dtype=run.dtype).element_size()
-        engine = 2**30 + sum(p.numel() for p in student.parameters()) * width
-    return Setup(run.dtype, run.checkpointing, args.adam_bits, engine, room=card)
 
 
 def libraries_bytes(device, models):

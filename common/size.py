@@ -4,6 +4,7 @@ import contextlib
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -41,15 +42,64 @@ def machine_memory():
 # ======================================================================== a model
 
 
-def parameter_count(name):
-    """The number of weights of a model that is not loaded yet, from the shapes that its
-    config.json gives. None: unknown."""
+WORDS = 151936  # rows of Qwen3's head; its tokenizer has 151,669 tokens
+
+
+class Size(NamedTuple):
+    """What decides the shape of a Qwen3."""
+
+    width: int  # of the hidden states
+    mlp: int  # width of the MLP
+    layers: int
+    heads: int  # of the queries
+    keys: int  # heads of keys and values
+    tied: bool = True  # is the head the embedding?
+    head_dim: int = 128
+    words: int = WORDS
+
+
+# The default models. So their sizes are known before anything is downloaded.
+QWEN3 = {
+    "0.6B": Size(1024, 3072, 28, 16, 8),
+    "1.7B": Size(2048, 6144, 28, 16, 8),
+    "4B": Size(2560, 9728, 36, 32, 8),
+    "8B": Size(4096, 12288, 36, 32, 8, tied=False),
+}
+OWNER = "Qwen/Qwen3-"
+
+
+def qwen3_config(size, **more):
+    """The configuration of a Qwen3 of this Size. `more` goes into it as it is."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=size.words,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        head_dim=size.head_dim,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.keys,
+        tie_word_embeddings=size.tied,
+        **{"max_position_embeddings": 40960, **more},
+    )
+
+
+def model_shape(name, dtype=torch.float32):
+    """A model of which every weight has a shape and no numbers (PyTorch's meta device), so it
+    takes no memory and no time to load. None: its configuration cannot be read."""
     from transformers import AutoModelForCausalLM
 
-    config = read_config(name)
-    with contextlib.suppress(Exception), torch.device("meta"):  # there weights have no numbers
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return sum(p.numel() for p in model.parameters())
+    known = QWEN3.get(name.removeprefix(OWNER)) if name.startswith(OWNER) else None
+    config = qwen3_config(known) if known else read_config(name)
+    with contextlib.suppress(Exception), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype)
+
+
+def parameter_count(name):
+    """The number of weights of a model that is not loaded yet. None: unknown."""
+    model = model_shape(name)
+    return model and sum(p.numel() for p in model.parameters())
 
 
 LONG = 10**9  # bytes that take so long to load that a user wonders what is going on

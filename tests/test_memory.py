@@ -1,10 +1,11 @@
-"""Memory: the parts of a prediction counted by hand, the README's cards, out of memory."""
+"""Memory: the parts of a prediction counted by hand, out of memory."""
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_script, tiny_qwen3
+from conftest import ROOT, tiny_qwen3
 from helpers import PROMPTS, RESPONSES, STUDENT, TEACHER, close, compute, weights
 
 import opd
@@ -12,8 +13,10 @@ import topd
 from common import memory
 from common.arguments import Mistake
 from common.batches import Compute
-from common.memory import Setup, Shape, human, memory_budget, moment_bytes, within_memory
+from common.fits import check_memory
+from common.memory import Setup, Shape, memory_budget, moment_bytes, within_memory
 from common.models import load_model
+from common.size import human
 from common.weights import adapt, copy_of, trainable
 
 CPU = torch.device("cpu")
@@ -24,6 +27,7 @@ HEAD = 4 * 50 * 32                              # bytes of the head's gradient
 SHAPE = Shape(rollouts=4, prompt_tokens=10, completion_tokens=20, micro_tokens=120, chunk=30)
 HALVES = Shape(rollouts=4, prompt_tokens=10, completion_tokens=20, micro_tokens=60, chunk=30)
 LOGITS = 5 * 4 * 30 * 50 + HEAD
+CHOICE = 4 * 50 * (4 + 4 + 3 * 8)               # four texts: logits, log-probabilities, sums
 HELD = (4 + 8 + 4) * WEIGHTS                    # the student, two moments, a teacher in float32
 
 
@@ -43,6 +47,7 @@ def test_every_part_is_what_a_count_by_hand_gives(models):
         "other weights": 0,
         "vLLM": 0,
         "KV cache while sampling": 4 * 30 * 2 * 2 * 16 * 4,         # tokens x layers x K, V x 16
+        "logits while sampling": CHOICE,
         "student gradients": 4 * WEIGHTS,
         "activations of a micro-batch": saved,
         "logits of a chunk": LOGITS,
@@ -81,6 +86,49 @@ def test_on_a_card_the_cache_takes_half_of_what_is_free_but_one_rollout_at_least
     assert cache(engine=2**20) == 0             # vLLM has it inside its own share
 
 
+def test_the_texts_of_an_evaluation_are_counted_and_so_is_the_teacher_that_writes_them():
+    student, teacher = tiny_qwen3(), tiny_qwen3(layers=3).requires_grad_(False)
+    setup = Setup(torch.float32, checkpointing=True)
+
+    def cache(teacher, shape, **more):
+        parts = memory_budget(student, teacher, shape, dataclasses.replace(setup, **more))[0]
+        return parts["KV cache while sampling"], parts["logits while sampling"]
+
+    of_a_text = 30 * 2 * 16 * 4                  # tokens x K, V x 16 x bytes, in each layer
+    probes = dataclasses.replace(SHAPE, probes=100)
+    assert cache(None, SHAPE) == (4 * 2 * of_a_text, CHOICE)
+    assert cache(None, probes) == (100 * 2 * of_a_text, 25 * CHOICE)
+    assert cache(teacher, probes) == (100 * 3 * of_a_text, 25 * CHOICE)
+    # vLLM writes the student's texts inside its own share, but not the teacher's
+    assert cache(None, probes, engine=1)[0] == 0
+    assert cache(teacher, probes, engine=1)[0] == 100 * 3 * of_a_text
+    # never more than the sampler writes at once
+    many = dataclasses.replace(SHAPE, rollouts=1000)
+    assert cache(None, many) == (256 * 2 * of_a_text, 64 * CHOICE)
+
+
+def test_where_memory_is_short_fewer_texts_are_written_at_once_on_a_cpu_too(monkeypatch):
+    model, of_a_text = tiny_qwen3(), 100 * 2 * 2 * 16 * 4
+    monkeypatch.setattr(memory, "machine_memory", lambda: None)
+    assert memory.rows_that_fit(model, 100) == 256
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20 * of_a_text)
+    assert memory.rows_that_fit(model, 100) == 10       # half of the free memory
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert memory.rows_that_fit(model, 100) == 20
+    assert memory.rows_that_fit(model, 10**6) == 1
+
+
+def test_free_memory_is_what_neither_this_process_nor_another_one_uses(monkeypatch):
+    used = memory.resident_memory(CPU)
+    monkeypatch.setattr(memory, "machine_memory", lambda: used + 2**20)
+    assert 0 <= memory.free_memory(CPU) < 2**20 + 2**26     # pages come and go
+    assert memory.room_for_the_run(CPU) < used + 2**27
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**50)
+    assert 0 < memory.free_memory(CPU) < 2**50 - used       # Linux knows what others use
+    monkeypatch.setattr(memory, "machine_memory", lambda: None)
+    assert memory.free_memory(CPU) is None and memory.room_for_the_run(CPU) is None
+
+
 def test_other_models_and_a_teacher_that_keeps_its_cache_are_counted(models):
     setup = Setup(torch.float32, checkpointing=True)
     plain, _ = memory_budget(*models, HALVES, setup)
@@ -116,12 +164,16 @@ def test_moments_of_eight_bits_are_for_large_matrices_other_than_the_embedding()
 
 
 def test_a_run_that_cannot_fit_is_refused(monkeypatch):
-    card = SimpleNamespace(total_memory=2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    memory.check_memory(2**30, torch.device("cuda"), "--prompts")
-    said = "needs about 2.0 GiB and the GPU has 1.0 GiB; lower --prompts"
+    gpu = torch.device("cuda")
+    # 8 GiB are free, 1 GiB is in use by this run, and PyTorch keeps a further one for it.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    assert memory.free_memory(gpu) == 9 * 2**30
+    check_memory(10 * 2**30, gpu, "--prompts")
+    said = "needs about 11.0 GiB and 10.0 GiB of the GPU's memory are free for it; lower --prompts"
     with pytest.raises(Mistake, match=said):
-        memory.check_memory(2**31, torch.device("cuda"), "--prompts")
+        check_memory(11 * 2**30, gpu, "--prompts")
 
 
 def test_sizes_for_people_and_measured_memory():
@@ -212,14 +264,3 @@ def test_out_of_memory_repeats_the_same_update_of_a_method(method, monkeypatch, 
     assert not close(plain, weights(STUDENT), 1e-3)
     with pytest.raises(Mistake, match="out of memory"):
         trained(5, 1200)
-
-
-def test_the_readme_shows_the_cards_as_they_are_predicted():
-    done = run_script("benchmarks/memory.py", "--cards", fresh=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    readme = (ROOT / "README.md").read_text()
-    missing = [row for row in rows if row not in readme]
-    assert len(rows) > 10 and not missing, missing
-    # nothing is recommended that would fill a card to the brim
-    assert not any(row.endswith("! |") for row in rows)

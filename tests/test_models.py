@@ -10,8 +10,8 @@ from helpers import CPU
 
 from common import hub, size
 from common.arguments import Mistake, choice, either
+from common.fits import check_memory
 from common.flags import Common
-from common.memory import check_memory
 from common.models import (
     autocaster,
     cache_bytes,
@@ -292,10 +292,10 @@ def test_a_run_on_a_cpu_that_cannot_fit_is_refused_before_loading(tmp_path, monk
 
 
 def test_the_predicted_peak_is_refused_on_a_cpu_too(monkeypatch):
-    monkeypatch.setattr("common.memory.machine_memory", lambda: GIB)
+    monkeypatch.setattr("common.fits.machine_memory", lambda: GIB)
     check_memory(GIB, CPU, "--prompts")
-    with pytest.raises(Mistake, match="needs about 2.0 GiB and this machine has 1.0 GiB; lower "
-                                      "--prompts.*--gradient_checkpointing"):
+    with pytest.raises(Mistake, match="needs about 2.0 GiB and 1.0 GiB is all that this machine "
+                                      "has; lower --prompts.*--gradient_checkpointing"):
         check_memory(2 * GIB, CPU, "--prompts")
-    monkeypatch.setattr("common.memory.machine_memory", lambda: None)
+    monkeypatch.setattr("common.fits.machine_memory", lambda: None)
     check_memory(2**50, CPU, "--prompts")

@@ -9,8 +9,8 @@ from conftest import tiny_qwen3
 
 from common import show
 from common.arguments import Mistake
-from common.memory import human
 from common.models import load_tokenizer
+from common.size import human
 
 EVIL = "\x1b[2J\x07\rhidden"
 SUMMARY = {"accuracy": .5, "interval": [.401, .599], "n": 100}
@@ -37,12 +37,12 @@ def a_run(**more):
     args = SimpleNamespace(
         student="tiny", data="toy", benchmark="toy", steps=3, prompts=2, samples=4, seed=0,
         max_new_tokens=20, micro_tokens=1000, chunk_logits=2000, adam_bits=32, out="runs/x",
-        sampler="own", vllm_memory=.3, **more,
+        sampler="own", vllm_memory=.3, eval_n=5, gradient_checkpointing=None, **more,
     )
     return SimpleNamespace(
         args=args, student=tiny_qwen3(), rows=[{"ids": [1] * n} for n in range(1, 11)],
         tokenizer=Tokenizer(), dtype=torch.float32, device=torch.device("cpu"),
-        checkpointing=False, out="runs/x", metrics=SimpleNamespace(rows=ROWS),
+        out="runs/x", metrics=SimpleNamespace(rows=ROWS),
     )
 
 
@@ -102,18 +102,6 @@ def test_the_teacher_can_be_the_student_itself_or_missing(capsys):
     assert "teacher current  the student itself" in capsys.readouterr().out
     show.announce("grpo.py", a_run())
     assert "teacher" not in capsys.readouterr().out
-
-
-def test_the_shape_of_a_batch():
-    run = a_run()
-    shape = show.batch_shape(run)
-    # the ninth of ten prompts in order of length; no more at once than there is
-    assert (shape.prompt_tokens, shape.micro_tokens, shape.chunk) == (10, 8 * 30, 40)
-    run.args.micro_tokens, run.args.chunk_logits = 64, 10
-    shape = show.batch_shape(run)
-    assert (shape.micro_tokens, shape.chunk) == (64, 1)
-    run.args.sampler = "vllm"
-    assert show.memory_setup(run).engine == 2**30 + 4 * 20256
 
 
 def test_a_head_that_is_too_narrow_is_refused_before_the_run():

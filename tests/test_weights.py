@@ -19,6 +19,8 @@ from helpers import (
     gradient_of,
     weights,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import opd
 import topd
@@ -85,6 +87,33 @@ def test_the_gradient_is_scaled_to_the_limit_and_never_up():
         assert (scale < 1) == (factor == 5.0)
         now = {n: p.grad for n, p in model.named_parameters()}
         assert close(now, {n: scale * g for n, g in before.items()})
+
+
+class Made(TorchDispatchMode):
+    """A list of the tensors that operations made, without those that were changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {id(x) for x in tree_leaves((args, kwargs))}
+        self.tensors += [x for x in tree_leaves(out) if torch.is_tensor(x) and id(x) not in given]
+        return out
+
+
+def test_clipping_copies_no_gradient_and_none_is_in_double_precision():
+    model = copy.deepcopy(STUDENT)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with Made() as made:
+        assert clip_gradient(model, 0.5) > 1
+    assert made.tensors and all(x.numel() <= len(trainable(model)) for x in made.tensors)
+    assert not [x for x in made.tensors if x.dtype == torch.float64 and x.numel() > 1]
+    with Made() as made:                # a copy would be seen
+        next(model.parameters()).grad.double()
+    assert made.tensors[0].dtype == torch.float64
 
 
 def test_adamw_moves_nothing_without_a_gradient():
