@@ -1,5 +1,6 @@
 """Does a run fit? What the scripts choose on simulated cards of 8 to 24 GB, what a given flag does
 to it, and what is refused: for lack of memory, of a package, or of room on the disk."""
+import contextlib
 import functools
 import importlib
 from collections import namedtuple
@@ -58,6 +59,8 @@ def started(monkeypatch):
     monkeypatch.setattr(models, "pick_device", lambda name: GPU)
     monkeypatch.setattr(models, "load_tokenizer", no_tokenizer)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
 
     def start(script, free, *words):
         info = round(free * GIB), 96 * GIB      # much of it is in use by others
