@@ -129,7 +129,7 @@ def make(device, dtype):
         flags = ["--student", str(HOME / "student"), "--target", "sft", "--lora", "16"]
         flags += ["--lr", "3e-4", "--prompts", "16", "--max_new_tokens", "96", "--seed", "1"]
         flags += ["--data", str(HOME / "sft.jsonl"), "--benchmark", str(HOME / "validation.jsonl")]
-        flags += ["--steps", str(steps), "--eval_every", "0", "--eval_n", "100"]
+        flags += ["--steps", str(steps), "--eval_every", "0", "--eval_n", "8"]
         flags += ["--show_every", "0", "--device", device, "--dtype", dtype, "--out", str(out)]
         ar_opd.main(flags + (["--resume"] if (out / "config.json").exists() else []))
 
