@@ -69,8 +69,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from lab_arms import ARMS, CONTROLS, HEADLINE  # noqa: E402
 
-from common.arguments import Parser, require, run_script  # noqa: E402
-from common.files import read_jsonl, write_json, write_text  # noqa: E402
+from common.arguments import Mistake, Parser, require, run_script  # noqa: E402
+from common.files import lock, read_jsonl, unlock, write_json, write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
@@ -419,16 +419,15 @@ def missing(lines, share=(1, 1), only=None):
 
 
 def claim(job):
-    """True if no other process of this machine works on the run."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    mark = job.folder / "worker"
-    if mark.exists():
-        pid = int(mark.read_text() or 0)
-        with contextlib.suppress(OSError):
-            if pid and pid != os.getpid() and not os.kill(pid, 0):
-                return False
-    mark.write_text(str(os.getpid()))
-    return mark.read_text() == str(os.getpid())
+    """True if no other process of this machine works on the run. A killed process leaves no claim
+    behind."""
+    place = job.folder / "claimed"
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        lock(place)
+    except Mistake:
+        return False
+    return True
 
 
 def append(line, family):
@@ -451,6 +450,7 @@ def work(share, only, most):
         with open(log, "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
             line = execute(job)
         append(line, ARMS[job.arm].family if job.arm else "start")
+        unlock(job.folder / "claimed")
         split = "toy-validation" if job.stage == "pilot" else "toy"
         print(f"      {100 * line[split]['accuracy']:.1f} % after {line['seconds']} s", flush=True)
         made += 1

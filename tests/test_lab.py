@@ -4,6 +4,7 @@ runs themselves are invented here, except for the committed lines."""
 import copy
 import json
 import math
+import os
 import random
 import sys
 from dataclasses import asdict
@@ -191,6 +192,25 @@ def test_rollouts_of_the_start_do_not_follow_the_student(toy):
     start = lab_swaps.rollouts_of_the_start(moved, tokenizer, rows, args, 1)
     assert start == opd.rollouts(student, tokenizer, rows, args, 1)
     assert start != opd.rollouts(moved, tokenizer, rows, args, 1)
+
+
+def test_a_run_is_claimed_by_one_process_and_free_when_that_is_killed(tmp_path, monkeypatch):
+    import subprocess
+    monkeypatch.setattr(lab, "ROOT", tmp_path)
+    job = lab.Job("pilot", "OPD", "reverse", 1e-3, 1, "student")
+    other = (
+        "import sys, lab, pathlib, time; lab.ROOT = pathlib.Path(sys.argv[1])\n"
+        "print(lab.claim(lab.Job('pilot', 'OPD', 'reverse', 1e-3, 1, 'student')), flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    path = {"PYTHONPATH": str(ROOT / "benchmarks")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **path}) as process:
+        assert process.stdout.readline() == "True\n"
+        assert not lab.claim(job)
+        process.kill()
+    assert lab.claim(job)
+    lab.unlock(job.folder / "claimed")
 
 
 def test_verdicts():
