@@ -212,7 +212,8 @@ def run_tests(folder, names):
         os.dup2(nothing, 2)
         import pytest
 
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files]))
+        flags = "-x -q -p no:cacheprovider -n 0".split()
+        os._exit(pytest.main([*flags, "-m", "not slow", *files]))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 

@@ -41,7 +41,7 @@ INTRO = (
 
 def document(title, views, rollouts, first):
     """The whole file. views: {method: View}, one tab for each. first: the tab that is open."""
-    style, script = ((HERE / f"look.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = ((HERE / f"look.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     wrong = sum(not r.right for r in rollouts)
     return PAGE.format(
         title=escaped(title),

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import lab
+import lab_arms
 
 import opd
 from common.arguments import Mistake
@@ -365,11 +366,11 @@ def test_the_fork_refuses_what_would_silently_do_nothing(skew):
 
 def test_the_fork_fits_into_the_laboratory(skew, monkeypatch):
     entry, = blocks("py")
-    for name, arm in eval(f"{{{entry}}}", vars(lab)).items():
+    for name, arm in eval(f"{{{entry}}}", vars(lab_arms)).items():
         monkeypatch.setitem(lab.ARMS, name, arm)
     assert name == "skewed" and name in FORKING.split("--only")[1].split("\n")[0]
     wanted = lab.pilots([], name)
-    assert [rate for _, rate, _ in wanted] == lab.FAST and wanted[0][0] == "skew 0.03"
+    assert [rate for _, rate, _ in wanted] == lab_arms.FAST and wanted[0][0] == "skew 0.03"
     for knob, rate, seed in wanted:
         script, flags = lab.command(lab.Job("pilot", name, knob, rate, seed, arm.start))
         args = skew.check(parse(skew.Args, skew.__doc__, flags, "skew"))

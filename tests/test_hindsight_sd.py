@@ -467,6 +467,7 @@ def keep(name, monkeypatch):
     return results
 
 
+@pytest.mark.slow
 def test_the_gate_of_the_shipped_reader_is_open(toy, capsys, monkeypatch):
     tokenizer = toy[2]
     reader = load_model(str(ROOT / "toy/reader"), CPU, torch.float32, tokenizer)

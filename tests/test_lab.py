@@ -40,7 +40,7 @@ def line_of(job):
     if job.arm in ("AR-OPD", "HSD"):
         line |= {"health": [{"step": s, "right": 0.9, "wrong": 0.2} for s in (0, 80)]}
         line["course"] = {"loss": [0.2, 0.1]}
-    return line | {"toy": found | {"pass@1": 0.2, "pass@8": 0.6}, "toy-heldout": found}
+    return line | {"toy": found | {"pass@1": 0.2, "pass@8": 0.6}, "toy-heldout": found | {"shortcuts": 0.01}}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,7 @@ def test_every_control_that_replaces_something_is_known():
     assert used - {None} == set(lab_swaps.SWAPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm, keys", [("AR-OPD", {"step", "right", "wrong"}), ("HSD", {"step", "right", "wrong"})])
 def test_the_health_of_a_self_teacher_is_written_down(arm, keys, two_updates, monkeypatch):
     monkeypatch.setattr(lab, "HEALTH", 6)
@@ -171,6 +172,7 @@ def test_the_health_of_a_self_teacher_is_written_down(arm, keys, two_updates, mo
     assert found[0]["right"] > found[0]["wrong"]
 
 
+@pytest.mark.slow
 def test_pilots_are_not_watched(two_updates):
     assert not (two_updates("pilot", "AR-OPD") / "health.jsonl").exists()
 

@@ -347,6 +347,7 @@ def table(tmp_path_factory):
     return tmp, mistakes(tmp)
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_one_sentence_and_exit_code_2_and_change_nothing(table, start):
     tmp, cases = table
     assert len(cases) >= 100 and {command.split()[0] for command, _ in cases} == SCRIPTS

@@ -164,6 +164,7 @@ def switched(tmp_path, script, flags, cases):
         yield rows
 
 
+@pytest.mark.slow
 def test_sft_and_other_switches_run(tmp_path):
     cases = (
         ["--off_policy", 1.0],
@@ -176,6 +177,7 @@ def test_sft_and_other_switches_run(tmp_path):
         assert all(math.isfinite(r["loss"]) for r in rows)
 
 
+@pytest.mark.slow
 def test_topd_switches_run(tmp_path):
     cases = (
         ["--guidance", "off", "--suppress", "low"],
@@ -186,6 +188,7 @@ def test_topd_switches_run(tmp_path):
         assert all(math.isfinite(r["loss"]) and (r["traj"] > 0) == (i > 0) for r in rows)
 
 
+@pytest.mark.slow
 def test_ar_opd_switches_run(tmp_path):
     cases = (
         ["--target", "sft"],
@@ -197,6 +200,7 @@ def test_ar_opd_switches_run(tmp_path):
         assert all(math.isfinite(r["loss"]) and r["loss"] > 0 for r in rows)
 
 
+@pytest.mark.slow
 def test_hindsight_sd_switches_run(tmp_path):
     cases = (
         ["--divergence", "jsd", "--teacher", "ema", "--fallback", "mask"],
@@ -210,6 +214,7 @@ def test_hindsight_sd_switches_run(tmp_path):
         assert any(r["kl"] > 0 for r in rows)
 
 
+@pytest.mark.slow
 def test_grpo_switches_run(tmp_path):
     cases = (
         ["--variant", "dapo", "--max_rounds", 2],
@@ -262,6 +267,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ADAPTED)
 def test_every_method_with_adapters_and_resumed(script, start, tmp_path):
     out, log, command = tmp_path / "whole", tmp_path / "log", [script, *ADAPTED[script]]
@@ -283,6 +289,7 @@ def test_every_method_with_adapters_and_resumed(script, start, tmp_path):
     assert [r["step"] for r in rows if "eval" not in r] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_moments_of_eight_bits_are_resumed_bit_for_bit(start, tmp_path):
     pytest.importorskip("bitsandbytes")
     out, log = tmp_path / "whole", tmp_path / "log"

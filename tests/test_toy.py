@@ -262,6 +262,7 @@ def accuracy(model, tokenizer, rows, prompt):
     return evaluate(model, tokenizer, asked, max_new_tokens=200)[0]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_student_is_weak_and_the_teacher_is_strong(toy):
     student, teacher, tokenizer = toy
     rows = load_benchmark("toy", "test", 300)
@@ -271,6 +272,7 @@ def test_the_student_is_weak_and_the_teacher_is_strong(toy):
     assert 0.20 <= weak <= 0.50 and strong >= 0.88, (weak, strong)
 
 
+@pytest.mark.slow
 def test_right_hints_help_and_wrong_ones_do_not(toy):
     # Everything that uses privileged prompts depends on this. toy/README.md has the table with
     # intervals.
@@ -292,6 +294,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 def test_the_reader_follows_a_hint_before_its_mistakes_and_not_behind_them():
     # The second gate of self-distillation. If a view lowers the right result behind a mistake, it
     # teaches false arithmetic there.
