@@ -212,8 +212,10 @@ def run_tests(folder, names):
         os.dup2(nothing, 2)
         import pytest
 
-        flags = "-x -q -p no:cacheprovider -n 0".split()
-        os._exit(pytest.main([*flags, "-m", "not slow", *files]))
+        # pytest warns of modules that were imported before it, and warnings are errors here.
+        flags = "-x -q -p no:cacheprovider -n 0 -W".split()
+        flags += ["ignore::pytest.PytestAssertRewriteWarning", "-m", "not slow"]
+        os._exit(pytest.main([*flags, *files]))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import judge
-from common.grading import extract, grade
+from common.grading import extract, grade, graded_answer
 from common.notation import LONGEST_ANSWER, number, tidy
 
 
@@ -518,6 +518,13 @@ DIFFERENCES = {
 @pytest.fixture(scope="module", autouse=True)
 def started():
     judge.warm_up(wait=True)
+
+
+def test_the_last_number_of_a_text_that_was_cut_is_no_answer():
+    text = "18 + 54 is 72"
+    assert grade(text, "72") and not grade(text, "72", truncated=True)
+    assert graded_answer(text, "72") == "72" and graded_answer(text, "72", truncated=True) is None
+    assert grade(r"\boxed{72}, and then", "72", truncated=True)    # a box is one all the same
 
 
 @pytest.mark.parametrize("response,answer,why", EXTRACTED, ids=[c[2] for c in EXTRACTED])
