@@ -201,6 +201,49 @@ def table_of_methods(lines, times):
     return table([*heads, "held-out, tuned", "time of an update"], rows)
 
 
+# The README's table: (arm, the arm whose update takes the time 1, file, method, what it needs).
+METHODS = [
+    ("OPD", "OPD", "opd.py", "on-policy distillation (GKD 2306.13649, MiniLLM 2306.08543, Qwen3 "
+     "2505.09388)", "a teacher"),
+    ("TOPD", "OPD", "topd.py", "OPD with near-future guidance (2606.00305)", "a teacher"),
+    ("AR-OPD", "Full", "ar_opd.py", "anchored residual OPD (2606.10385)", "worked solutions"),
+    ("HSD", "GRPO", "hindsight_sd.py", "hindsight self-distillation (2606.15576)", "a verifier"),
+    ("GRPO", "GRPO", "grpo.py", "GRPO (2402.03300), Dr. GRPO (2503.20783), DAPO (2503.14476)",
+     "a verifier"),
+]  # fmt: skip
+
+
+def table_for_the_readme(lines, times):
+    """Method, what it needs, accuracy before and after at the tuned setting, time, the claim."""
+    rows = []
+    for arm, base, file, method, needs in METHODS:
+        start = [x for x in lines if x["stage"] == "start" and x["start"] == lab.ARMS[arm].start]
+        before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
+        after = list(runs(lines, arm, "tuned").values())
+        change = "not run yet"
+        if before and after:
+            change = f"{before[0]:.1f} -> {interval(after)}, {len(after)} seeds"
+        cost = f"{times[arm]:.2f} x {base}" if arm in times else "not measured yet"
+        cost = f"{base}'s own" if cost == f"1.00 x {base}" else cost
+        said = next((c for c in CLAIMS if c.headline and c.better == arm), None)
+        held = ""
+        if said:
+            gaps = paired(runs(lines, said.better, "tuned"), runs(lines, said.worse, "tuned"))
+            ending = f": {interval(gaps, signed=True)}" if gaps else ""
+            held = f"{said.text}: {verdict(gaps, said.paper)}{ending}"
+        rows.append([f"[`{file}`]({file})", method, needs, change, cost, held])
+    heads = ["file", "method, paper", "needs", "toy: before -> after", "time per update"]
+    return table([*heads, "its claim, on the toy"], rows)
+
+
+def write_readme(lines, times, path):
+    """Replace what stands between the two marks of README.md."""
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- methods -->\n")
+    _, end, after = rest.partition("<!-- end of methods -->")
+    assert mark and end, "README.md has lost a mark"
+    write_text(path, f"{before}{mark}{table_for_the_readme(lines, times)}\n{end}{after}")
+
+
 def table_of_questions(lines):
     rows = []
     for c in QUESTIONS:
@@ -403,11 +446,15 @@ TITLES = {
 }
 
 
+def known_times():
+    file = lab.RESULTS / "times.json"
+    return read_json(file)["times"] if file.exists() else {}
+
+
 def text(lines, folder):
     from lab_curves import curves, dials  # they need matplotlib
 
-    times_file = lab.RESULTS / "times.json"
-    times = read_json(times_file)["times"] if times_file.exists() else {}
+    times = known_times()
     commits = sorted({x["commit"] for x in lines})
     parts = [
         "# Results of the laboratory",
@@ -468,8 +515,9 @@ def text(lines, folder):
     return "\n\n".join(parts) + "\n"
 
 
-def report(lines=None, path=ROOT / "RESULTS.md", folder=lab.RESULTS):
+def report(lines=None, path=ROOT / "RESULTS.md", folder=lab.RESULTS, readme=ROOT / "README.md"):
     lines = sorted(lab.all_lines() if lines is None else lines, key=lambda x: x["key"])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text(lines, folder))
-    print(f"wrote {path}")
+    write_readme(lines, known_times(), readme)
+    print(f"wrote {path}, its pictures and the table of {readme}")

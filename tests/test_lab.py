@@ -245,22 +245,27 @@ def test_holm():
 
 def test_a_report_of_the_whole_queue(all_runs, tmp_path, capsys):
     for name in ("a", "b"):
-        lab_report.report(all_runs, tmp_path / name, tmp_path / "pictures")
+        (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+        lab_report.report(all_runs, tmp_path / name, tmp_path / "pictures", tmp_path / "README.md")
         random.Random(1).shuffle(all_runs)
     capsys.readouterr()
     text = (tmp_path / "a").read_text()
     assert text == (tmp_path / "b").read_text()             # whatever the order of the lines
     claims = text[text.index("## What holds"):text.index("## The methods")]
     assert "not run yet" not in claims
+    table = (tmp_path / "README.md").read_text().partition("<!-- methods -->")[2]
+    assert "8 seeds" in table and "TOPD is better than OPD: holds: +5" in table
     first = next(x for x in claims.splitlines() if x.startswith("| T5"))
     assert "TOPD is better" in first and first.count("| holds") == 2
     assert all((tmp_path / "pictures" / f"lab-{f}.png").stat().st_size > 5000 for f in "TAH")
 
 
 def test_the_committed_report_is_what_the_lines_say(tmp_path, capsys):
-    lab_report.report(path=tmp_path / "RESULTS.md", folder=tmp_path)
-    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text(), \
-        "run: python benchmarks/lab.py --report"
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    lab_report.report(path=tmp_path / "RESULTS.md", folder=tmp_path, readme=tmp_path / "README.md")
+    for name in ("RESULTS.md", "README.md"):
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text(), \
+            "run: python benchmarks/lab.py --report"
 
 
 def test_the_bits_of_a_line_are_its_accuracy():
