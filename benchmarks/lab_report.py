@@ -220,7 +220,7 @@ def table_for_the_readme(lines, times):
         start = [x for x in lines if x["stage"] == "start" and x["start"] == lab.ARMS[arm].start]
         before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
         after = list(runs(lines, arm, "tuned").values())
-        # Until the laboratory has enough seeds, the default run stands for OPD (benchmarks/README.md).
+        # Until there are enough seeds, the default run stands for OPD: benchmarks/README.md.
         change = "the default run: 28 -> 58, 3 seeds" if arm == "OPD" else "not run yet"
         if before and len(after) >= 4:
             change = f"{before[0]:.1f} -> {interval(after)}, {len(after)} seeds"
