@@ -243,3 +243,18 @@ def test_rollouts_depend_on_seed_step_prompt_and_sample_only():
     assert responses(rows[:2]) == whole[:4]                 # other rows have no influence
     assert responses(rows, step=2) != whole and responses(rows, seed=4) != whole
     assert whole[0] != whole[1]                             # two samples of one prompt
+
+
+def test_rollouts_are_drawn_at_the_temperature_of_the_flag(toy):
+    from common.data import load_benchmark, prompt_ids
+    student, _, tokenizer = toy
+    rows = load_benchmark("toy", "train", 2)
+    for row in rows:
+        row["ids"] = prompt_ids(tokenizer, row["prompt"])
+
+    def drawn(temperature):
+        args = settings(temperature=temperature, samples=4, max_new_tokens=24)
+        return opd.rollouts(student, tokenizer, rows, args, 1)[1]
+    cold, warm = drawn(0.01), drawn(1.0)
+    for i in (0, 4):        # nearly greedy: all samples of a prompt are one text
+        assert cold[i : i + 4] == [cold[i]] * 4 and len(set(map(tuple, warm[i : i + 4]))) > 1

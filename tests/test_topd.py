@@ -413,6 +413,9 @@ def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
     for n, most in ((68, 2), (19, 1), (30, 2), (5, 1), (1, 1), (1000, 22)):
         assert len(topd.candidates(torch.arange(n, 0, -1).float(), short)) <= most
     assert len(topd.candidates(torch.arange(68, 0, -1).float(), args)) == 2
+    # Two candidates at least, also where the share asks for fewer: it asks for one of 30 here.
+    few = settings(window_size=4, candidate_share=0.0225)
+    assert len(topd.candidates(torch.arange(30, 0, -1).float(), few)) == 2
     assert topd.candidates(torch.ones(3), args) == []       # shorter than half a window: none
 
 
@@ -438,6 +441,37 @@ def test_divergent_points_keep_the_highest_distances():
     assert sorted(p.distance for p in dropped) == [0, 0.1, 0.2] and len(kept) == 7
     assert topd.divergent(points, settings(drop_share=0))[1] == []
     assert topd.divergent([], settings()) == ([], [])
+
+
+def test_the_share_that_is_dropped_is_rounded_to_the_nearest_number():
+    points = [point(i, 0, 1.0, i / 10) for i in range(6)]
+    for share, dropped in ((0.3, 2), (0.2, 1), (0.25, 2)):     # of 1.8, 1.2 and 1.5 points
+        assert len(topd.divergent(points, settings(drop_share=share))[1]) == dropped
+
+
+def test_a_window_ends_at_an_end_token_of_either_model(tmp_path, monkeypatch):
+    # A teacher that does not know the student's end would write on behind it.
+    import json
+    import shutil
+
+    from conftest import ROOT
+    student = tmp_path / "student"
+    shutil.copytree(ROOT / "toy/student", student)
+    config = json.loads((student / "generation_config.json").read_text())
+    config["eos_token_id"] = [config["eos_token_id"], 9]
+    (student / "generation_config.json").write_text(json.dumps(config))
+
+    class Seen(Exception):
+        pass
+
+    def update(student, teacher, *_):
+        raise Seen(teacher.ends, student.ends)
+    monkeypatch.setattr(topd, "update", update)
+    flags = "--steps 1 --prompts 1 --samples 1 --eval_n 1 --max_new_tokens 16 --device cpu".split()
+    with pytest.raises(Seen) as seen:
+        topd.main(["--data", "toy", "--student", str(student), "--teacher", str(ROOT / "toy/teacher"),
+                   *flags, "--out", str(tmp_path / "run")])
+    assert seen.value.args == ([4, 9], [4, 9])
 
 
 def test_suppression_scales_to_the_median_and_matches_in_number():
