@@ -455,3 +455,15 @@ def test_recorded_steps_draw_the_same(monkeypatch, half):
         assert plain.ids == replayed.ids
         assert torch.allclose(torch.tensor(plain.logprobs), torch.tensor(replayed.logprobs),
                               atol=1e-3)
+
+
+def test_the_uniform_number_zero_draws_no_token_of_probability_zero():
+    # It occurs once in 2^53 draws. Without `right=True` it would draw token 0, whatever that is.
+    from common.sampler import choose
+    model = tiny_qwen3(vocabulary=20)
+    hidden = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
+    best = model.get_output_embeddings()(hidden).argmax(-1)
+    assert (best != 0).any()
+    zero = torch.zeros(6, dtype=torch.double)
+    drawn, _ = choose(model, hidden, zero, temperature=1.0, top_p=1.0, top_k=1)
+    assert torch.equal(drawn, best)
