@@ -6,8 +6,8 @@ The page is made of docs/playground/: page.html, style.css and the scripts in SC
 behind the other. It loads nothing, so it opens by a double click. The same files always make the
 same page, byte for byte. So a test can tell when the page is out of date.
 
-Weights: every matrix as int16 with one float32 scale for each row. That is half the bytes of
-float32, and ten times nearer to it than float16.
+Weights: every matrix as whole numbers of three bytes with one float32 scale for each row. With two
+bytes the reverse KL of some tokens was 3.5e-3 away from that of the original weights.
 """
 
 import base64
@@ -30,14 +30,15 @@ SCRIPTS = """
 """.split()
 PER_LEVEL = 10  # problems of each number of steps, 3 to 5
 LARGEST = 6_000_000  # bytes of the page
+MOST = 2**23 - 1  # the largest whole number of three bytes
 
 # ======================================================================== weights
 
 
 def quantised(w):
-    """(int16 [rows, columns], scale [rows]) with w ~ q * scale."""
-    scale = (np.abs(w).max(1) / 32767).astype(np.float32)
-    return np.rint(w / scale[:, None]).clip(-32767, 32767).astype(np.int16), scale
+    """(whole numbers q [rows, columns], scale [rows]) with w ~ q * scale."""
+    scale = (np.abs(w).max(1) / MOST).astype(np.float32)
+    return np.rint(w / scale[:, None]).clip(-MOST, MOST).astype("<i4"), scale
 
 
 def tensor_names(layers):
@@ -65,7 +66,8 @@ def packed(folder):
             out += w.tobytes()
         else:
             q, scale = quantised(w)
-            out += scale.tobytes() + q.tobytes()
+            three = q[..., None].view(np.uint8)[..., :3]  # the low bytes stand first
+            out += scale.tobytes() + three.tobytes()
         assert len(out) % 4 == 0, "a tensor has to start where a float32 can"
     return {
         "V": c["vocab_size"],

@@ -3,9 +3,8 @@
 // It does what common/models.py and common/sampler.py do, for the three tiny models of the toy.
 // Functions that have a twin in the Python files have its name, letter by letter.
 //
-// Weights arrive as int16 with one float32 scale for each row: half the bytes of float32, and
-// ten times nearer to it than float16. Products are summed in double precision. What is kept
-// between layers is float32, as in PyTorch.
+// Weights arrive as whole numbers of three bytes with one float32 scale for each row. Products are
+// summed in double precision. What is kept between layers is float32, as in PyTorch.
 //
 // Shapes are written as in the Python: [T, D] is T rows of D numbers, one behind the other.
 "use strict";
@@ -147,11 +146,13 @@ class Model {
     };
     const matrix = (rows, columns) => {
       const scale = vector(rows);
-      const q = new Int16Array(bytes.buffer.slice(at, at + 2 * rows * columns));
-      at += 2 * rows * columns;
       const w = new Float32Array(rows * columns);
       for (let r = 0, i = 0; r < rows; r++) {
-        for (let c = 0; c < columns; c++, i++) w[i] = q[i] * scale[r];
+        for (let c = 0; c < columns; c++, i++, at += 3) {
+          // Put the three bytes on top of 32 bits. The shift to the right then keeps the sign.
+          const top = (bytes[at + 2] << 24) | (bytes[at + 1] << 16) | (bytes[at] << 8);
+          w[i] = (top >> 8) * scale[r];
+        }
       }
       return w;
     };
