@@ -164,23 +164,23 @@ def table(heads, rows):
 # ======================================================================== sections
 
 
+def judged(lines, which):
+    """[(differences by seed, verdict)] of all claims at one of the two settings. The p values of
+    the headline family are corrected together. A claim that was not run yet counts as one of it,
+    so a verdict does not change when the others come in."""
+    gaps = [paired(runs(lines, c.better, which), runs(lines, c.worse, which)) for c in CLAIMS]
+    family = [i for i, c in enumerate(CLAIMS) if c.headline]
+    ps = holm([p_value(gaps[i]) if len(gaps[i]) > 3 else 1.0 for i in family])
+    corrected = dict(zip(family, ps))
+    return [
+        (g, verdict(g, c.paper, corrected.get(i))) for i, (g, c) in enumerate(zip(gaps, CLAIMS))
+    ]
+
+
 def table_of_claims(lines):
-    gaps = {
-        (i, which): paired(runs(lines, c.better, which), runs(lines, c.worse, which))
-        for i, c in enumerate(CLAIMS)
-        for which in ("paper", "tuned")
-    }
-    corrected = {}
-    for which in ("paper", "tuned"):
-        family = [i for i, c in enumerate(CLAIMS) if c.headline and len(gaps[i, which]) > 3]
-        ps = holm([p_value(gaps[i, which]) for i in family])
-        corrected |= {(i, which): p for i, p in zip(family, ps)}
     rows = []
-    for i, c in enumerate(CLAIMS):
-        cells = []
-        for which in ("paper", "tuned"):
-            cells.append(interval(gaps[i, which], signed=True))
-            cells.append(verdict(gaps[i, which], c.paper, corrected.get((i, which))))
+    for c, *both in zip(CLAIMS, judged(lines, "paper"), judged(lines, "tuned")):
+        cells = [cell for gaps, said in both for cell in (interval(gaps, signed=True), said)]
         rows.append([c.name, c.text, c.figure, *cells])
     heads = ["", "claim", "paper", "at the paper's setting", "verdict", "tuned", "verdict"]
     return table(heads, rows)
@@ -215,7 +215,7 @@ METHODS = [
 
 def table_for_the_readme(lines, times):
     """Method, what it needs, accuracy before and after at the tuned setting, time, the claim."""
-    rows = []
+    rows, claims = [], list(zip(CLAIMS, judged(lines, "tuned")))
     for arm, base, file, method, needs in METHODS:
         start = [x for x in lines if x["stage"] == "start" and x["start"] == lab.ARMS[arm].start]
         before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
@@ -226,12 +226,11 @@ def table_for_the_readme(lines, times):
             change = f"{before[0]:.1f} -> {interval(after)}, {len(after)} seeds"
         cost = f"{times[arm]:.2f} x {base}" if arm in times else "not measured yet"
         cost = f"{base}'s own" if cost == f"1.00 x {base}" else cost
-        said = next((c for c in CLAIMS if c.headline and c.better == arm), None)
         held = ""
-        if said:
-            gaps = paired(runs(lines, said.better, "tuned"), runs(lines, said.worse, "tuned"))
-            ending = f": {interval(gaps, signed=True)}" if gaps else ""
-            held = f"{said.text}: {verdict(gaps, said.paper)}{ending}"
+        for c, (gaps, said) in claims:
+            if c.headline and c.better == arm:
+                ending = f": {interval(gaps, signed=True)}" if gaps else ""
+                held += f"{'; ' if held else ''}{c.text}: {said}{ending}"
         rows.append([f"[`{file}`]({file})", method, needs, change, cost, held])
     heads = ["file", "method, paper", "needs", "toy: before -> after", "time per update"]
     return table([*heads, "its claim, on the toy"], rows)
