@@ -50,7 +50,7 @@ import math
 import re
 from dataclasses import dataclass
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split

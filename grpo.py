@@ -57,7 +57,7 @@ Run it:
 import math
 from dataclasses import dataclass
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -146,8 +146,8 @@ def check(args):
 
 
 def rollouts(student, rows, args, step, first=0):
-    """(1): G responses to every question, row by row, as Completions. Which tokens are drawn
-    depends only on (seed, step, question, sample). first: the number of the first question."""
+    """(1): G responses to every question, row by row, as Completions. The random numbers
+    depend only on (seed, step, question, sample). first: the number of the first question."""
     questions = range(first, first + len(rows))
     return sample(
         student,

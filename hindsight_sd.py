@@ -51,7 +51,7 @@ claims were confirmed on the toy and which were not: benchmarks/README.md.
 import math
 from dataclasses import dataclass
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -131,8 +131,8 @@ def check(args):
 
 
 def rollouts(student, rows, args, step):
-    """(1): G responses to every question, row by row, as Completions. Which tokens are drawn
-    depends only on (seed, step, question, sample)."""
+    """(1): G responses to every question, row by row, as Completions. The random numbers
+    depend only on (seed, step, question, sample)."""
     return sample(
         student,
         [r["ids"] for r in rows],

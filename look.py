@@ -36,7 +36,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import Mistake, Parser, harmless, require, run_script, shorten
 
 # isort: split

@@ -41,7 +41,7 @@ them into tensors, run.py loads models, keeps metrics and writes checkpoints.
 import math
 from dataclasses import dataclass
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
@@ -114,8 +114,8 @@ def rollouts(student, tokenizer, rows, args, step):
     """(1): `samples` responses to every row. Returns prompts, responses (lists of token ids), and
     for each response whether it is off-policy.
 
-    Which tokens are drawn depends only on (seed, step, prompt, sample). So every rollout can be
-    drawn again alone.
+    The random numbers depend only on (seed, step, prompt, sample). So every rollout can be drawn
+    again alone.
     """
     prompts = [r["ids"] for r in rows for _ in range(args.samples)]
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]

@@ -4,10 +4,11 @@ differently, learn the teacher's next sentence, not only its next token.
 After Jiang and Ferraro, "Bridging Reasoning Trajectories in On-Policy Distillation via
 Near-Future Guidance" (arXiv 2606.00305). The idea. On-policy distillation (opd.py, read it
 first) repairs one token at a time, where its loss is high. But many high-loss tokens are false
-alarms: the loss is high, but both texts continue with the same step. And where the future really
-differs, repairing the one token does not repair the tokens after it. So TOPD looks ahead from the
-high-loss positions: it compares the next K tokens of the student with the K tokens that the
-teacher would write there. Where they differ most, the student also learns the teacher's tokens.
+alarms: the loss is high, but student and teacher go on with the same step. And where the future
+really differs, repairing the one token does not repair the tokens after it. So TOPD looks ahead
+from the high-loss positions: it compares the next K tokens of the student with the K tokens that
+the teacher would write there. Positions where they differ least are left out. At the others the
+student also learns the teacher's tokens.
 
     l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )  at every token of the rollout y;
              L_OPD = mean over all tokens of the batch                                        (1)
@@ -38,27 +39,28 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
   [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
               orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
               synonyms, a limit of this E. (The toy's synonyms are close to each other, see
-              benchmarks/README.md.)  12. a and b are uniform.  13. D by the exact plan,
-              because it is a minimum. q by Sinkhorn's algorithm with epsilon 0.05, because the
-              exact plan is a permutation and its targets would be hard.  14. "the lowest" in
-              (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.
-              16. lambda = 0.1 (the paper gives no value).  17. the end of the rollout, or an end
-              token of the teacher, shortens a window. Then both windows are cut to the shorter
-              one. A candidate with fewer than K/2 tokens of the rollout left is skipped.
-              18. short rollouts: 2 candidates, but at most 10 % of the tokens, and at least one.
+              benchmarks/README.md.)  12. a and b are uniform.  13. two plans. D is defined as
+              a minimum, so (5) takes the exact plan. That plan is a permutation: as a target it
+              would be one token for each position. So (7) takes a softer plan, by Sinkhorn's
+              algorithm with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's
+              candidates.  15. the teacher decodes greedily.
+              16. lambda = 0.1 (the paper gives no value).  17. the student's window ends with the
+              rollout, the teacher's where the teacher writes an end token. Both are cut to the
+              shorter one. A candidate with fewer than K/2 tokens of the rollout left is skipped.
+              18. a short rollout has 2 candidates, or 1 below 20 tokens. Note 17 can skip them.
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
     python topd.py --guidance off --suppress low    the paper's ablation: damp false alarms only
     python look.py topd       see the candidates, the windows and the plans before you train
-Which claims were confirmed on the toy and which were not: benchmarks/README.md. The differences
-are small, so read them with their confidence intervals.
+Which claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md. The
+differences are small, so read them with their confidence intervals.
 """
 
 import math
 from dataclasses import dataclass
 
-# Imported before torch, which takes seconds to load: Ctrl-C meanwhile gives no traceback.
+# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
 from common.arguments import choice, either, harmless, require, run_script
 
 # isort: split
@@ -107,7 +109,7 @@ class Args(Common):
     """E of (4): the teacher's input embeddings, or its last hidden states after each token"""
     suppress: str = choice("none", "none", "low", "high")
     """the paper's ablation. low: scale down the loss of the candidates with the lowest D. high: of
-    as many of the other candidates, at random"""
+    as many others, drawn at random from the candidates with a higher D"""
 
 
 def check(args):
@@ -132,7 +134,7 @@ def check(args):
 def rollouts(student, rows, args, step):
     """Prompts and responses, both lists of token ids. Temperature 1 and no filter [paper].
 
-    Which tokens are drawn depends only on (seed, step, prompt, sample).
+    The random numbers depend only on (seed, step, prompt, sample).
     """
     prompts = [r["ids"] for r in rows]
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
@@ -187,7 +189,7 @@ class Point:
 
 def read(model, ids, room):
     """Last hidden states [B, L, width] of whole texts, and the cache of their keys and values.
-    room: so many tokens may be added to the cache later.
+    room: how many tokens may be added to the cache later.
 
     Scoring reads the rollouts anyway. The cache is kept, so the windows are cheap.
     """
@@ -205,7 +207,7 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     places: (row, length of the prefix) of every window. Returns the windows, each cut behind its
     first end token. With `contextual` also the last hidden states after their tokens, [n, width]
     each.
-    size: so many windows have logits at once.
+    size: how many windows have logits at once.
 
     All windows are written at the same time. The prefixes are neither read again nor copied. The
     windows of a row are branches on one stem, the cache of that row:
@@ -279,7 +281,8 @@ def ground_cost(teacher_vectors, student_vectors):
 
 
 def exact_plan(cost):
-    """(5): the best plan [n, m] between uniform marginals, for one cost matrix [n, m], n = m.
+    """(5): the best plan [n, m] for one cost matrix [n, m], n = m. Its rows sum to 1/n each, its
+    columns to 1/m each (uniform marginals).
 
     Between windows of equal length some best plan is a permutation (times 1/n). So the problem
     is an assignment of the teacher's tokens to the student's positions.
@@ -291,9 +294,9 @@ def exact_plan(cost):
 
 
 def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
-    """Plans with entropy, a list of [n, m], for a list of cost matrices [n, m], n = m. Each plan is
-    the minimum of <gamma, C> - epsilon H(gamma) between uniform marginals. All windows are solved
-    together, on `device`.
+    """The plans of (7), a list of [n, m], for a list of cost matrices [n, m], n = m. Each of them
+    minimises <gamma, C> - epsilon H(gamma) between uniform marginals; H is the entropy. All
+    windows are solved together, on `device`.
 
     It works with logarithms, because exp(-C / epsilon) underflows for a small epsilon. Padding
     has no mass. Each iteration sets the rows first and then the columns, the student's side. So
@@ -392,8 +395,8 @@ def scales(losses, kept, dropped, args, step):
     The loss of a chosen candidate is scaled down to the median of its rollout.
 
     low: the candidates with the lowest D, the false alarms if D measures what we hope. high: as
-    many of the others, at random. The factor, median / l_t, is a constant. If a gradient went
-    through it, the student could lower the factor by raising l_t.
+    many others, drawn at random from those with a higher D. The factor, median / l_t, is a
+    constant. If a gradient went through it, the student could lower the factor by raising l_t.
     """
     factors = [torch.ones(len(x)) for x in losses]
     order = uniforms(("suppress", args.seed, step), len(kept)).argsort().tolist()
@@ -445,7 +448,8 @@ def look_ahead(student, teacher, batch, args, compute):
 
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
-            # Room in the cache for the windows: no rollout has more candidates (note 18).
+            # Room in the cache for the windows. No rollout has more candidates than a tenth of
+            # its tokens (note 18).
             most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]
@@ -511,14 +515,14 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         kl = reverse_kl(student_logp, teacher_logp)  # [n], (1)
         # (8) needs log p_S only at the target tokens, so guidance needs no second product with
         # the head. This sum is the cross-entropy to q. Its gradient is that of the KL, because
-        # the entropy of q is a constant. That constant is added below, for the metric only. The
-        # mean over i is already in the weights (`target_tensors`).
+        # the entropy of q is a constant. It is subtracted below, for the metric only. The mean
+        # over i is already in the weights (`target_tensors`).
         at_targets = student_logp.gather(1, target_ids)  # [n, S]
         traj = -(target_weights * at_targets).sum()  # (8)
         with torch.no_grad():  # only to be looked at
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
-            # What does the teacher itself say to the targets, in the STUDENT's context? Where it
-            # finds them unlikely, L_traj and L_OPD pull in different directions.
+            # How likely does the teacher itself find the targets, in the STUDENT's context? Where
+            # it finds them unlikely, L_traj and L_OPD pull in different directions.
             agreement = (target_weights * teacher_logp.gather(1, target_ids).exp()).sum(-1)  # [n]
             columns = [kl.detach(), *entropies, agreement]
         return torch.stack([(kl * factor).sum(), traj]), torch.stack(columns, 1)
@@ -582,7 +586,7 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "topd"))
     run = Run(args, "topd")  # device, folder, tokenizer, problems, checkpoint to continue from
     student, teacher = run.load_student(), run.load(args.teacher)
-    teacher.ends = sorted({*teacher.ends, *student.ends})  # a window ends at an end of either
+    teacher.ends = sorted({*teacher.ends, *student.ends})  # end tokens of both end a window
     optimizer = adamw(student, args.lr, args.adam_bits)
     # margin: a window of the teacher can begin near the end of a rollout and go beyond it.
     run.begin(student, optimizer, teacher=teacher, margin=args.window_size, teacher_cache=True)

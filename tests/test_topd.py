@@ -246,7 +246,7 @@ def test_windows_of_all_prefixes_at_once_equal_decoding_one_by_one():
     # different rows, several windows per row, without any order
     places = [(0, 3), (0, 9), (1, 2), (1, 20), (1, 11), (3, 5), (3, 17), (2, 5), (1, 21)]
     slow = [slowly(model, (PROMPTS[r] + LONG[r])[:n], K, model.ends) for r, n in places]
-    # The logits of so many windows exist at once that they have 2**24 numbers: all, or two.
+    # At most 2**24 logits exist at once: those of all windows, or of two.
     for vocabulary in (50, 2**23):
         model.vocabulary = vocabulary
         hidden, cache = topd.read(model, ids, 3 * K)
@@ -413,7 +413,7 @@ def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
     for n, most in ((68, 2), (19, 1), (30, 2), (5, 1), (1, 1), (1000, 22)):
         assert len(topd.candidates(torch.arange(n, 0, -1).float(), short)) <= most
     assert len(topd.candidates(torch.arange(68, 0, -1).float(), args)) == 2
-    # Two candidates at least, also where the share asks for fewer: it asks for one of 30 here.
+    # Two candidates of these 30 tokens, although the share asks for one.
     few = settings(window_size=4, candidate_share=0.0225)
     assert len(topd.candidates(torch.arange(30, 0, -1).float(), few)) == 2
     assert topd.candidates(torch.ones(3), args) == []       # shorter than half a window: none
