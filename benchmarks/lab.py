@@ -26,6 +26,9 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    update is the tuned one. "The paper's setting" is the paper's value of the knob with the best
    learning rate for it. (The learning rates of the papers are for models a thousand times as
    large.)
+   [28 November] What is chosen after the second seed gets the rates beside it, too, while the ten
+   pilots last. A pilot that ends without a finite loss counts as 0 %. TOPD's paper gives no
+   lambda: "the paper's setting" is our default there, and so it is for DAPO's reuse.
    A run makes 80 updates of 32 rollouts: 8 prompts x 4 (T), 32 x 1 (A), 4 questions x 8 (H).
 3. Confirmation. Eight fresh seeds on the shipped models for the arms of the headline claims, four
    for the others; four on the second set of models (toy/pair1). Every arm at the paper's setting
@@ -37,13 +40,18 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    does not hold    if the whole interval lies below half of the difference that the paper reports,
                     or below 1 point where the paper reports no number,
    cannot be told   otherwise; then the half-width of the interval says what could have been seen.
+   [28 November, before the first such line] A claim "A does not hurt, compared with B" holds if the
+   whole interval lies above -1 point, and does not hold if it lies below 0. Headline claims have no
+   verdict before all eight seeds are there, the others none before four. Only the headline family
+   is corrected for being several.
    The headline family is T5, A1 (AR-OPD against Full), H4 (HSD against GRPO, and against answer
    only). Its p values (paired t) are corrected by Holm's method; "holds" needs the corrected
    p < .05.
    Both verdicts are printed, at the paper's setting and at the tuned one.
 5. Equal time. Beside equal updates, arms are compared at the time at which the base arm has made
    its updates. The time of an update comes from runs side by side (`--times`), not from the
-   seconds of the queue.
+   seconds of the queue. [28 November] The curve along a run has 300 problems only. So the headline
+   arms also run with as many updates as fit into that time (stage `time`, tuned setting).
 6. Controls run at the tuned setting of their arm, with four seeds. They change one thing.
 7. The long budget: the best arms of each family with three times the updates, four seeds. A method
    that is ahead at the end of the short budget and behind at the end of the long one has not won.
@@ -67,10 +75,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from lab_arms import ARMS, CONTROLS, HEADLINE  # noqa: E402
+from lab_arms import ARMS, CONTROLS, EQUAL_TIME, HEADLINE  # noqa: E402
 
 from common.arguments import Mistake, Parser, require, run_script  # noqa: E402
-from common.files import lock, read_jsonl, unlock, write_json, write_text  # noqa: E402
+from common.files import lock, read_json, read_jsonl, unlock, write_json, write_text  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
@@ -85,7 +93,7 @@ UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
 class Job:
     """One run: everything that its line needs to be told apart from others."""
 
-    stage: str  # start, pilot, confirm, control or long; a pilot has validation accuracy only
+    stage: str  # start, pilot, confirm, control, time or long; a pilot sees no test problem
     arm: str  # of the stage start: nothing, since nothing is trained
     knob: str
     rate: float
@@ -127,7 +135,7 @@ def command(job):
     curve = ["--eval_n", "20", "--eval_every", "0"]
     if job.stage != "pilot":
         curve = ["--eval_n", "300", "--eval_every", str(job.updates // 4)]
-    flags += ["--prompts", str(PROMPTS[arm.family])]
+    flags += ["--prompts", str(PROMPTS[arm.family])] if "--prompts" not in flags else []
     flags += ["--data", "toy", "--benchmark", "toy-validation", *curve]
     flags += ["--show_every", "0"]
     flags += ["--steps", str(job.updates), "--seed", str(job.seed), "--device", "cpu"]
@@ -166,16 +174,28 @@ def execute(job):
     os.chdir(ROOT)  # the names of models and data files begin there
     if job.stage == "start":
         found = {s: final_accuracy(ROOT / model(job.start, job.pair), s) for s in TESTS}
-        return {"key": job.key, **asdict(job), **origin(), "course": {}, **found, "seconds": 0}
+        return {"key": job.key, **asdict(job), **ORIGIN, "course": {}, **found, "seconds": 0}
     script, flags = command(job)
     module = importlib.import_module(script.removesuffix(".py"))
     out, began = job.folder, time.time()
     resume = ["--resume"] if (out / "config.json").exists() else []
+    # The commit of a line is the one that began the run, and others that went on with it.
+    commits = read_json(out / "commits.json") if (out / "commits.json").exists() else []
+    commits = list(dict.fromkeys([*commits, ORIGIN["commit"]]))
+    line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **ORIGIN}
+    line["commit"] = "+".join(commits)
     if not (out / "final").exists():
-        with prepared(module, job):
-            module.main([*flags, "--out", str(out), *resume])
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "commits.json", commits)
+        try:
+            with prepared(module, job):
+                module.main([*flags, "--out", str(out), *resume])
+        except Mistake as error:  # for example three updates without a finite loss
+            nothing = {"accuracy": 0.0, "failed": str(error)}
+            if job.stage != "pilot" or "not finite" not in str(error):
+                raise
+            return line | {"toy-validation": nothing, "seconds": round(time.time() - began)}
     rows = read_jsonl(out / "metrics.jsonl")
-    line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **origin()}
     line["curve"] = [[r["step"], r["eval"]["accuracy"]] for r in rows if "eval" in r]
     for split in ["toy-validation"] if job.stage == "pilot" else TESTS:
         line[split] = final_accuracy(out / "final", split)
@@ -271,7 +291,7 @@ def course(rows):
 
 
 def origin():
-    """The commit and the versions that made a line."""
+    """The commit and the versions of this process."""
     import torch
     import transformers
 
@@ -284,6 +304,8 @@ def origin():
     commit = git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     return {"commit": commit, "torch": torch.__version__, "transformers": transformers.__version__}
 
+
+ORIGIN = origin()  # now: a long queue imports its modules once, whatever is committed later
 
 # ======================================================================== choosing
 
@@ -336,7 +358,12 @@ def pilots(lines, arm):
     if beside and len(first) < 10:
         return beside[: 10 - len(first)]
     again = [*ranked[:2], *[s for s in ranked if s[0] == spec.paper][:1]]
-    return [(*s, two) for s in dict.fromkeys(again) if two not in found[s]]
+    again = [(*s, two) for s in dict.fromkeys(again) if two not in found[s]]
+    if again:
+        return again
+    ends = chosen_of(found, spec).values()
+    beside = missing((k, next_rate(r, way)) for k, r in ends for way in (-1, +1))
+    return list(dict.fromkeys(beside))[: max(0, 10 - len(first))]
 
 
 def next_rate(rate, way):
@@ -347,7 +374,10 @@ def next_rate(rate, way):
 
 def chosen(lines, arm):
     """{"tuned": (knob, rate), "paper": (knob, rate)} of an arm whose pilots are done."""
-    found, spec = settings(lines, arm), ARMS[arm]
+    return chosen_of(settings(lines, arm), ARMS[arm])
+
+
+def chosen_of(found, spec):
     ranked = best(found)
     papers = [s for s in ranked if s[0] == spec.paper]
     return {"tuned": ranked[0]} | ({"paper": papers[0]} if papers else {})
@@ -396,7 +426,25 @@ def queue(lines):
         jobs += [
             Job("long", arm, knob, rate, s, ARMS[arm].start, updates=3 * UPDATES) for s in FEW
         ]
+    for arm, base in EQUAL_TIME:
+        updates = fitting_updates(arm, base)
+        if arm in tuned and updates:
+            knob, rate = chosen(lines, arm)["tuned"]
+            jobs += [
+                Job("time", arm, knob, rate, s, ARMS[arm].start, updates=updates) for s in SEEDS
+            ]
     return jobs
+
+
+def known_times():
+    file = RESULTS / "times.json"
+    return read_json(file)["times"] if file.exists() else {}
+
+
+def fitting_updates(arm, base):
+    """So many updates of an arm take the time of UPDATES updates of its base. None: not known."""
+    times = known_times()
+    return round(UPDATES * times[base] / times[arm]) if {arm, base} <= set(times) else None
 
 
 def starts():
@@ -445,6 +493,9 @@ def work(share, only, most):
         job = next((j for j in missing(all_lines(), share, only) if claim(j)), None)
         if job is None:
             return
+        if job.key in {x["key"] for x in all_lines()}:  # finished between reading and claiming
+            unlock(job.folder / "claimed")
+            continue
         print(f"{time.strftime('%H:%M')} {job.key}", flush=True)
         log = job.folder / "log"
         with open(log, "a") as f, contextlib.redirect_stdout(f), contextlib.redirect_stderr(f):
@@ -457,7 +508,7 @@ def work(share, only, most):
 
 
 def status(lines):
-    for stage in ("start", "pilot", "confirm", "control", "long"):
+    for stage in ("start", "pilot", "confirm", "control", "long", "time"):
         done = sum(x["stage"] == stage for x in lines)
         left = sum(j.stage == stage for j in missing(lines))
         print(f"{stage:<8} {done} done, {left} that can be named now are missing")
@@ -495,8 +546,8 @@ def times(updates=6, rounds=3):
 
 
 def quick():
-    """Two arms, two seeds, few updates, into runs/lab-quick. It tests the machinery. Its numbers
-    say nothing about the methods."""
+    """Two arms, two seeds, few updates. It tests the machinery, and writes no line. Its numbers say
+    nothing about the methods."""
     from lab_report import interval, paired, table
 
     found = {}

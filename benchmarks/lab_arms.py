@@ -48,7 +48,10 @@ ARMS = {
     "forcing": Arm(
         "T", "topd.py", "student", [], FAST, values("lam", 0.1, 0.3, 1), swap="forcing"
     ),
-    "SFT (T)": Arm("T", "opd.py", "student", ["--off_policy", "1"], FAST, {"": []}, paper=""),
+    "SFT (T)": Arm(  # one solution each of 32 problems: four of the same would teach nothing more
+        "T", "opd.py", "student", ["--off_policy", "1", "--prompts", "32", "--samples", "1"], FAST,
+        {"": []}, paper="",
+    ),
     # The student learns from itself, with a worked solution in view.
     "AR-OPD": Arm("A", "ar_opd.py", "reader", [], FAST, EMA, paper="ema 0.01"),
     "Full": Arm("A", "ar_opd.py", "reader", ["--target", "full"], FAST, EMA, paper="ema 0.01"),
@@ -82,12 +85,15 @@ ARMS = {
 # The arms of the headline claims come first in the queue.
 HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing"]
 
+# Beside equal updates these are compared at equal time: (an arm, its base).
+EQUAL_TIME = [("TOPD", "OPD"), ("AR-OPD", "Full"), ("HSD", "GRPO"), ("HSD", "answer only")]
+
 # Controls: (the arm whose setting they take, flags, swapped function). They change one thing.
 CONTROLS = {
     "suppress low": ("OPD", ["--guidance", "off", "--suppress", "low"], None),
     "suppress high": ("OPD", ["--guidance", "off", "--suppress", "high"], None),
     "OPD, the start's rollouts": ("OPD", [], "start's rollouts"),
-    "OPD, the teacher's text": ("OPD", [], "teacher's text"),
+    "OPD, SFT on the teacher's text": ("OPD", [], "teacher's text"),
     "TOPD and suppress low": ("TOPD", ["--suppress", "low"], None),
     "random positions": ("TOPD", [], "random"),
     "every candidate": ("TOPD", ["--drop_share", "0"], None),

@@ -104,7 +104,7 @@ def all_gains(lines):
         ("TOPD - OPD, tested on problems that are", tested),
         ("AR-OPD - Full, with an anchor of", rho),
         ("AR-OPD - Full, tested on problems with", steps),
-        ("HSD - GRPO, from a start of which so many rollouts are", begun),
+        ("HSD - GRPO, from a start that is right so often (100 problems x 8)", begun),
     ]
 
 

@@ -54,7 +54,7 @@ def rollouts_of_the_start(student, tokenizer, rows, args, step):
 
 
 def text_of_the_teacher(student, tokenizer, rows, args, step):
-    """The teacher writes, and the student learns the text by cross-entropy."""
+    """The teacher writes, and the student learns the text by cross-entropy: two changes."""
     prompts, responses, _ = ORIGINAL["rollouts"](
         frozen(args.teacher), tokenizer, rows, args, step
     )
@@ -73,14 +73,16 @@ def comparison(losses, count, args, key):
 
 
 def random_positions(losses, args):
-    """As many positions as there would be candidates, anywhere in the rollout."""
+    """As many positions as there would be candidates, anywhere in the rollout. Of these, those
+    with the lowest D are dropped as ever."""
     count = len(ORIGINAL["candidates"](losses, args))
     key = ("random positions", args.seed, round(losses.sum().item(), 4))
     return comparison(losses, count, args, key)[0]
 
 
 def positional_plan(costs, epsilon, device="cpu"):
-    """The identity: position i learns the teacher's token i, whatever stands there."""
+    """The identity: position i learns the teacher's token i, whatever stands there. So the targets
+    are hard, too."""
     return [torch.eye(len(c)) / len(c) for c in costs]
 
 
@@ -104,10 +106,10 @@ def forcing_update(student, teacher, optimizer, batch, args, step, compute):
     its own.
 
     It computes the gradient of its own L_traj. Then `topd.update` without guidance adds the
-    gradient of L_OPD to it, clips the sum and makes the step.
+    gradient of L_OPD to it, clips the sum and makes the step. Both have the same look ahead.
     """
     prompts, responses = batch
-    points, losses, _ = topd.look_ahead(student, teacher, batch, args, compute)
+    ahead = points, losses, _ = topd.look_ahead(student, teacher, batch, args, compute)
     kept, _ = topd.divergent(points, args)
     before = [prompts[p.row] + responses[p.row][: p.t] for p in kept]  # x, y_<t
     windows = [p.teacher for p in kept]
@@ -132,7 +134,10 @@ def forcing_update(student, teacher, optimizer, batch, args, step, compute):
     traj = sum(traj) / max(1, len(kept))
     unguided = copy.copy(args)
     unguided.guidance = "off"
-    metrics, *_ = ORIGINAL["update"](student, teacher, optimizer, batch, unguided, step, compute)
+    with swapped(topd, {"look_ahead": lambda *_: ahead}):
+        metrics, *_ = ORIGINAL["update"](
+            student, teacher, optimizer, batch, unguided, step, compute
+        )
     for p in kept:
         p.weights = torch.eye(len(p.teacher))  # a point with weights is shown as a divergent one
     metrics |= {"traj": traj, "loss": metrics["opd"] + args.lam * traj}
@@ -163,23 +168,27 @@ def views_of_equal_length(row, args):
 
 
 def wrong_peer(i, right, scores, rule, key):
-    """A FAILED other rollout as the peer, with the right answer beside it."""
+    """A FAILED other rollout as the peer, with the right answer beside it, where HSD would show a
+    successful one. (Where no other rollout failed, the answer alone is shown.)"""
+    if not any(ok for j, ok in enumerate(right) if j != i):
+        return None
     others = [j for j, ok in enumerate(right) if not ok and j != i]
     return others[int(uniforms(("peer", *key), 1).item() * len(others))] if others else None
 
 
 def other_contexts(rows, drawn, tokenizer, args, step):
     """Where a rollout would see a peer, it sees a successful rollout of ANOTHER question of
-    the batch, beside the right answer to its own question."""
+    the batch, beside the right answer to its own question. (Where no other question was solved,
+    the answer alone is shown.)"""
     contexts = ORIGINAL["build_contexts"](rows, drawn, tokenizer, args, step)
     G = args.samples
     texts, _ = hindsight_sd.verdicts(tokenizer, rows, drawn, G)
     prompts = list(contexts.prompts)
     for i, peer in enumerate(contexts.peers):
         strangers = [j for j, ok in enumerate(contexts.right) if ok and j // G != i // G]
-        if peer is not None and strangers:
+        if peer is not None:
             draw = uniforms(("stranger", args.seed, step, i), 1).item()
-            text = texts[strangers[int(draw * len(strangers))]]
+            text = texts[strangers[int(draw * len(strangers))]] if strangers else None
             user = privileged_prompt(rows[i // G]["prompt"], text, rows[i // G]["answer"])
             prompts[i] = prompt_ids(tokenizer, user)
     return replace(contexts, prompts=prompts)
