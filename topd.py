@@ -22,6 +22,8 @@ student also learns the teacher's tokens.
     L_traj(t) = mean over i of KL( q_i || p_S(. | x, y_<t+i) )     in the student's context   (8)
     L      = L_OPD + lambda * mean over d of L_traj(t)                                        (9)
 
+x is the prompt, y the rollout, y_<t its tokens before t. p_S and p_T are the next-token
+distributions of student and teacher. E gives a token a vector. t, i and j count from 0.
 A plan gamma [n, m] says how much of the teacher's token j moves to the student's position i. Its
 rows sum to a = 1/n each and its columns to b = 1/m each. Here n = m always (note 17). The code
 keeps both letters to show the order: [n, m] is teacher x student, [m, n] is student x teacher.
@@ -34,7 +36,8 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
               8. W_S is the next K tokens of the rollout, so nothing is generated and its logits
               are there.  9. a column of gamma sums to 1/m. We divide it by 1/m and take the mean
-              over i. The paper takes the sum over i without dividing: the same gradient.
+              over i. The paper takes the sum over i without dividing. The gradient is the same,
+              because the mean divides by m again.
               10. where windows overlap, their losses add up.
   [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
               orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
