@@ -255,6 +255,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
             for name in VIEWS_OF[args.target]:
                 ids, predicts, _ = compute.pack(prompts[name], responses, chosen)
                 hidden_of[name] = states(teacher, ids, predicts)  # [N, width]
+        # The student sees the plain prompt only, as at test time.
         ids, predicts, targets = compute.pack(prompts["plain"], responses, chosen)
         weight = torch.cat([weights[i] for i in chosen]).to(ids.device)  # [N]
         with compute.phase("student"):
@@ -267,6 +268,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
+    # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the student.
     with compute.phase("step"):
         norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good

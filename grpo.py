@@ -152,7 +152,7 @@ def rollouts(student, rows, args, step, first=0):
     return sample(
         student,
         [r["ids"] for r in rows],
-        n=args.samples,
+        n=args.samples,  # (1): G rollouts
         max_new_tokens=args.max_new_tokens,
         keys=[(args.seed, step, i, j) for i in questions for j in range(args.samples)],
     )
@@ -222,7 +222,7 @@ def clipped_loss(logp, old_logp, advantage, low, high):
     """
     ratio = (logp - old_logp).exp()  # [n], rho
     free, bounded = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage  # [n] each
-    return -torch.minimum(free, bounded), bounded < free
+    return -torch.minimum(free, bounded), bounded < free  # (3)
 
 
 def token_weights(drawn, counted, args):
@@ -246,9 +246,12 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
     None. Returns metrics, and -log p of every token."""
     G, n, responses = args.samples, len(drawn), [c.ids for c in drawn]
     prompts = [rows[i // G]["ids"] for i in range(n)]
+    # A reward is 1 or 0, less the penalty of a rollout near the limit.
     soft = args.overlong == "soft"
     rewards = [ok + (penalty(len(r), args) if soft else 0.0) for ok, r in zip(right, responses)]
     advantage = advantages(rewards, G, args.advantage)  # [n], (2)
+    # All weights are known before the first micro-batch. So the result does not depend on how the
+    # batch is cut.
     counted = [not (args.overlong == "mask" and c.truncated) for c in drawn]
     weights = token_weights(drawn, counted, args)
     kl_weights = [args.beta / (n * len(r)) for r in responses]  # always a mean per rollout
@@ -274,14 +277,18 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
 
     old_logp, first_loss = None, None  # of the first step: log pi_old, and (4)
     student.train()
+    # From the second step on the same batch the policy is not the one that wrote it. Then the ratio
+    # and the clip of (3) matter.
     for _ in range(args.reuse):
         collected = Collected(responses)
         for chosen in compute.micro_batches(prompts, responses):
             ids, predicts, targets = compute.pack(prompts, responses, chosen)
             per_token = [compute.per_token(x, responses, chosen) for x in (advantage, weights)]
             old = torch.cat([old_logp[i] for i in chosen]) if old_logp else None  # [N]
+            # pi_0 reads the rollouts for the KL. It never gets a gradient.
             with compute.phase("start"), torch.no_grad(), compute.autocast():
                 start_hidden = states(start, ids, predicts) if args.beta else None  # [N, width]
+            # The policy reads them with a gradient.
             with compute.phase("student"):
                 with compute.autocast():
                     student_hidden = states(student, ids, predicts)  # [N, width]
@@ -290,8 +297,10 @@ def update(student, start, optimizer, rows, drawn, right, args, compute):
                 compute.backward(loss)
             collected.add(chosen, stats, loss.item())
         stats, loss = collected.everyone()
+        # The first step of the batch still has the policy that wrote it: keep its log pi_old.
         if old_logp is None:
             old_logp, first_loss = [s[:, 0].clone() for s in stats], loss
+        # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the policy.
         with compute.phase("step"):
             norm = clip_gradient(student, 1.0, compute.loss_scale)
             if math.isfinite(norm):  # a step along NaN would destroy the weights for good

@@ -136,7 +136,7 @@ def rollouts(student, rows, args, step):
     return sample(
         student,
         [r["ids"] for r in rows],
-        n=args.samples,
+        n=args.samples,  # (1): G rollouts
         max_new_tokens=args.max_new_tokens,
         keys=[(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)],
     )
@@ -225,7 +225,7 @@ def build_contexts(rows, drawn, tokenizer, args, step):
         # The key makes the choice a function of (seed, step, question, rollout). Each rollout
         # draws its own peer, so one lucky solution does not teach the whole group.
         key = args.seed, step, q, j
-        in_group = choose_peer(j, right[group], scores[group], args.peer, key)
+        in_group = choose_peer(j, right[group], scores[group], args.peer, key)  # (2)
         peer = None if in_group is None else q * G + in_group
         # The texts have lost their end-of-turn token in `verdicts`. Otherwise the prompt would
         # contain the end of another conversation.
@@ -352,6 +352,7 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
             ids, predicts, targets = compute.pack(plain, responses, chosen)
             start_hidden = states(start, ids, predicts) if args.beta else None  # [N, width]
         weight = torch.cat([weights[i] for i in chosen]).to(ids.device)  # [N, 3]
+        # The student sees the plain prompt only, as at test time.
         with compute.phase("student"):
             with compute.autocast():
                 student_hidden = states(student, ids, predicts)  # [N, width], (3): without it
@@ -362,11 +363,12 @@ def update(student, teacher, start, optimizer, rows, drawn, contexts, args, comp
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
+    # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the student.
     with compute.phase("step"):
         norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
-            if args.teacher == "ema":
+            if args.teacher == "ema":  # after the step, so that the next update sees it
                 follow(teacher, student, args.ema)
         optimizer.zero_grad(set_to_none=True)
     # Means over all tokens, masked rollouts included. The first column, (4), is inside "loss".

@@ -127,7 +127,7 @@ def rollouts(student, tokenizer, rows, args, step):
         drawn = sample(
             student,
             [r["ids"] for r in rows],
-            n=args.samples,
+            n=args.samples,  # (1)
             max_new_tokens=args.max_new_tokens,
             keys=keys,
             temperature=args.temperature,
@@ -243,6 +243,7 @@ def update(student, teacher, optimizer, batch, args, compute):
         # The teacher reads the responses. It writes nothing, and it never gets a gradient.
         with compute.phase("teacher"), torch.no_grad():
             teacher_hidden = states(teacher, ids, predicts)  # [N, teacher's width]
+        # The student reads the same tokens, with a gradient.
         with compute.phase("student"):
             with compute.autocast():
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
@@ -253,6 +254,7 @@ def update(student, teacher, optimizer, batch, args, compute):
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 
+    # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the student.
     with compute.phase("step"):
         norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good

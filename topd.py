@@ -413,19 +413,19 @@ def scales(losses, kept, dropped, args, step):
 # ======================================================================== 6. look ahead
 
 
-def compare(found, pairs, teacher, vectors=None):
+def compare(spots, pairs, teacher, vectors=None):
     """Points from candidates and their two windows: (4), (5).
 
-    found: (rollout, t, l_t) of every candidate. pairs: its two windows, teacher's and student's,
+    spots: (rollout, t, l_t) of every candidate. pairs: its two windows, teacher's and student's,
     of equal length. vectors: E of both (default: `embed`).
     """
-    if not found:
+    if not spots:
         return []
-    theirs, own = zip(*pairs)
-    their_vectors, own_vectors = vectors or (embed(teacher, theirs), embed(teacher, own))
-    costs = ground_cost(their_vectors, own_vectors).cpu()  # (4), [P, n, m], padded
+    teacher_windows, student_windows = zip(*pairs)
+    vectors = vectors or (embed(teacher, teacher_windows), embed(teacher, student_windows))
+    costs = ground_cost(*vectors).cpu()  # (4), [P, n, m], padded
     points = []
-    for (i, t, loss), w_t, w_s, cost in zip(found, theirs, own, costs):
+    for (i, t, loss), w_t, w_s, cost in zip(spots, teacher_windows, student_windows, costs):
         cost = cost[: len(w_t), : len(w_s)].clone()  # [n, m]
         distance = (exact_plan(cost) * cost).sum().item()  # (5)
         points.append(Point(i, t, loss, w_t, w_s, cost, distance))
@@ -462,30 +462,32 @@ def look_ahead(student, teacher, batch, args, compute):
             student_hidden = states(student, ids, predicts)  # [N, student's width]
             _, losses = compute.in_chunks(token_losses, student_hidden, teacher_states[-1])
         losses = losses.cpu()  # [N]
-        found = []
+        spots = []
         for i, x in zip(chosen, losses.split([len(responses[i]) for i in chosen])):
-            found += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
+            spots += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
 
         # (3): the teacher continues the prompt and y_<t of every candidate.
         with compute.phase("windows"):
-            places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in found]
-            theirs, after = [], None
+            places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in spots]
+            teacher_windows, after = [], None
             if places:
                 more = dict(contextual=contextual, size=compute.chunk)
-                theirs, after = continuations(teacher, hidden, cache, places, K, **more)
-        own = [responses[i][t : t + K] for i, t, _ in found]  # (3): W_S is in the rollout
+                teacher_windows, after = continuations(teacher, hidden, cache, places, K, **more)
+        student_windows = [responses[i][t : t + K] for i, t, _ in spots]  # (3): in the rollout
         # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
         # text at once would make its end token the target of all K positions.
-        sizes = [min(len(w), len(o)) for w, o in zip(theirs, own)]
-        pairs = [(w[:n], o[:n]) for w, o, n in zip(theirs, own, sizes)]
+        both = list(zip(teacher_windows, student_windows))
+        sizes = [min(len(w_t), len(w_s)) for w_t, w_s in both]
+        pairs = [(w_t[:n], w_s[:n]) for (w_t, w_s), n in zip(both, sizes)]
 
+        # How far apart are the two futures? The vectors E come first, then C and D.
         with compute.phase("transport"):
             vectors = None
-            if contextual and found:  # the teacher's states after its own tokens, and after y_t ..
-                after_own = [hidden[row, at : at + n] for (row, at), n in zip(places, sizes)]
-                lists = [[v[:n] for v, n in zip(after, sizes)], after_own]
+            if contextual and spots:  # the teacher's states after its own tokens, and after y_t ..
+                after_y = [hidden[row, at : at + n] for (row, at), n in zip(places, sizes)]
+                lists = [[v[:n] for v, n in zip(after, sizes)], after_y]
                 vectors = [torch.nn.utils.rnn.pad_sequence(x, True) for x in lists]
-            points = compare(found, pairs, teacher, vectors)
+            points = compare(spots, pairs, teacher, vectors)
         collected.add(chosen, losses, points)
     losses, points = collected.everyone()
     return sorted(points, key=lambda p: (p.row, p.t)), losses, teacher_states
@@ -503,6 +505,7 @@ def update(student, teacher, optimizer, batch, args, step, compute):
     points, losses, teacher_states = look_ahead(student, teacher, batch, args, compute)
     kept, dropped = divergent(points, args)  # (6)
     guiding = kept if args.guidance == "on" else []
+    # The targets are known before the loss. They are constants: no gradient goes through a plan.
     with compute.phase("transport"):
         soft_targets(guiding, args, student.device)  # (7)
         target_ids, target_weights = target_tensors(guiding, lengths)
@@ -537,6 +540,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
         per_rollout = factors, target_ids, target_weights
         per_token = [torch.cat([x[i] for i in chosen]).to(ids.device) for x in per_rollout]
+        # The student reads the rollouts once more, now with a gradient. The teacher's states are
+        # those of look_ahead.
         with compute.phase("student"):
             with compute.autocast():
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
@@ -548,6 +553,7 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         collected.add(chosen, stats, opd.item(), traj.item())
     stats, opd, traj = collected.everyone()
 
+    # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the student.
     with compute.phase("step"):
         norm = clip_gradient(student, 1.0, compute.loss_scale)
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
@@ -581,8 +587,8 @@ def update(student, teacher, optimizer, batch, args, step, compute):
 def windows_of(points, tokenizer):
     """The futures of up to two divergent points of the first rollout, as text."""
     for p in [p for p in points if p.row == 0 and p.weights is not None][:2]:
-        own, theirs = (harmless(tokenizer.decode(w)) for w in (p.student, p.teacher))
-        yield f"  divergent, D {p.distance:.2f}: student  {own}\n{' ' * 21}teacher  {theirs}"
+        w_s, w_t = (harmless(tokenizer.decode(w)) for w in (p.student, p.teacher))
+        yield f"  divergent, D {p.distance:.2f}: student  {w_s}\n{' ' * 21}teacher  {w_t}"
 
 
 def main(argv=None):

@@ -277,7 +277,7 @@ class Compute:
 
 def sharing_copies(loss):
     """The same loss. All its calls share one copy of each head, also those of the backward pass.
-    The copies go when the loss goes, so the next update makes them from the weights it finds."""
+    They are freed with the loss. So the next update copies the weights that it finds then."""
     copies = {}
 
     def sharing(*tensors):

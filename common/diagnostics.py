@@ -66,8 +66,8 @@ def say_gate(answered, without, right, wrong, what):
         )
     if answered[wrong]["accuracy"] >= answered[right]["accuracy"] - 0.02:
         print(
-            f"warning: that of another problem helps as much as {what}: the model does not read "
-            "what it is shown"
+            f"warning: {what}, taken from another problem, helps as much as the problem's own: the "
+            "model does not read what it is shown"
         )
 
 

@@ -125,8 +125,8 @@ def gate_of(**accuracies):
 @pytest.mark.parametrize("right, wrong, warned", [
     (.60, .20, []),
     (.34, .20, ["hardly better"]),                                # .29 is not above .30
-    (.60, .59, ["that of another problem helps as much"]),        # within 2 points
-    (.30, .30, ["hardly better", "that of another problem helps as much"]),
+    (.60, .59, ["taken from another problem, helps as much"]),        # within 2 points
+    (.30, .30, ["hardly better", "taken from another problem, helps as much"]),
 ])
 def test_a_closed_gate_is_said(capsys, right, wrong, warned):
     answered = gate_of(nothing=.30, peer_and_answer=right, wrong_peer=wrong)
