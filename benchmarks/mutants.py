@@ -88,7 +88,7 @@ MUTANTS = [
     (TOPD, "args.lam / count * traj)", "1 / count * traj)", "topd"),
     (TOPD, '"low": dropped, "high": others', '"low": others, "high": dropped', "topd"),
     (TOPD, "= -c / epsilon, -math.log(n)", "= -c, -math.log(n)", "topd"),
-    (TOPD, "sizes = [min(len(w), len(o)) for", "sizes = [len(w) for", "topd"),
+    (TOPD, "sizes = [min(len(w_t), len(w_s)) for", "sizes = [len(w_t) for", "topd"),
     (TOPD, "teacher.ends = sorted({*teacher.ends, *student.ends})", "pass", "topd scripts"),
     # ---- ar_opd.py
     (AR, "residual = full_logp - partial_logp", "residual = partial_logp - full_logp", "ar_opd"),
