@@ -4,6 +4,7 @@ is anything executed?
     python benchmarks/fuzz_grading.py           # 100,000 pairs; half an hour on one core
     python benchmarks/fuzz_grading.py --n 2000 --seed 1
     python benchmarks/fuzz_grading.py --golds golds.jsonl    # are real golds recognised?
+    python benchmarks/fuzz_grading.py --cases tests/other_grading.jsonl     # responses with a verdict
 
 A pair is a response and a gold. A third of the texts is random characters. A third is
 random pieces of LaTeX. A third is real answers (those of tests/test_grading.py) with
@@ -14,6 +15,9 @@ towers of exponents, and hundreds of unbalanced braces.
 --golds takes a file with a gold in the field "answer" of each line. Each gold is typeset anew
 by the rules of tests/golds.py, and changed into near misses. Printed is how many of both
 are accepted, here and by math-verify alone with the same extracted answers.
+
+--cases takes a file with a "response", a "gold" and the verdict "right" in each line. It prints how
+often `grade` and math-verify agree with the verdict. math-verify finds the answer itself here.
 """
 
 import json
@@ -105,6 +109,27 @@ def compare_on_golds(file, count, show):
             print(f"  {rule}: {shorten(response, 110)!r}  against  {shorten(gold, 60)!r}")
 
 
+def compare_on_cases(path):
+    """How often both graders say what somebody else has said."""
+    from math_verify import parse
+    from math_verify import verify as same
+
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    graders = {
+        "grade": lambda r: grade(r["response"], r["gold"]),
+        "math-verify alone": lambda r: same(parse(f"\\boxed{{{r['gold']}}}"), parse(r["response"])),
+    }
+    for name, grader in graders.items():
+        wrong = [r for r in rows if bool(grader(r)) != r["right"]]
+        refused = sum(r["right"] for r in wrong)
+        print(
+            f"{name}: {len(rows) - len(wrong)} of {len(rows)}; {refused} right ones refused, "
+            f"{len(wrong) - refused} wrong ones accepted"
+        )
+        for r in wrong:
+            print(f"  {shorten(r['response'][-90:], 90)!r}  against  {shorten(r['gold'], 60)!r}")
+
+
 def progress_of(pairs, what):
     with progress(len(pairs), what, "pair") as bar:
         for pair in pairs:
@@ -117,12 +142,15 @@ def main():
     p.add_argument("--n", type=int, default=100_000, help="number of pairs (default 100000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the pairs (default 0)")
     p.add_argument("--golds", help='file with a gold in "answer" of each line')
+    p.add_argument("--cases", help="file with response, gold and verdict in each line")
     p.add_argument("--show", type=int, default=20, help="surprises to print (default 20)")
     args = p.parse_args()
     require(args.n >= 100, f"--n is {args.n}; percentiles need at least 100.")
     judge.warm_up(wait=True)
     if args.golds:
         return compare_on_golds(args.golds, args.n, args.show)
+    if args.cases:
+        return compare_on_cases(args.cases)
     compared, differing = against_math_verify()
     print(
         f"{len(GRADED)} pairs in tests/test_grading.py, {len(compared)} with an answer; "

@@ -18,6 +18,8 @@ NAMED = rf"({NAME}) ?(?:=|\\in(?![a-z])) ?(.+)"
 IN_BRACES = r"\\\{(.*)\\\}"  # a set
 IN_BRACKETS = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"  # a set, a tuple or an interval
 BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?(\d+) ?\}|(\d+))"  # 52_8   2A_{16}
+# Words for a base: 101_{\text{two}}.
+BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 MATRIX = r"[(\[]? ?\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\} ?[)\]]?"
 DEEPEST = 4  # how often a comparison may look into an answer, as into a list of pairs
 MOST_MEMBERS = 20  # of a list or set, of those that are not written as in the gold
@@ -81,7 +83,9 @@ def _compare_words(said, gold, deeper):
         "\\text" in gold or max(map(len, re.findall("[A-Za-z]+", gold_word))) >= 4
     )
     # A to E are choices if both sides are such a letter, or one says so by \text. Brackets do
-    # not count.
+    # not count. What stands behind a choice is its value: (B) 12.
+    if re.fullmatch("[A-E]", gold_word.strip("()")):
+        said_word = re.sub(r"^(\([A-E]\)) .+", r"\1", said_word)
     letters = [re.fullmatch(r"\(?[A-Ea-e]\)?", word) for word in (said_word, gold_word)]
     is_choice = letters[1] and (letters[0] or "\\text" in gold + said)
     if is_word or is_choice:
@@ -92,7 +96,12 @@ def _compare_words(said, gold, deeper):
 def _compare_bases(said, gold, deeper):
     """Numbers with a base, digit by digit. A problem that asks for 52_8 names its base, so an
     answer may leave it out, as it may leave out a unit. But 42, which is the same number in
-    base 10, is not that answer. Where the gold has no base, it is written in base 10."""
+    base 10, is not that answer. Where the gold has no base, it is written in base 10. A base may
+    be a word: 101_{\\text{two}}."""
+    said, gold = (
+        re.sub(r"_ ?\{ ?\\text\{ ?([a-z]+) ?\} ?\}", lambda m: f"_{BASES.get(m[1], m[0])}", text)
+        for text in (said, gold)
+    )
     said_match, gold_match = re.fullmatch(BASED, said), re.fullmatch(BASED, gold)
     if gold_match:
         digits, base = (said_match[1], said_match[2] or said_match[3]) if said_match else (said, "")

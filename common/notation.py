@@ -50,7 +50,8 @@ def tidy(text):
     text = re.sub(r"\\?\$|[£€]", "", text)
     # The empty set has three signs.
     text = re.sub(r"\\varnothing(?![a-zA-Z])|\\\{ *\\\}", r"\\emptyset", text)
-    # "3 and 5", "3 or 5" and "3; 5" are lists: 3, 5.
+    # "3 and 5", "3 or 5" and "3; 5" are lists: 3, 5. So is "3, 5, and 7", with a comma before.
+    text = re.sub(r", *(?:\\text\{ *(?:and|or) *\}|(?:and|or) )", ", ", text)
     joined = r";|\\text\{ *(?:and|or) *\}|(?<=[\d)}\]]) (?:and|or) (?=[-\d(\\\[]|[a-zA-Z] ?[=<>\\])"
     text = re.sub(joined, ",", text)
     # Degrees are a unit, and so is percent: 50\% is 50 and never 0.5. Accepting both would
