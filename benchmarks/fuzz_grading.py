@@ -4,7 +4,7 @@ is anything executed?
     python benchmarks/fuzz_grading.py           # 100,000 pairs; half an hour on one core
     python benchmarks/fuzz_grading.py --n 2000 --seed 1
     python benchmarks/fuzz_grading.py --golds golds.jsonl    # are real golds recognised?
-    python benchmarks/fuzz_grading.py --cases tests/other_grading.jsonl     # responses with a verdict
+    python benchmarks/fuzz_grading.py --cases tests/other_grading.jsonl  # responses with verdicts
 
 A pair is a response and a gold. A third of the texts is random characters. A third is
 random pieces of LaTeX. A third is real answers (those of tests/test_grading.py) with

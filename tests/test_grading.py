@@ -336,7 +336,7 @@ GRADED = [
     (box("No"), "Yes", False, "another word"),
     (box(r"\textbf{(C)}"), "C", True, "a choice in bold brackets"),
     (box("(C)"), "C", True, "a choice in brackets"),
-    (box(r"\textbf{(C) }5"), "C", False, "a choice with its value is not the choice alone"),
+    (box(r"\textbf{(C) }5"), "C", True, "a choice may have its value behind it"),
     (box("Tuesday"), r"\text{Tuesday}", True, "a day"),
     (box(r"\text{Tuesday.}"), r"\text{Tuesday}", True, "with a full stop"),
     (box(r"\text{ odd }"), r"\text{odd}", True, "spaces in the wrapper"),
@@ -499,6 +499,7 @@ DIFFERENCES = {
     "it accepts a hundredth of a percentage too": ["0.5", "0.125"],
     "it reads a word as a product of letters": ["nylevE", "AB"],
     "words with a full stop": ["\\text{Tuesday.}"],
+    "a choice with its value": ["\\textbf{(C) }5"],
     "the other sign for the empty set": ["\\varnothing"],
     "it makes no difference between sets, lists and tuples, or between one member and two": [
         "\\{1,2\\}", "\\{1,2,2,3\\}", "4, 4", "1,2", "6, 5", "3, 4, 5"],
