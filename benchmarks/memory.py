@@ -56,18 +56,28 @@ MARKS = "<!-- cards -->", "<!-- end of cards -->"
 
 
 def cards():
-    """The table of the README, one row for each card and each script without flags: what
-    common/fits.py chooses when peft and bitsandbytes are installed."""
-    table = ["| card | script | what it chooses | predicted peak |", "|---|---|---|---|"]
-    for gigabytes in CARDS:
-        for script in SCRIPTS:
-            method, free = importlib.import_module(script), FREE * gigabytes * 2**30
+    """The table of the README, a row for each script without flags and a column for each card: what
+    common/fits.py chooses when peft and bitsandbytes are installed, and the predicted peak."""
+    heads = ["", *[f"{gigabytes} GB" for gigabytes in CARDS]]
+    table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for script in SCRIPTS:
+        method, cells = importlib.import_module(script), [f"`{script}.py`"]
+        for gigabytes in CARDS:
+            free = FREE * gigabytes * 2**30
             args = method.check(parse(method.Args, "", ["--data", "gsm8k"], script))
             row, peak, _ = fits.largest(args, torch.device("cuda"), torch.bfloat16, free)
-            table.append(
-                f"| {gigabytes} GB | `{script}.py` | `{fits.words(row)}` | {peak / 2**30:.1f} GiB |"
-            )
+            cells.append(f"{shortened(row)}: {peak / 2**30:.1f}")
+        table.append(f"| {' | '.join(cells)} |")
     return "\n".join(table)
+
+
+def shortened(row):
+    """A setting in a few words: 1.7B, LoRA, 8k."""
+    said = fits.words(row).split()
+    flags = dict(zip(said[::2], said[1::2]))
+    parts = [flags["--teacher"].rpartition("-")[2]] if "--teacher" in flags else []
+    parts += ["LoRA"] * ("--lora" in flags) + ["8-bit"] * ("--adam_bits" in flags)
+    return ", ".join([*parts, f"{int(flags['--micro_tokens']) // 1024}k"])
 
 
 def show_cards():
