@@ -30,7 +30,9 @@ ROWS = {
               {"question": "How many clips?", "answer": GSM}, "72", "24"),
     "math500": ("HuggingFaceH4/MATH-500", None, ("test",),
                 {"problem": "Convert the point $(0,3)$.",
-                 "solution": "We have \\boxed{(3,\\pi/2)}.",
+                 "solution": "We have $r = \\sqrt{0^2 + 3^2} = 3.$  The line to $(0,3)$ makes an angle of "
+                             "$\\frac{\\pi}{2}$ with the $x$-axis.\n\nTherefore, the polar coordinates "
+                             "are $\\boxed{\\left( 3, \\frac{\\pi}{2} \\right)}.$",
                  "answer": "\\left( 3, \\frac{\\pi}{2} \\right)", "subject": "Precalculus",
                  "level": 2, "unique_id": "test/precalculus/807.json"},
                 "(3,\\frac{\\pi}{2})", "(\\frac{\\pi}{2},3)"),
@@ -74,7 +76,10 @@ def hub(tmp_path_factory):
             f"  data_files:\n{files}\n---\n")
         for s in splits:
             datasets.Dataset.from_list([row, row]).to_parquet(where / f"{s}.parquet")
-    return folder
+    # Otherwise the package gives back what an earlier run of the tests stored under these names.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        yield folder
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -346,6 +351,7 @@ def own_hub(tmp_path, monkeypatch):
             datasets.Dataset.from_list(rows).to_parquet(tmp_path / name / f"{split}.parquet")
         return name
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return put
 
 
