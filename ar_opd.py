@@ -292,7 +292,7 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "ar_opd"))
     run = Run(args, "ar_opd")  # device, folder, tokenizer, problems, checkpoint to continue from
     require(
-        all(str(r.get("solution") or "").strip() for r in run.rows),
+        all(r["solution"] for r in run.rows),
         f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; "
         "use toy, gsm8k, or a file with the columns problem, answer and solution.",
     )

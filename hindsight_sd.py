@@ -414,7 +414,7 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "hindsight_sd"))
     run = Run(args, "hindsight_sd")  # device, folder, tokenizer, problems, checkpoint
     require(
-        args.context != "reference" or all(str(r.get("solution") or "").strip() for r in run.rows),
+        args.context != "reference" or all(r["solution"] for r in run.rows),
         f"'{args.data}' has rows without a solution for --context reference; use --context peer, "
         "or a file with the column solution.",
     )

@@ -276,7 +276,7 @@ def see_ar_opd(method, cases, setting):
     """The residual of every token, from the student under three prompts."""
     seen, args = [], method.Args(rho=setting.args.rho)
     for case in cases:
-        if not str(case.row.get("solution") or "").strip():
+        if not case.row["solution"]:
             seen.append("This method needs a worked solution to show, and this row has none.")
             continue
         ids = case.ids
@@ -584,7 +584,7 @@ def main(argv=None):
     device = pick_device(args.device)
     rows, tokenizer = load_benchmark(args.data, "test"), load_tokenizer(args.student)
     require(
-        args.kind != "ar_opd" or all(r.get("solution") for r in rows),
+        args.kind != "ar_opd" or all(r["solution"] for r in rows),
         f"'{args.data}' has rows without a solution for the views to show; use toy, gsm8k, or a "
         "file with problem, answer and solution.",
     )

@@ -279,8 +279,8 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "opd"))
     run = Run(args, "opd")  # device, folder, tokenizer, problems, checkpoint to continue from
     require(
-        args.off_policy == 0 or all("solution" in r for r in run.rows),
-        f"'{args.data}' has no column solution to learn from; use --off_policy 0.",
+        args.off_policy == 0 or all(r["solution"] for r in run.rows),
+        f"'{args.data}' has rows without a solution to learn from; use --off_policy 0.",
     )
     student, teacher = run.load_student(), run.load(args.teacher)
     optimizer = adamw(student, args.lr, args.adam_bits)

@@ -22,7 +22,8 @@ from common.arguments import Parser, require, run_script  # noqa: E402
 OPD, TOPD, AR, HSD, GRPO = "opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py"
 BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cache.py"
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
-DATA, COMPARE = "common/data.py", "common/compare.py"
+ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
+ALGEBRA, COMPARE = "common/algebra.py", "common/compare.py"
 
 MUTANTS = [
     # ---- opd.py
@@ -181,6 +182,36 @@ MUTANTS = [
     (EVALUATION, "Z = 1.959964", "Z = 1.644854", "evaluation"),
     (GRADING, "end = boxes[-1].end()", "end = boxes[0].end()", "grading"),
     (GRADING, "if said is None and not truncated and", "if said is None and", "grading"),
+    # ---- whether two answers are equal
+    (ANSWERS, "return said_number == gold_number", "return abs(said_number - gold_number) < 1e-6",
+     "grading"),
+    (ANSWERS, 'return re.sub(r"(?<!\\d) | (?!\\d)", "", text)',
+     'return text.replace(" ", "")', "grading"),
+    (ANSWERS, 'closing = "]" if "e" in sign else ")"', 'closing = ")"', "grading"),
+    (ANSWERS, 'ordered=gold_match[1] != "\\\\{")', "ordered=False)", "grading"),
+    (ANSWERS, "unmatched.remove(match)", "pass", "grading"),
+    (ANSWERS, "digits == gold_match[1] and base in", "digits == gold_match[1] or base in",
+     "grading"),
+    (EXPRESSIONS, "known = not any(isinstance(atom, tuple) for atom in atoms(left) | atoms(right))",
+     "known = True", "expressions"),
+    (EXPRESSIONS, "return {product: c / first for product, c in above.items()}, ONE",
+     "return above, ONE", "expressions"),
+    (EXPRESSIONS, "if divided:", "if False:", "expressions"),
+    (EXPRESSIONS, "fixed is not None and fixed < 0 and degree % 2:",
+     "fixed is not None and fixed < 0:", "expressions"),
+    (ALGEBRA, "factor = -factor if exponent // 2 % 2 else factor", "pass", "expressions"),
+    (ALGEBRA, "if len(others) == 1 and others[0][1] == 1:", "if len(others) == 1:",
+     "expressions"),
+    (ALGEBRA, "factors.get(p, 0) + sign, n // p", "factors.get(p, 0) + 1, n // p",
+     "expressions"),
+    # ---- whether one arm is better
+    (COMPARE, "if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)",
+     "if k not in NOT_COMPARED", "compare"),
+    (COMPARE, "pairs = [(run.final, by_seed[run.seed]) for run in group",
+     "pairs = [(by_seed[run.seed], run.final) for run in group", "compare"),
+    (COMPARE, "shared = set.intersection(*", "shared = set.union(*", "compare"),
+    (COMPARE, 'unfinished=unfinished if curve[-1][0] < steps else "",', 'unfinished="",',
+     "compare"),
 ]  # fmt: skip
 
 # A mutant that no test can see, with the reason: {(file, the line made wrong): why}.

@@ -1,7 +1,8 @@
 """Problems and prompts: where each benchmark comes from, and which text a model is given.
 
 `load_benchmark` returns rows. A row is a dict with `problem`, `prompt` (the text of the
-user's turn), `answer` (the gold answer as a string) and the other columns of its data set.
+user's turn), `answer` (the gold answer as a string), `solution` (a worked solution as a string,
+or None) and the other columns of its data set.
 `prompt_ids` turns a user's turn into the token ids that a model sees.
 
 Training and evaluation must do all of this in the same way. If they do not, the evaluation
@@ -26,6 +27,7 @@ from common.tables import (
     read_file,
     read_hub,
     read_own_hub,
+    solution_text,
     worked_solution,
 )
 
@@ -162,21 +164,23 @@ def load_benchmark(name, split="test", limit=None):
     for i, row in enumerate(table):
         which = f"Row {i + 1} of '{source}'"
         problem, answer = row[problem_column], row[answer_column]
-        if isinstance(answer, list):  # OlympiadBench has a list of gold answers
-            answer = ", ".join(map(str, answer))
         check_row(problem, answer, which)
+        solution = solution_text(row.get("solution"))
+        if isinstance(answer, list):  # OlympiadBench has a list of gold answers
+            answer = solution if answer_column == "solution" else ", ".join(map(str, answer))
         answer = str(answer)
         worked = worked_solution(answer, answer_column == "solution", own, which)
         if worked:
-            solution, answer = worked
+            text, answer = worked
             # A box with nothing beside it is no solution, and a column solution stays.
-            known = answer_column != "solution" and row.get("solution")
-            if not known and solution.strip() != f"\\boxed{{{answer}}}":
-                row["solution"] = solution
+            known = answer_column != "solution" and solution
+            if not known and text.strip() != f"\\boxed{{{answer}}}":
+                solution = text
         if own:
             check_repetition(first_with, problem, answer, i, source, split)
         prompt = problem if in_repository else f"{problem}\n{INSTRUCTION}"
-        rows.append({**row, "problem": problem, "answer": answer, "prompt": prompt})
+        same = {"problem": problem, "answer": answer, "prompt": prompt, "solution": solution}
+        rows.append({**row, **same})
     return rows
 
 

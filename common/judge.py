@@ -9,8 +9,9 @@ only. So math-verify runs in a process of its own, the worker:
 
 The worker starts once and loads sympy, which takes a second or two. Then it forks a child
 for each question. The time limit of a question is CPU time of its child, because on a busy
-machine a right answer takes long on the clock too. A child beyond its limit is killed, and
-the worker answers the next question at once.
+machine a right answer takes long on the clock too. So the two seconds that `grade` promises
+are CPU seconds. A child beyond its limit is killed, and the worker answers the next question
+at once.
 
 Nothing outlives a question. The kernel kills a child with too much CPU time, and on Linux
 also a child whose worker has died. The worker ends itself and its child when this process

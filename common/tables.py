@@ -152,10 +152,11 @@ def check_row(problem, answer, which):
         isinstance(problem, str) and problem.strip(),
         f"{which} has no text as its problem; mend or delete it.",
     )
-    not_a_number = answer != answer  # only NaN is unequal to itself
+    golds = answer if isinstance(answer, list) else [answer]  # OlympiadBench has a list of them
+    # Only NaN is unequal to itself.
+    unfit = any(g is None or isinstance(g, (bool, dict, list)) or g != g for g in golds)
     require(
-        not (answer is None or isinstance(answer, (bool, dict)) or not_a_number)
-        and str(answer).strip(),
+        not unfit and any(str(g).strip() for g in golds),
         f"{which} has an empty answer, or one that is neither text nor a number; mend or delete "
         "it.",
     )
@@ -178,6 +179,16 @@ def check_repetition(first_with, problem, answer, i, source, split):
 
 
 # ======================================================================== golds
+
+
+def solution_text(solution):
+    """The worked solution of a row as one text, or None if there is none.
+
+    OlympiadBench has a list of texts. A number or an object is nothing that a model could read
+    as a solution.
+    """
+    parts = solution if isinstance(solution, list) else [solution]
+    return "\n\n".join(p for p in parts if isinstance(p, str) and p.strip()) or None
 
 
 def worked_solution(answer, is_solution, own, which):

@@ -30,7 +30,9 @@ ROWS = {
               {"question": "How many clips?", "answer": GSM}, "72", "24"),
     "math500": ("HuggingFaceH4/MATH-500", None, ("test",),
                 {"problem": "Convert the point $(0,3)$.",
-                 "solution": "We have \\boxed{(3,\\pi/2)}.",
+                 "solution": "We have $r = \\sqrt{0^2 + 3^2} = 3.$  The line to $(0,3)$ makes an angle of "
+                             "$\\frac{\\pi}{2}$ with the $x$-axis.\n\nTherefore, the polar coordinates "
+                             "are $\\boxed{\\left( 3, \\frac{\\pi}{2} \\right)}.$",
                  "answer": "\\left( 3, \\frac{\\pi}{2} \\right)", "subject": "Precalculus",
                  "level": 2, "unique_id": "test/precalculus/807.json"},
                 "(3,\\frac{\\pi}{2})", "(\\frac{\\pi}{2},3)"),
@@ -49,7 +51,8 @@ ROWS = {
                 {"question": "Each of the two Magellan telescopes ...", "answer": "1e11"},
                 "10^{11}", "1.1e11"),
     "olympiad": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", ("train",),
-                 {"id": 1606, "question": "Find all ...", "solution": ["..."],
+                 {"id": 1606, "question": "Find all ...",
+                  "solution": ["First, $x > 0$.", "So the values are $2, 3, \\frac{1}{2}$."],
                   "final_answer": ["$2,3$", "$\\frac{1}{2}$"], "context": None,
                   "modality": "Text-only", "difficulty": "Competition",
                   "is_multiple_answer": True, "unit": None, "answer_type": "Numerical",
@@ -73,7 +76,10 @@ def hub(tmp_path_factory):
             f"  data_files:\n{files}\n---\n")
         for s in splits:
             datasets.Dataset.from_list([row, row]).to_parquet(where / f"{s}.parquet")
-    return folder
+    # Otherwise the package gives back what an earlier run of the tests stored under these names.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        yield folder
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -203,10 +209,42 @@ def test_a_teacher_is_told_the_gold_and_never_the_solution(name, hub, monkeypatc
     assert only_answer == f"{row['prompt']}\n\nThe final answer is {gold}.\n\nNow answer with your own response."
     with_peer = hindsight_sd.context(row, "a peer", hindsight_sd.Args())
     assert f"a peer\n\nThe final answer is {gold}." in with_peer and "<<" not in with_peer
-    solution = row.get("solution")
-    if isinstance(solution, str):
+    if row["solution"]:
+        assert name in ("gsm8k", "math500", "aime24", "olympiad")
         kept = ar_opd.views(row, ar_opd.Args(partial_answer="keep"))["partial"]
         assert f"The final answer is {gold}." in kept and "####" not in kept and "<<" not in kept
+
+
+@pytest.mark.parametrize("found, read", [
+    (["First, $x > 0$.", "So $x = 2$."], "First, $x > 0$.\n\nSo $x = 2$."),
+    (["only one"], "only one"),
+    (["a", None, " "], "a"),                            # Parquet fills gaps with null
+    ([], None), (["", "  "], None), ([None], None), ("", None), (" \n", None), (None, None),
+    (math.nan, None), (7, None), (True, None), ({"text": "a"}, None), ([{"text": "a"}], None),
+    ([["a"]], None),
+])
+def test_a_solution_is_text_or_there_is_none(found, read, tmp_path):
+    row = {"problem": "q", "answer": "7", "solution": found}
+    for name in ("own.jsonl", "own.parquet"):
+        assert load_benchmark(written(tmp_path, name, [row]), "train")[0]["solution"] == read
+
+
+def test_steps_of_a_solution_that_end_in_the_gold(tmp_path):
+    row = {"problem": "q", "solution": ["3 + 4 is", "\\boxed{7}."]}
+    row = load_benchmark(written(tmp_path, "own.jsonl", [row]), "train")[0]
+    assert (row["solution"], row["answer"]) == ("3 + 4 is\n\n\\boxed{7}.", "7")
+
+
+@pytest.mark.parametrize("bad, said", [
+    ({"problem": ["q", "r"]}, "Row 1 of .*no text as its problem"),
+    ({"problem": [{"role": "user", "content": "q"}]}, "Row 1 of .*no text as its problem"),
+    ({"answer": []}, "empty answer"), ({"answer": [None]}, "empty answer"),
+    ({"answer": [["7"]]}, "empty answer"), ({"answer": [{"value": "7"}]}, "empty answer"),
+])
+def test_a_problem_or_an_answer_of_another_type_is_refused(bad, said, tmp_path):
+    path = written(tmp_path, "own.jsonl", [{"problem": "q", "answer": "7", **bad}])
+    with pytest.raises(Mistake, match=said):
+        load_benchmark(path, "train")
 
 
 def test_a_file_in_the_format_of_gsm8k_has_golds_too(tmp_path):
@@ -313,6 +351,7 @@ def own_hub(tmp_path, monkeypatch):
             datasets.Dataset.from_list(rows).to_parquet(tmp_path / name / f"{split}.parquet")
         return name
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return put
 
 

@@ -318,6 +318,7 @@ GRADED = [
     (box(r"3 \text{ and } 5"), "3,5", True, "the word and in a wrapper"),
     (box(r"3 \text{ or } 5"), "3,5", True, "the word or in a wrapper"),
     (box("5; 3"), "3, 5", True, "a semicolon instead of a comma"),
+    (box(r"\frac{1}{2}, 0.5"), "1/2, 3", False, "one answer in two forms is not two answers"),
     # matrices and vectors
     (box(r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"), r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True,
      "other brackets around the same matrix"),

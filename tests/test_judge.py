@@ -316,12 +316,39 @@ def stop_child_of(worker):
     os.kill(child, signal.SIGSTOP)
 
 
+# It uses all CPU time that it gets, until its parent has died, or two minutes are over.
+SPINNING = """
+import os, time
+os.nice(1)
+parent, end = os.getppid(), time.monotonic() + 120
+print(flush=True)
+while os.getppid() == parent and time.monotonic() < end:
+    pass
+"""
+
+
+@pytest.fixture
+def busy_machine():
+    """Two processes that compute beside the test, and end with it."""
+    command = [sys.executable, "-c", SPINNING]
+    spinning = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in spinning:
+        process.stdout.readline()
+    yield
+    running = [process.poll() is None for process in spinning]
+    for process in spinning:
+        process.kill()
+        process.communicate()
+    assert running == [True, True]
+
+
 @LINUX
-def test_hostile_questions_leave_no_process():
+def test_hostile_questions_leave_no_process(busy_machine):
     worker = judge._worker.pid
     for said in (TOWER, r"\binom{10^9}{10^8}", "(10!)!", r"\int_0^{9^9} x^{x^x} dx"):
         ask(said, "x+y", 0.2)
-    assert session(worker) == [worker]
+        assert session(worker) == [worker]
+    assert ask(*SQUARE) is True and judge._worker.pid == worker
     limits = subprocess.run([sys.executable, "-c", CHILD_LIMITS], cwd=ROOT, text=True,
                             capture_output=True, check=True)
     assert json.loads(limits.stdout) == [True, [3, 3]]

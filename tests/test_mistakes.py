@@ -91,6 +91,9 @@ def spoil_data(tmp):
     known = map(json.loads, (ROOT / "toy/train.jsonl").read_text().split("\n")[:2])
     foreign = [{**k, "solution": "A train leaves Chicago at noon."} for k in known]
     write(tmp / "foreign.jsonl", *foreign)
+    worked = {**words, "problem": "b", "solution": ["Noon is at 5."]}
+    write(tmp / "unworked.jsonl", worked, {**worked, "problem": "c", "solution": []},
+          {**worked, "problem": "d", "solution": []})
     write(tmp / "single.jsonl", row, row)
     write(tmp / "unboxed.jsonl", {"problem": "a", "solution": "thus 5."})
     (tmp / "columns.csv").write_text("text,label\na,b\n")
@@ -278,8 +281,11 @@ def mistakes(tmp):
         (f"{JUDGE} {tmp}/table.jsonl", "one JSON object a line"),
         (f"opd.py {PAIR} --data {tmp}/words.jsonl", "only speak the toy's language (--data toy"),
         (f"opd.py --student {tmp}/fluent --off_policy 1 --data {tmp}/words.jsonl",
-         "has no column solution to learn from; use --off_policy 0"),
+         "rows without a solution to learn from; use --off_policy 0"),
+        (f"opd.py --student {tmp}/fluent --off_policy 1 --data {tmp}/unworked.jsonl",
+         "rows without a solution to learn from; use --off_policy 0"),
         (f"ar_opd.py --student {tmp}/fluent --data {tmp}/words.jsonl", "rows without a solution"),
+        (f"ar_opd.py --student {tmp}/fluent --data {tmp}/unworked.jsonl", "rows without a solution"),
         (f"ar_opd.py --student toy/reader --data {tmp}/foreign.jsonl",
          "only speak the toy's language (--data toy"),
         (f"hindsight_sd.py --student {tmp}/fluent --data {tmp}/words.jsonl --context reference",

@@ -4,14 +4,19 @@ import json
 
 import pytest
 import torch
-from conftest import run_script, tiny_qwen3
+from conftest import ROOT, run_script, tiny_qwen3
+from test_data import ROWS, hub  # noqa: F401
 
-from common.data import prompt_ids
+import ar_opd
+import hindsight_sd
+import opd
+from common.data import load_benchmark, prompt_ids
 from common.files import read_jsonl
 from common.models import eos_ids, load_model, load_tokenizer
-from common.sampler import sample
+from common.sampler import Completion, sample
 
 CPU = torch.device("cpu")
+SHOWN = "gsm8k", "math500", "olympiad"      # tests/shown/ holds what is shown of these
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +32,18 @@ def qwen(qwen3_tokenizer_folder, tmp_path_factory):
         generation.top_k, generation.top_p, generation.do_sample = 20, 0.95, True
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    for name, first in (("problems", 0), ("tests", 6)):
-        lines = []
-        for i in range(first, first + 6):
-            question = f"Tom has {i} apples and buys {i + 2} more. How many apples does he have?"
-            solution = f"{i} + {i + 2} = {2 * i + 2}. The answer is \\boxed{{{2 * i + 2}}}."
-            row = {"question": question, "answer": str(2 * i + 2), "solution": solution}
-            lines.append(json.dumps(row) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for name in SHOWN:          # files with the real columns of the data sets
+        for part, numbers in (("problems", range(6)), ("tests", range(6, 12))):
+            lines = [json.dumps(numbered(name, i)) + "\n" for i in numbers]
+            (folder / f"{name}-{part}.jsonl").write_text("".join(lines))
     return folder, tokenizer
+
+
+def numbered(name, i):
+    """A row of a data set with a problem of its own."""
+    row = ROWS[name][3]
+    problem = "problem" if "problem" in row else "question"
+    return {**row, problem: f"{row[problem]} ({i})"}
 
 
 @pytest.fixture
@@ -73,29 +81,94 @@ def test_generate_would_have_obeyed_the_generation_config_and_the_sampler_does_n
     assert any(c.ids[0] not in best for c in drawn)
 
 
+# ------------------------------------------------------------------------ what the models are shown
+
+
+def all_views(tokenizer, row):
+    """{name: all that a model is given, as text}, for every method, from the methods' own code."""
+    end, decode = tokenizer.eos_token_id, tokenizer.decode
+
+    def view(user, **more):
+        return decode(prompt_ids(tokenizer, user, **more))
+
+    def hindsight(**flags):
+        """The teacher's prompts of a right rollout and of a wrong one, which has a peer."""
+        texts = [f"A rollout. So the answer is \\boxed{{{answer}}}." for answer in (row["answer"], 17)]
+        drawn = [Completion([*tokenizer(t)["input_ids"], end], False, [-1.0] * 99) for t in texts]
+        args = hindsight_sd.Args(samples=2, **flags)
+        contexts = hindsight_sd.build_contexts([row], drawn, tokenizer, args, 1)
+        assert contexts.right == [True, False]
+        return [decode(ids) for ids in contexts.prompts]
+
+    plain = {**row, "ids": prompt_ids(tokenizer, row["prompt"])}
+    one = dict(samples=1, max_new_tokens=999)
+    off_policy = opd.rollouts(None, tokenizer, [plain], opd.Args(off_policy=1.0, **one), 1)
+    sft = ar_opd.rollouts(None, tokenizer, [row], ar_opd.Args(target="sft", **one), 1)
+    assert off_policy[1] == sft
+    views, kept = (ar_opd.views(row, ar_opd.Args(partial_answer=x)) for x in ("remove", "keep"))
+    alone, peer = hindsight()
+    assert hindsight(context="answer") == [alone, alone]
+    reference = hindsight(context="reference")
+    assert reference[0] == reference[1] == view(views["full"])
+    assert view(views["plain"]) == decode(off_policy[0][0])
+    return {
+        "every student, every teacher of opd.py and topd.py, evaluate.py": view(views["plain"]),
+        "evaluate.py --thinking": view(row["prompt"], thinking=True),
+        "ar_opd.py, partial": view(views["partial"]),
+        "ar_opd.py, partial, --partial_answer keep": view(kept["partial"]),
+        "ar_opd.py, full; hindsight_sd.py --context reference": view(views["full"]),
+        "hindsight_sd.py, peer and answer": peer,
+        "hindsight_sd.py, answer alone": alone,
+        "the response of opd.py --off_policy 1 and ar_opd.py --target sft": decode(sft[0]),
+    }
+
+
+def stored_views(name):
+    """tests/shown/NAME.txt as {name: text}."""
+    text = (ROOT / f"tests/shown/{name}.txt").read_text(encoding="utf-8")
+    return dict(part.split(" ====\n", 1) for part in text.split("==== ")[1:])
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_every_model_is_shown_as_a_person_has_read_it(name, qwen3_tokenizer_folder, hub, monkeypatch, tmp_path):  # noqa: F811
+    tokenizer = load_tokenizer(qwen3_tokenizer_folder)
+    monkeypatch.chdir(hub)
+    row = load_benchmark(name, "train" if name == "gsm8k" else "test")[0]
+    views = {k: f"{v}\n" for k, v in all_views(tokenizer, row).items()}
+    new = tmp_path / f"{name}.txt"
+    new.write_text("".join(f"==== {k} ====\n{v}" for k, v in views.items()), encoding="utf-8")
+    assert views == stored_views(name), f"read {new}; if it is right, copy it to tests/shown/"
+
+
+# One data set each. (The texts above are those of all data sets.)
+RUNS = {
+    "opd.py": ("gsm8k", ["--off_policy", 0.5]),
+    "topd.py": ("math500", ["--window_size", 6]),
+    "ar_opd.py": ("olympiad", []),
+    "hindsight_sd.py": ("olympiad", ["--context", "reference"]),
+    "grpo.py": ("math500", ["--beta", 0]),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script, more", [
-    ("opd.py", []),
-    ("topd.py", ["--window_size", 6]),
-    ("ar_opd.py", []),
-    ("hindsight_sd.py", []),
-    ("grpo.py", ["--beta", 0]),
-])
-def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, more):
+@pytest.mark.parametrize("script", RUNS)
+def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    folder, tokenizer = qwen
-    out, data, tests = tmp_path / "run", folder / "problems.jsonl", folder / "tests.jsonl"
+    (folder, tokenizer), (name, more) = qwen, RUNS[script]
+    out, data, tests = tmp_path / "run", *(folder / f"{name}-{p}.jsonl" for p in ("problems", "tests"))
     teacher = ["--teacher", folder / "teacher"] if script in ("opd.py", "topd.py") else []
     done = run_script(
         script, *more, "--student", folder / "student", *teacher, "--data", data, "--benchmark",
-        tests, "--steps", 2, "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4,
+        tests, "--steps", 3, "--prompts", 2, "--samples", 2, "--max_new_tokens", 12, "--eval_n", 4,
         "--lr", 1e-3, "--out", out, "--show_every", 1, "--device", "cpu", "--chunk_logits",
         151669 * 5)
     assert done.returncode == 0, done.stderr
-    assert "<think>\\n\\n</think>" in done.stdout
-    assert "put your final answer within" in done.stdout
+    problem = ROWS[name][3].get("problem") or ROWS[name][3]["question"]
+    plain = next(iter(stored_views(name).values())).removesuffix("\n")
+    asked = [plain.replace(problem, f"{problem} ({i})") for i in range(6)]
+    assert f"a prompt {asked[0]!r}\n" in done.stdout
     updates = [r for r in read_jsonl(out / "metrics.jsonl") if "loss" in r]
-    assert [r["step"] for r in updates] == [1, 2]
+    assert [r["step"] for r in updates] == [1, 2, 3]
     kl = [r["kl_start" if script == "grpo.py" else "kl"] for r in updates]
     # A random model solves nothing. So GRPO has no signal, and the model stays as it is.
     assert all(0 <= x < 50 for x in kl) and (max(kl) > 0 or script == "grpo.py")
@@ -112,7 +185,7 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script, mor
     summary = json.loads((tmp_path / "eval/summary.json").read_text())
     assert summary["n"] == 6 and "pass@2" in summary and summary["truncated"] > 0.5
     responses = read_jsonl(tmp_path / "eval/responses.jsonl")
-    assert all("<|im_start|>" in r["prompt"] for r in responses)
+    assert {r["prompt"] for r in responses} == set(asked)
 
 
 def test_toy_models_refuse_a_qwen_teacher(qwen):
