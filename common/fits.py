@@ -197,7 +197,8 @@ def batch_shape(args, prompt, vocabulary):
         rollouts=rollouts,
         prompt_tokens=prompt,
         completion_tokens=args.max_new_tokens,
-        micro_tokens=min(args.micro_tokens, rollouts * length),
+        # A text that is longer than --micro_tokens goes through the model alone and whole.
+        micro_tokens=min(max(args.micro_tokens, length), rollouts * length),
         chunk=min(max(1, args.chunk_logits // vocabulary), rollouts * args.max_new_tokens),
         # Evaluations answer --eval_n problems, or a part of them --samples times.
         probes=min(MOST_ROWS, args.eval_n * args.samples),

@@ -17,7 +17,7 @@ import torch
 from common.arguments import require
 from common.models import cache_bytes
 from common.processes import process
-from common.size import machine_memory
+from common.size import machine_memory, windows_memory
 from common.weights import trainable
 
 # ======================================================================== measured
@@ -48,7 +48,7 @@ def resident_memory(device):
 
 def free_memory(device):
     """Bytes that are free for more tensors now. None: unknown. What other programs use is counted
-    on a GPU and on Linux. Elsewhere the system does not say."""
+    on a GPU, on Linux and on Windows, but not on macOS."""
     if device.type == "cuda":
         # PyTorch keeps memory that its tensors no longer need, and uses it again.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -60,6 +60,9 @@ def free_memory(device):
     with contextlib.suppress(OSError, TypeError):
         available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
         free.append(1024 * int(available[1]))
+    windows = windows_memory()
+    if windows:
+        free.append(windows.available)
     return min(free)
 
 

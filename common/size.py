@@ -1,7 +1,9 @@
 """How large things are: the memory of the machine, and a model before it is loaded."""
 
 import contextlib
+import ctypes
 import os
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +30,31 @@ CONTAINER_LIMITS = (
 )
 
 
+class WindowsMemory(ctypes.Structure):
+    """What Windows fills in: its MEMORYSTATUSEX."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32),  # bytes of this structure
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),  # bytes of memory
+        ("available", ctypes.c_uint64),  # bytes that no program uses
+        ("others", ctypes.c_uint64 * 5),  # of the page file, and addresses
+    ]
+
+
+def windows_memory():
+    """The memory of a machine with Windows. None: another system, or no answer."""
+    if sys.platform != "win32":
+        return None
+    found = WindowsMemory(size=ctypes.sizeof(WindowsMemory))
+    answered = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(found))
+    return found if answered else None
+
+
 def machine_memory():
     """Bytes of memory of this machine, or of the container around this process. None: unknown."""
-    sizes = []
+    windows = windows_memory()
+    sizes = [windows.total] if windows else []
     with contextlib.suppress(AttributeError, ValueError, OSError):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for file in CONTAINER_LIMITS:

@@ -16,10 +16,14 @@ holds a copy of the student. Four things make its text the student's own text:
   4. Its vocabulary is cut to the tokenizer's. Qwen3's head has 267 rows more than there are
      tokens, and the loss does not contain them.
 
-The first two calls, and then every fiftieth, check that the weights arrive: they compare
-vLLM's log-probabilities of its own text with the student's. The second call comes after the
-first update. One thing is lost. A rollout still depends on (seed, step, prompt, sample), but
-vLLM's rounding depends on the whole batch, so the same key can give another rollout.
+Every call at temperature 1 checks that the weights have arrived: it compares vLLM's
+log-probabilities of one of its texts with the student's. A fixed plan, such as the first two
+calls, would not do. Scripts sample several times before their first update, and one small update
+moves the log-probabilities by less than rounding does. The check reads one text, which takes
+little time beside writing all of them.
+
+One thing is lost. A rollout still depends on (seed, step, prompt, sample), but vLLM's rounding
+depends on the whole batch, so the same key can give another rollout.
 
 This file is imported only with --sampler vllm, because few people have the package.
 """
@@ -39,7 +43,6 @@ from common.weights import ordinary_weights
 # Kernels in bfloat16 round differently: hundredths of a nat per token. With other weights
 # the log-probabilities differ by whole nats.
 TOLERANCE = 0.2
-CHECK_EVERY = 50  # calls of `sample` at temperature 1
 
 
 def attach(model, tokenizer, args, dtype):
@@ -67,7 +70,7 @@ class Engine:
         # `sample` refuses longer texts.
         context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         self.longest = min(context, 4096 + 2 * max(256, max_new_tokens))
-        self.model, self.calls = model, 0  # calls at temperature 1 without a filter
+        self.model = model
         with tempfile.TemporaryDirectory() as folder:
             # The engine begins with random weights. The first call brings the student's
             # weights, also those of a checkpoint or of adapters.
@@ -156,9 +159,9 @@ class Engine:
             completions.append(Completion(ids, ids[-1] not in self.model.ends, logprobs))
         # With another temperature or a filter the student's log-probabilities are others.
         if temperature == 1.0 and top_p == 1.0 and top_k == 0:
-            if self.calls < 2 or self.calls % CHECK_EVERY == 0:
-                self.check(prompts[0], completions[0])
-            self.calls += 1
+            # The longest text: the rounding of one token says little, the mean of many does.
+            k = max(range(len(completions)), key=lambda k: len(completions[k].ids))
+            self.check(prompts[k // n], completions[k])
         return completions
 
     @torch.no_grad()

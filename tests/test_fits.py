@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 from collections import namedtuple
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,8 @@ def started(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
 
     def start(script, free, *words):
         info = round(free * GIB), 96 * GIB      # much of it is in use by others
@@ -81,8 +83,8 @@ def qwen(size, dtype, lora=0):
         return adapt(model, lora) if lora else model
 
 
-def peak_of(script, args, free):
-    """The predicted peak of a script's update, put together here by hand."""
+def peak_of(script, args, free, prompt=200):
+    """The predicted peak of a script's update, put together here by hand. prompt: its tokens."""
     student = qwen("0.6B", HALF if args.lora else torch.float32, args.lora)
     teacher, more = None, []
     if script in ("opd", "topd"):
@@ -93,7 +95,7 @@ def peak_of(script, args, free):
         more = [qwen("0.6B", HALF)] if args.beta else []
     assert args.prompts * args.samples == 64
     probes = min(256, 200 * args.samples)
-    shape = Shape(64, 200, args.max_new_tokens, args.micro_tokens, 2**24 // WORDS, probes)
+    shape = Shape(64, prompt, args.max_new_tokens, args.micro_tokens, 2**24 // WORDS, probes)
     setup = Setup(HALF, True, args.adam_bits, room=free)
     return memory_budget(student, teacher, shape, setup, more, script == "topd")[1]
 
@@ -108,6 +110,12 @@ def test_a_script_without_flags_starts_on_small_cards_with_a_peak_below_the_limi
         args = started(script, free / GIB, "--out", tmp_path / str(gigabytes))
         peak = peak_of(script, args, free)
         assert peak <= fits.MARGIN * free
+        # The contexts of ar_opd.py and hindsight_sd.py hold a solution or a rollout.
+        longer = peak_of(script, args, free, prompt=1000)
+        assert longer <= fits.MARGIN * free
+        fits.check_memory(longer, GPU, "--prompts")     # what the script does later
+        with pytest.raises(Mistake, match="of the GPU's memory are free for it"):
+            fits.check_memory(round(free) + 1, GPU, "--prompts")
         first, second, *rest = capsys.readouterr().out.splitlines()
         assert not rest and first.startswith("chosen   --")
         assert f"about {peak / GIB:.1f} GiB of the {free / GIB:.1f} GiB that are free" in first
@@ -134,6 +142,23 @@ def test_what_a_larger_card_is_said_to_get_it_gets(started, tmp_path, capsys):
     assert words == "--teacher Qwen/Qwen3-4B --micro_tokens 16384"
     assert fits.words(chosen("opd", float(free) + 0.1)) == words
     assert fits.words(chosen("opd", float(free) - 1.1)) != words
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shorter_responses_would_hardly_save_anything(script):
+    """So --max_new_tokens is not chosen. Of longer texts the sampler writes fewer at once."""
+    free = 0.9 * 8 * GIB
+    args = replace(flags(script), **chosen(script, free / GIB))
+    assert args.max_new_tokens == 512
+    shorter = replace(args, max_new_tokens=256)
+
+    def peaks(room):
+        return [fits.predicted_peak(x, GPU, HALF, room) for x in (shorter, args)]
+
+    short, long = peaks(free)
+    assert short == pytest.approx(long, rel=0.02)
+    short, long = peaks(None)       # if it always wrote all texts at once
+    assert short < 0.8 * long
 
 
 def test_the_readme_has_the_table_that_the_command_makes(monkeypatch, tmp_path):
@@ -292,6 +317,8 @@ def test_the_shape_of_a_batch_and_the_share_of_vllm():
     args.micro_tokens, args.chunk_logits, args.eval_n = 64, 10, 500
     shape = fits.batch_shape(args, 10, 50)
     assert (shape.micro_tokens, shape.chunk, shape.probes) == (64, 1, 256)
+    # a text is never cut: one that is longer than --micro_tokens goes through the model alone
+    assert fits.batch_shape(args, 100, 50).micro_tokens == 120
     args.sampler, model = "vllm", tiny_qwen3()
     assert fits.memory_setup(args, model, CPU, torch.float32, None).engine == 2**30 + 4 * 20256
 

@@ -1,14 +1,21 @@
 """Windows and macOS, as far as a Linux machine can tell: encodings, commands, and which device is
 taken. See also test_windows.py, test_devices.py (no float64 on MPS) and test_judge.py."""
 import ast
+import ctypes
+import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
-from common import checkpoints, hub, models
+import opd
+from common import checkpoints, fits, hub, memory, models, size
+from common.arguments import Mistake
+from common.flags import parse
 
+CPU, GIB = torch.device("cpu"), 2**30
 SCRIPTS = [ROOT / f"{m}.py" for m in ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate", "look")]
 RUNTIME = [*SCRIPTS, *sorted((ROOT / "common").glob("*.py")), *sorted((ROOT / "toy").glob("*.py"))]
 
@@ -117,8 +124,52 @@ def test_several_processes_never_share_mps(a_mac, monkeypatch):
     assert models.pick_device("auto") == torch.device("cpu")
 
 
-def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch):
-    from common import memory
+# ------------------------------------------------------------------------ memory
 
+
+def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)      # as on Windows: no such module
-    assert memory.peak_memory(torch.device("cpu")) is None
+    assert memory.peak_memory(CPU) is None
+
+
+@pytest.fixture
+def laptop(monkeypatch):
+    """laptop(total, available): a machine with Windows and so much memory. A total of 0: Windows
+    does not answer."""
+    def start(total, available):
+        def fill(pointer):
+            """As Windows does it: it looks at the first number, and writes behind it."""
+            place = ctypes.addressof(pointer._obj)
+            size, = struct.unpack("<L", ctypes.string_at(place, 4))
+            assert size == ctypes.sizeof(pointer._obj) == 64        # of MEMORYSTATUSEX
+            others = [9 * GIB] * 5              # the page file, and addresses
+            ctypes.memmove(place, struct.pack("<LL7Q", size, 50, total, available, *others), size)
+            return int(total > 0)
+
+        kernel32 = SimpleNamespace(GlobalMemoryStatusEx=fill)
+        monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+
+    # For this file only: libraries that are imported now would look for the rest of Windows.
+    monkeypatch.setattr(size, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(size, "os", SimpleNamespace())      # without sysconf
+    monkeypatch.setattr(size, "CONTAINER_LIMITS", ())
+    monkeypatch.setattr(memory, "resident_memory", lambda device: None)
+    return start
+
+
+def test_windows_is_asked_for_its_memory(laptop, monkeypatch):
+    laptop(GIB // 2, GIB // 8)
+    assert size.machine_memory() == GIB // 2
+    assert memory.free_memory(CPU) == memory.room_for_the_run(CPU) == GIB // 8
+    fits.check_memory(GIB // 2, CPU, "--prompts")
+    with pytest.raises(Mistake, match="512.0 MiB is all that this machine has"):
+        fits.check_memory(GIB // 2 + 2**20, CPU, "--prompts")
+    laptop(0, 0)
+    assert size.machine_memory() is None and memory.free_memory(CPU) is None
+
+
+def test_on_a_small_laptop_with_windows_a_large_run_is_refused(laptop):
+    laptop(8 * GIB, GIB // 4)
+    args = opd.check(parse(opd.Args, "", ["--data", "gsm8k"], "opd"))
+    with pytest.raises(Mistake, match="and 256.0 MiB of memory are free"):
+        fits.choose(args, CPU, torch.float32)

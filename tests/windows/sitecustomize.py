@@ -9,6 +9,7 @@ import builtins
 import errno
 import fcntl
 import io
+import multiprocessing
 import os
 import select
 import shutil
@@ -116,6 +117,18 @@ def real_fsync(handle):
 def real_kill(process, number):
     """On Windows os.kill(process, 0) does not ask: it ends the process."""
     raise AssertionError("os.kill ends a process on Windows, whatever the signal")
+
+
+@for_own_code(multiprocessing, "get_all_start_methods")
+def real_start_methods():
+    return ["spawn"]
+
+
+@for_own_code(multiprocessing, "get_context")
+def real_get_context(method=None):
+    if method not in (None, "spawn"):
+        raise ValueError(f"cannot find context for {method!r}")
+    return real_get_context("spawn")
 
 
 # ------------------------------------------------------------------------ the file system
