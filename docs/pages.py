@@ -51,6 +51,11 @@ def link(to, text, more=""):
     return f'<a href="{to}"{more}>{text}</a>'
 
 
+def breakable(name):
+    """The name of a test, which a narrow screen breaks behind an underscore."""
+    return name.replace("_", "_<wbr>")
+
+
 def mark(tag):
     return f'<b class="mark {tag}" title="{TAGS[tag]}">{tag}</b>'
 
@@ -164,7 +169,7 @@ def head(method, checks, claims):
         if found := equations(block):
             out.append('</div>\n<div class="beside">\n<div>')
             for n, equation in found.items():
-                names = [link(f"#{t.name}", t.name) for t in checks.get(n, [])]
+                names = [link(f"#{t.name}", breakable(t.name)) for t in checks.get(n, [])]
                 about = [about_note(method, k) for k in about_equation(method, n, claims)]
                 links = [where(n, method), f"tests: {', '.join(names)}"]
                 links += [f"notes: {', '.join(about)}"] * bool(about)
@@ -202,7 +207,7 @@ def page(name):
     body.append(f'<h2 id="tests">tests of the equations ({tests.path.name})</h2>')
     nodes = {node.lineno: node for found in checks.values() for node in found}
     for _, node in sorted(nodes.items()):
-        body.append(f'<h3 id="{node.name}">{node.name}</h3>')
+        body.append(f'<h3 id="{node.name}">{breakable(node.name)}</h3>')
         body += [row(c, tests, method, checks, "T") for c in tests.chunks(tests.lines_of(node))]
     contents = [link(f"#s{i}", escape(t)) for i, t in enumerate(sections, 1)]
     contents += [link("#tests", "tests")]

@@ -76,7 +76,7 @@ def test_a_third_of_the_lines_of_a_method_explain_it(method):
     assert lines >= of / 3, f"{lines} of {of} lines"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("0[1-4]*.ipynb")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda f: f.stem)
 def test_a_notebook_fits_a_page_and_says_what_its_figures_show(file):
     """A page shows 88 columns of code, and 9 inches of a figure at 96 dots per inch."""
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
@@ -91,7 +91,7 @@ def test_a_notebook_fits_a_page_and_says_what_its_figures_show(file):
                 assert float(width) <= 9 * 96, source
                 assert "".join(cells[i + 1]["source"]).startswith("*What you see:*"), source
                 figures += 1
-    assert figures >= 4
+    assert figures >= (1 if file.stem == "00_your_gpu" else 4)
 
 
 # ------------------------------------------------------------------------ equations
