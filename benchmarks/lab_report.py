@@ -233,6 +233,7 @@ METHODS = [
 def table_for_the_readme(lines, times):
     """Method, what it needs, accuracy before and after at the tuned setting, time, the claim."""
     rows, claims = [], list(zip(CLAIMS, judged(lines, "tuned")))
+    seconds = lab.known_times("seconds")
     for arm, base, file, method, needs in METHODS:
         start = [x for x in lines if x["stage"] == "start" and x["start"] == lab.ARMS[arm].start]
         before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
@@ -240,8 +241,8 @@ def table_for_the_readme(lines, times):
         change = "not run yet"
         if before and len(after) >= 4:
             change = f"{before[0]:.1f} -> {interval(after)}, {len(after)} seeds"
-        cost = f"{times[arm]:.2f} x {base}" if arm in times else "not measured yet"
-        cost = f"{base}'s own" if cost == f"1.00 x {base}" else cost
+        cost = f"{seconds[arm]:.2f} s" if arm in seconds else "not measured yet"
+        cost += f", {times[arm]:.2f} x {base}" if arm in times and arm != base else ""
         held = ""
         for c, (gaps, said) in claims:
             if c.headline and c.better == arm:
