@@ -22,7 +22,7 @@ from common.arguments import Parser, require, run_script  # noqa: E402
 OPD, TOPD, AR, HSD, GRPO = "opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py"
 BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cache.py"
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
-DATA, COMPARE = "common/data.py", "common/compare.py"
+DATA, COMPARE, VLLM = "common/data.py", "common/compare.py", "common/vllm.py"
 
 MUTANTS = [
     # ---- opd.py
@@ -181,6 +181,8 @@ MUTANTS = [
     (EVALUATION, "Z = 1.959964", "Z = 1.644854", "evaluation"),
     (GRADING, "end = boxes[-1].end()", "end = boxes[0].end()", "grading"),
     (GRADING, "if said is None and not truncated and", "if said is None and", "grading"),
+    (VLLM, "self.synchronise()", "pass", "vllm"),
+    (VLLM, "self.check(prompts[k // n], completions[k])", "pass", "vllm"),
 ]  # fmt: skip
 
 # A mutant that no test can see, with the reason: {(file, the line made wrong): why}.
