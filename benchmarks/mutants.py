@@ -24,6 +24,7 @@ BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cach
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
 ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
 ALGEBRA, COMPARE = "common/algebra.py", "common/compare.py"
+VLLM = "common/vllm.py"
 
 MUTANTS = [
     # ---- opd.py
@@ -212,6 +213,8 @@ MUTANTS = [
     (COMPARE, "shared = set.intersection(*", "shared = set.union(*", "compare"),
     (COMPARE, 'unfinished=unfinished if curve[-1][0] < steps else "",', 'unfinished="",',
      "compare"),
+    (VLLM, "self.synchronise()", "pass", "vllm"),
+    (VLLM, "self.check(prompts[k // n], completions[k])", "pass", "vllm"),
 ]  # fmt: skip
 
 # A mutant that no test can see, with the reason: {(file, the line made wrong): why}.

@@ -336,6 +336,28 @@ def test_contextual_windows_stay_on_the_accelerator(monkeypatch):
     assert per_place(long) == per_place(short)
 
 
+def sinkhorns(accelerator):
+    """How often the CPU waited for Sinkhorn. It asks whether it has converged: where it computes on
+    the CPU, nobody waits."""
+    return sum(n for place, n in accelerator.reads.items() if " sinkhorn:" in place)
+
+
+def test_sinkhorn_computes_on_the_device_that_it_is_given(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    costs = [torch.rand(n, n, generator=generator) for n in (6, 4)]
+    here = topd.sinkhorn(costs, 0.05)
+    with Accelerator() as accelerator:
+        again = topd.sinkhorn(costs, 0.05)
+        assert sinkhorns(accelerator) == 0
+        there = topd.sinkhorn(costs, 0.05, THERE)
+        assert sinkhorns(accelerator) > 0 and not accelerator.mixes
+        assert all(plan.device.type == "cpu" for plan in there)
+    for plans in (again, there):
+        assert all(torch.equal(a, b) for a, b in zip(plans, here))
+    # In an update that is the student's.
+    assert sinkhorns(watched(monkeypatch, "topd", 48, False)) > 0
+
+
 @pytest.mark.parametrize("estimator", ["topk", "sampled"])
 def test_the_estimators_of_opd_stay_on_the_accelerator(monkeypatch, estimator):
     short, long = (watched(monkeypatch, "opd", n, False, estimator=estimator) for n in (16, 48))

@@ -151,6 +151,22 @@ def test_a_device_without_float64_draws_the_same_and_never_what_has_no_probabili
     assert torch.searchsorted(sums, top * sums[:, -1:], right=True) < 149_000
 
 
+class OnACard(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_on_a_gpu_only_the_sum_is_in_double_precision():
+    logp = torch.randn(2, 150_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    sums = sampler.cumulative_sums(logp.as_subclass(OnACard)).as_subclass(torch.Tensor)
+    assert sums.dtype == torch.float64
+    assert torch.equal(sums, logp.exp().double().cumsum(-1))
+    assert not torch.equal(sums, logp.double().exp().cumsum(-1))        # a CPU's rule
+    assert not torch.equal(sums, logp.exp().cumsum(-1).double())        # a Mac's rule
+    assert torch.equal(sampler.cumulative_sums(logp), logp.double().exp().cumsum(-1))
+
+
 def test_end_ids_come_from_tokenizer_and_model():
     class Tokenizer:
         eos_token_id = 7
