@@ -15,6 +15,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# As in the tests themselves (pytest.ini), a warning is an error in every script that a test starts. A file or process that
+# was never closed is found in a destructor, where Python cannot raise.
+os.environ.setdefault("PYTHONWARNINGS", "error,ignore::ResourceWarning")
 torch.set_num_threads(1)
 
 

@@ -17,6 +17,8 @@ COMPARED = [
     (r"2^{1008}\cdot 2", "2^{1009}", True),
     ("100!", r"100\cdot99!", True),
     (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}", True),
+    (r"\sqrt{\frac{1}{2}}", r"\frac{\sqrt{2}}{2}", True),
+    (r"\sqrt{\frac{1}{2}}", r"\sqrt{2}", False),
     (r"\frac{1}{1+\sqrt{2}}", r"\sqrt{2}-1", True),
     (r"\sqrt{18}-\sqrt{8}", r"\sqrt{2}", True),
     (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5}", False),

@@ -104,8 +104,10 @@ def test_the_first_cell_asks_for_an_address(tmp_path, monkeypatch):
 def test_the_first_cell_gets_the_repository_into_an_empty_folder(tmp_path):
     cell = re.sub("REPOSITORY = .*", f"REPOSITORY = {ROOT.as_uri()!r}", FIRST, count=1)
     cell += "\nprint(os.getcwd())"
-    # No index: what requirements.txt names is installed here, and nothing else may be wanted.
-    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    # No index: what requirements.txt names is installed here, and nothing else may be wanted. pip
+    # warns of packages that it holds itself.
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                   "PYTHONWARNINGS": "default"}
 
     def run():
         return subprocess.run([sys.executable, "-c", cell], cwd=tmp_path, env=environment,

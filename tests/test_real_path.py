@@ -17,6 +17,8 @@ from common.sampler import Completion, sample
 
 CPU = torch.device("cpu")
 SHOWN = "gsm8k", "math500", "olympiad"      # tests/shown/ holds what is shown of these
+PLAIN = "every student, every teacher of opd.py and topd.py, evaluate.py"
+FULL = "ar_opd.py, full; hindsight_sd.py --context reference"
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +114,11 @@ def all_views(tokenizer, row):
     assert reference[0] == reference[1] == view(views["full"])
     assert view(views["plain"]) == decode(off_policy[0][0])
     return {
-        "every student, every teacher of opd.py and topd.py, evaluate.py": view(views["plain"]),
+        PLAIN: view(views["plain"]),
         "evaluate.py --thinking": view(row["prompt"], thinking=True),
         "ar_opd.py, partial": view(views["partial"]),
         "ar_opd.py, partial, --partial_answer keep": view(kept["partial"]),
-        "ar_opd.py, full; hindsight_sd.py --context reference": view(views["full"]),
+        FULL: view(views["full"]),
         "hindsight_sd.py, peer and answer": peer,
         "hindsight_sd.py, answer alone": alone,
         "the response of opd.py --off_policy 1 and ar_opd.py --target sft": decode(sft[0]),
@@ -164,9 +166,10 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
         151669 * 5)
     assert done.returncode == 0, done.stderr
     problem = ROWS[name][3].get("problem") or ROWS[name][3]["question"]
-    plain = next(iter(stored_views(name).values())).removesuffix("\n")
-    asked = [plain.replace(problem, f"{problem} ({i})") for i in range(6)]
-    assert f"a prompt {asked[0]!r}\n" in done.stdout
+    plain, full = (stored_views(name)[view].removesuffix("\n") for view in (PLAIN, FULL))
+    # A run prints its longest prompt: of these self-teachers it is what the teacher reads.
+    longest = full if script in ("ar_opd.py", "hindsight_sd.py") else plain
+    assert f"a prompt {longest.replace(problem, f'{problem} (0)')!r}\n" in done.stdout
     updates = [r for r in read_jsonl(out / "metrics.jsonl") if "loss" in r]
     assert [r["step"] for r in updates] == [1, 2, 3]
     kl = [r["kl_start" if script == "grpo.py" else "kl"] for r in updates]
@@ -185,7 +188,8 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
     summary = json.loads((tmp_path / "eval/summary.json").read_text())
     assert summary["n"] == 6 and "pass@2" in summary and summary["truncated"] > 0.5
     responses = read_jsonl(tmp_path / "eval/responses.jsonl")
-    assert {r["prompt"] for r in responses} == set(asked)
+    assert {r["prompt"] for r in responses} == {
+        plain.replace(problem, f"{problem} ({i})") for i in range(6)}
 
 
 def test_toy_models_refuse_a_qwen_teacher(qwen):

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import fields
 
 import pytest
 import torch
-from conftest import ROOT, ended, run_script
+from conftest import ROOT, ended, run_script, warm
 from safetensors.torch import load_file
 
 from common.checkpoints import latest_checkpoint
@@ -35,6 +36,15 @@ METHODS = {
 }
 SAVING = ["--gradient_checkpointing", "--dtype", "bfloat16"]
 CUT = [*SAVING, "--micro_tokens", 300, "--chunk_logits", 5000]
+
+
+def test_a_warning_is_an_error_in_what_a_test_starts():
+    forked = warm().Process(target=warnings.warn, args=("an old call",))
+    forked.start()
+    forked.join()
+    fresh = [sys.executable, "-c", "import warnings; warnings.warn('an old call')"]
+    done = subprocess.run(fresh, capture_output=True, text=True)
+    assert forked.exitcode == done.returncode == 1 and "UserWarning: an old call" in done.stderr
 
 
 def rows_of(folder):
