@@ -188,7 +188,8 @@ def warm_up(wait=False):
         if _worker is not None and _worker.owner == os.getpid():
             _kill()  # it is dead; this closes its pipes
         worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER],
+            # A warning of sympy is no verdict, whatever PYTHONWARNINGS says.
+            [sys.executable, "-W", "ignore", "-c", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
