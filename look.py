@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
-from common.arguments import Mistake, Parser, harmless, require, run_script, shorten
+from common.arguments import SUPPRESS, Mistake, Parser, harmless, require, run_script, shorten
 
 # isort: split
 import torch
@@ -532,7 +532,10 @@ def parse(argv):
     """The flags. What cannot work is refused before any model is loaded."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("method", help=f"{', '.join(METHODS)}, or the path of a fork, which ends in .py")
+    one = parser.add_mutually_exclusive_group(required=True)
+    said = f"{', '.join(METHODS)}, or the path of a fork, which ends in .py"
+    one.add_argument("method", nargs="?", default=SUPPRESS, help=said)
+    one.add_argument("--method", help="the same as a flag")
     add("--n", type=int, default=3, help="rollouts to show (default 3)")
     add("--samples", type=int, default=8, help="rollouts of a question, among which hindsight_sd "
         "and grpo compare (default 8)")

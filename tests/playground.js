@@ -3,7 +3,8 @@
 //
 // numbers(): twenty cases, to be computed again in Python. click_through(): everything is touched,
 // and something has to change. restore_a_link(): a view that an address describes. nameless():
-// elements that a screen reader could not name.
+// elements that a screen reader could not name, or that no key reaches. sticking_out(): buttons
+// and fields beyond the edge of the text.
 "use strict";
 
 const CASES = 20;
@@ -236,11 +237,7 @@ async function click_through() {
   await click('#hindsight_sd-peers [data-peer="answer"]', "#hindsight_sd-text");
   await click("#hindsight_sd-peers [data-peer]", "#hindsight_sd-watched");
   await click('#hindsight_sd-peers [data-peer="other"]', "#hindsight_sd-watched");
-  for (const wrong of $$("#hindsight_sd-peers .bad").slice(0, 1)) {
-    const before = $("#hindsight_sd-watched").innerHTML;
-    wrong.closest("[data-peer]").click();
-    await until(() => $("#hindsight_sd-watched").innerHTML !== before, "a wrong peer");
-  }
+  await click("#hindsight_sd-peers .bad", "#hindsight_sd-watched"); // a wrong peer
   await click("#hindsight_sd-text .token", "#hindsight_sd-look", 2);
   await click('#hindsight_sd-look [data-step="1"]', "#hindsight_sd-look");
   await click("#hindsight_sd-group .one.wrong", "#hindsight_sd-text", -1);
@@ -286,7 +283,18 @@ function nameless() {
   const labelled = (e) => e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim();
   const named_by = (e) => e.getAttribute("aria-labelledby");
   const all = $$("button, input, select, textarea, [tabindex], [role=img], [role=listbox]");
-  return all.filter((e) => !labelled(e) && !named_by(e)).map((e) => e.outerHTML.slice(0, 80));
+  const out_of_reach = (e) => e.matches("[role=listbox]:not([tabindex])");
+  const wrong = all.filter((e) => (!labelled(e) && !named_by(e)) || out_of_reach(e));
+  return wrong.map((e) => e.outerHTML.slice(0, 80));
+}
+
+// Buttons and fields that reach beyond the edge that the other texts keep.
+function sticking_out() {
+  const main = $("#main");
+  const edge = main.getBoundingClientRect().right - parseFloat(getComputedStyle(main).paddingRight);
+  const all = visible("button, input, select").filter((e) => !e.closest(".tabs"));
+  const out = all.filter((e) => e.getBoundingClientRect().right > edge + 1);
+  return out.map((e) => e.outerHTML.slice(0, 80));
 }
 
 function numbers() {

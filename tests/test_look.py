@@ -152,6 +152,16 @@ def test_a_fork_of_every_method_is_recognised(tmp_path):
         assert f"\n    {method:<13} {', '.join(look.METHODS[method][2].split())}\n" in look.__doc__
 
 
+def test_a_method_can_also_be_named_by_a_flag(tmp_path):
+    assert look.parse(["--method", "topd"]) == look.parse(["topd"])
+    assert look.parse(["--n", "1", "--method=topd"]) == look.parse(["topd", "--n", "1"])
+    path = fork(tmp_path, "opd", 'argv, "opd"', 'argv, "named"', "named_by_a_flag.py")
+    assert look.parse(["--method", str(path)]).method == "named_by_a_flag"
+    for wrong in ([], ["opd", "--method", "topd"]):
+        with pytest.raises(Mistake, match="--method"):
+            look.parse(wrong)
+
+
 def test_what_no_fork_can_be(tmp_path):
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "opd.py").write_text("")

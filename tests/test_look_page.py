@@ -17,19 +17,22 @@ NAMES = ["opd", "topd", "ar_opd"]
 WORDS = ["8", " -", " 5", " =", " 3"]
 OPEN = "!document.getElementById('panel').hidden"
 PANEL = "document.getElementById('panel').innerText"
-# Contrast of two colours after WCAG 2, and the colours that an element really has.
+# Contrast of two colours after WCAG 2, and the colours that an element really has: a colour with an
+# alpha lies over the one below it.
 CONTRAST = """(() => {
-  const numbers = (css) => css.match(/[\\d.]+/g).map(Number).slice(0, 3)
-    .map((x) => (css.startsWith("color(") ? x : x / 255));
-  const light = (css) => numbers(css).map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4))
+  const over = (css, below) => {
+    const [r, g, b, alpha = 1] = css.match(/[\\d.]+/g).map(Number);
+    return [r, g, b].map((x, i) => alpha * (css.startsWith("color(") ? x : x / 255) + (1 - alpha) * below[i]);
+  };
+  const behind = (e) => over(getComputedStyle(e).backgroundColor, e.parentElement ? behind(e.parentElement) : [1, 1, 1]);
+  const light = (colour) => colour.map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4))
     .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => { const c = getComputedStyle(e).backgroundColor; return c === "rgba(0, 0, 0, 0)" && e.parentElement ? behind(e.parentElement) : c; };
   const found = [];
   for (const e of document.querySelectorAll("body *")) {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
     if (!own || !e.getClientRects().length || e.closest("script, style")) continue;
     const ink = getComputedStyle(e)[e.closest("svg") ? "fill" : "color"];
-    const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
+    const [a, b] = [light(over(ink, behind(e))), light(behind(e))].sort((x, y) => y - x);
     found.push([(a + 0.05) / (b + 0.05), e.className.baseVal ?? e.className, e.textContent.slice(0, 30)]);
   }
   return found;

@@ -11,6 +11,7 @@ import pytest
 import torch
 from browser import browser, chromium
 from conftest import ROOT
+from test_look_page import CONTRAST
 
 import ar_opd
 import grpo
@@ -136,43 +137,49 @@ def test_logits_and_divergences_of_opd(cases, models, which, number, tolerance):
 
 
 @pytest.mark.slow
-def test_candidates_windows_distances_and_targets_of_topd(cases, models):
-    (rounded, _, tokenizer), flags = models, cases["flags"]
+@pytest.mark.parametrize("which, number, tolerance", RUNS, ids=[r[0] for r in RUNS])
+def test_candidates_windows_distances_and_targets_of_topd(cases, models, which, number, tolerance):
+    both, tokenizer, flags = models[number], models[2], cases["flags"]
+    teacher = both["teacher"]
+    teacher.ends, teacher.vocabulary = [tokenizer.eos_token_id], len(tokenizer)
     args = topd.Args(window_size=flags["K"], candidate_share=flags["candidate_share"], drop_share=flags["drop_share"], epsilon=flags["epsilon"])
-    points = 0
+    agree = points = 0
     for case in cases["cases"]:
         found, prompt = case["teacher"], prompt_ids(tokenizer, case["problem"])
         ids = found["ids"]
-        s, t = (logits(rounded[n], prompt, ids).log_softmax(-1) for n in ("student", "teacher"))
+        s, t = (logits(both[n], prompt, ids).log_softmax(-1) for n in ("student", "teacher"))
         losses = topd.reverse_kl(s, t)
-        places = topd.candidates(losses, args)
-        assert [p["t"] for p in found["points"]] == places
+        places, pairs = topd.candidates(losses, args), []
+        if places:
+            hidden, cache = topd.read(teacher, torch.tensor([prompt + ids]), len(places) * flags["K"])
+            with torch.no_grad():
+                theirs, _ = topd.continuations(teacher, hidden, cache, [(0, len(prompt) + t) for t in places], flags["K"])
+            own = [ids[t : t + flags["K"]] for t in places]
+            sizes = [min(len(a), len(b)) for a, b in zip(theirs, own)]
+            pairs = [(a[:n], b[:n]) for a, b, n in zip(theirs, own, sizes)]
+        if [(p["t"], p["teacher"], p["student"]) for p in found["points"]] != [(t, *pair) for t, pair in zip(places, pairs)]:
+            assert which == "original"  # there another token may win by less than the rounding
+            continue
+        agree += 1
         if not places:
             continue
-        hidden, cache = topd.read(rounded["teacher"], torch.tensor([prompt + ids]), len(places) * flags["K"])
-        rounded["teacher"].ends, rounded["teacher"].vocabulary = [tokenizer.eos_token_id], len(tokenizer)
         with torch.no_grad():
-            theirs, _ = topd.continuations(rounded["teacher"], hidden, cache, [(0, len(prompt) + t) for t in places], flags["K"])
-        own = [ids[t : t + flags["K"]] for t in places]
-        sizes = [min(len(a), len(b)) for a, b in zip(theirs, own)]
-        pairs = [(a[:n], b[:n]) for a, b, n in zip(theirs, own, sizes)]
-        assert [(p["teacher"], p["student"]) for p in found["points"]] == pairs
-        with torch.no_grad():
-            expected = topd.compare([(0, t, losses[t].item()) for t in places], pairs, rounded["teacher"])
-        assert far([p["D"] for p in found["points"]], [p.distance for p in expected]) < 1e-4
+            expected = topd.compare([(0, t, losses[t].item()) for t in places], pairs, teacher)
+        assert far([p["D"] for p in found["points"]], [p.distance for p in expected]) < tolerance
         kept, dropped = topd.divergent(expected, args)
         # Where two D are equal up to rounding, either may be dropped.
         groups = [[e for p, e in zip(found["points"], expected) if p["dropped"] == flag] for flag in (False, True)]
         assert [len(g) for g in groups] == [len(kept), len(dropped)]
-        assert max([e.distance for e in groups[1]], default=0.0) <= min(e.distance for e in groups[0]) + 1e-5
+        assert max([e.distance for e in groups[1]], default=0.0) <= min(e.distance for e in groups[0]) + tolerance / 10
         for group in groups:
             topd.soft_targets(group, args)
         for p, e in zip(found["points"], expected):
-            assert far(p["q"], e.weights) < 1e-4
+            assert far(p["q"], e.weights) < tolerance
             at = s[e.t : e.t + len(e.student)][:, e.teacher]
             guidance = (topd.negative_entropy(e) - (e.weights * at).sum().item()) / len(e.weights)
-            assert abs(p["guidance"] - guidance) < 1e-4
+            assert abs(p["guidance"] - guidance) < tolerance
             points += 1
+    assert agree >= 15
     assert points >= 20  # otherwise hardly anything was compared
 
 
@@ -266,11 +273,65 @@ def test_nothing_is_wider_than_the_screen(page, tab, width):
     page.run(f"change_tab({json.dumps(tab)})")
     page.until("$(`#${S.tab} .says`).textContent.length > 20 && !document.querySelector('.cursor')")
     assert page.run("document.documentElement.scrollWidth <= innerWidth"), page.run("document.documentElement.scrollWidth")
+    assert page.run("sticking_out()") == []
+    assert page.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tab", METHODS)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_all_texts_can_be_read_on_their_colours(page, tab, dark):
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    page.call("Emulation.setEmulatedMedia", features=[scheme])
+    page.run(f"change_tab({json.dumps(tab)})")
+    page.until("$(`#${S.tab} .says`).textContent.length > 20 && !document.querySelector('.cursor')")
+    paper = page.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) < 150) == dark
+    found = page.run(CONTRAST)
+    assert len(found) > 60
+    assert [f for f in found if f[0] < 4.5] == []
+
+
+def finger(page, selector, *steps):
+    """Puts a finger on the middle of an element, moves it by steps (dx, dy), and lifts it."""
+    x, y = page.run(f"(() => {{ const e = $({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()")
+    page.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+    for dx, dy in steps:
+        x, y = x + dx, y + dy
+        page.call("Input.dispatchTouchEvent", type="touchMove", touchPoints=[{"x": x, "y": y}])
+    page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    page.run("new Promise((done) => setTimeout(done, 500))")  # a tap right behind a swipe only stops it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1300, 420])
+def test_a_finger_chooses_a_token_and_drags_lambda(page, width):
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.run("change_tab('ar_opd')")
+    page.until("AR_OPD.ready && $('#lambda') && !document.querySelector('.cursor')")
+    page.run("AR_OPD.select(5)")
+    finger(page, "#ar_opd-text .token[data-i='1']")
+    page.until("AR_OPD.at == 1 && $('#ar_opd-head').textContent.includes('token 2 of')")
+    finger(page, "#lambda")
+    middle = page.run("S.lam")
+    finger(page, "#lambda", (20, 0), (20, 5), (20, 5))
+    right = page.run("S.lam")
+    finger(page, "#lambda", (-20, 0), (-40, 0))
+    assert page.run("S.lam") < middle < right
+    assert page.run("$('#lam-is').textContent") == f"{page.run('S.lam'):.2f}"
     assert page.errors == []
 
 
 @pytest.mark.slow
 def test_it_is_live_at_once(page):
-    """The goals are two seconds and one second on a laptop. Here other processes may run, too."""
-    assert page.ready < 4000
-    assert page.run("show_tab('opd', false).then(seconds_of_a_rollout)") < 2
+    """In two seconds, and a rollout in one. Other processes may run here, too, so the best of three
+    tries counts."""
+    ready, rollout = [], []
+    for _ in range(3):
+        page.call("Page.navigate", url="about:blank")
+        page.call("Page.navigate", url=PAGE.as_uri())
+        ready.append(float(page.until("document.body && document.body.dataset.ready")))
+        page.run((ROOT / "tests/playground.js").read_text(encoding="utf-8"))
+        rollout.append(page.run("show_tab('opd', false).then(seconds_of_a_rollout)"))
+    assert min(ready) < 2000, ready
+    assert min(rollout) < 1, rollout

@@ -53,6 +53,7 @@ function heat(x) {
 // A text as coloured tokens. paint(i): { heat, cool, classes, title, after } of token i.
 function show_tokens(element, ids, paint, writing = false) {
   const chosen = [];
+  const pickable = element.getAttribute("role") === "listbox";
   const spans = ids.map((id, i) => {
     const { heat = 0, cool, classes = "", title = "", after = "" } = paint(i) || {};
     const line = TOKENS.text[id] === "\n" ? "↵" : TOKENS.text[id];
@@ -61,9 +62,10 @@ function show_tokens(element, ids, paint, writing = false) {
     const on = /\bon\b/.test(classes);
     if (on) chosen.push(`${element.id}-${i}`);
     const all = `token ${cool ? "cool" : ""} ${id === TOKENS.end ? "end" : ""} ${classes}`;
+    const role = pickable ? `role="option" aria-selected="${on}"` : "";
     return (
-      `${space}<span role="option" id="${element.id}-${i}" data-i="${i}" class="${all}" ` +
-      `aria-selected="${on}" style="--heat:${heat.toFixed(3)}" ` +
+      `${space}<span id="${element.id}-${i}" data-i="${i}" class="${all}" ${role} ` +
+      `style="--heat:${heat.toFixed(3)}" ` +
       `title="${escaped(title)}">${escaped(text.trim() || text)}</span>${after}`
     );
   });

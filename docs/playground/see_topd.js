@@ -2,6 +2,7 @@
 
 const LONGEST_WINDOW = 24; // the largest K of the slider
 const LINK = 0.15; // a link of the plan is drawn from this weight on
+const SYNONYM = 0.1; // the most that a synonym costs in the toy
 const TOPD = { points: [] };
 
 // ======================================================================== the points
@@ -127,8 +128,9 @@ function look_topd(point) {
   const html = `
     <table class="candidates"><thead><tr><th>token</th><th>loss</th><th>distance D</th><th></th>
       </tr></thead><tbody>${rows.join("")}</tbody></table>
-    <p class="note"><i>D</i> is 0 for two equal windows, and about the share of tokens that have no
-      counterpart. A high loss with a low <i>D</i> is a false alarm by this measure.</p>`;
+    <p class="note"><i>D</i> is 0 for two equal windows, and up to about the share of tokens that
+      have no counterpart. A synonym counts little. A high loss with a low <i>D</i> is a false alarm
+      by this measure.</p>`;
   fill($("#topd-look"), html);
 }
 
@@ -155,8 +157,9 @@ function show_windows(point) {
     <div class="two"><div>
       <p class="note"><b class="ink">From token ${point.t + 1} on: D = ${nats(point.distance)}.</b>
         A line is mass of the plan: the student's token is drawn to the teacher's.
-        <span class="cool-text">Green</span> goes to the same word and costs nothing,
-        <span class="hot-text">red</span> to another one and costs about 1. ${what}</p>
+        <span class="cool-text">Green</span> goes to the same word or to a synonym, and costs
+        nothing or little. <span class="hot-text">Red</span> goes to another word, and costs up to
+        about 1. ${what}</p>
       <div class="windows"></div>
       <div class="controls inside">
         <div class="field"><span class="label" id="plan-label">Plan</span>
@@ -258,7 +261,7 @@ function draw_plan(element, point, weights) {
     const curve = upright
       ? `M${x1 + 36} ${y1} C ${x1 + 90} ${y1}, ${x2 - 90} ${y2}, ${x2 - 36} ${y2}`
       : `M${x1} ${y1 - 16} C ${x1} ${y1 - 60}, ${x2} ${y2 + 60}, ${x2} ${y2 + 14}`;
-    const colour = point.cost[j][i] < 0.05 ? "var(--cool)" : "var(--hot)";
+    const colour = point.cost[j][i] < SYNONYM ? "var(--cool)" : "var(--hot)";
     const strength = ((S.position === i ? 1 : 0.5) * (0.25 + 0.7 * weight)).toFixed(2);
     const text = `${rows[1][i]} to ${rows[0][j]}: ${weight.toFixed(2)}`;
     told.push(text);

@@ -33,7 +33,7 @@ const topd = {
   },
 
   // (4): C = 1 - cosine between the teacher's embeddings, [n][m] from two windows of ids. The
-  // same token costs 0. Two different tokens cost about 1, since they are nearly orthogonal.
+  // same token costs 0. Another token costs up to about 1, and little if it is a synonym.
   ground_cost(teacher, teacher_window, student_window) {
     const { D } = teacher.config;
     const unit = (id) => {
