@@ -69,6 +69,7 @@ class Args(Common):
     """rollouts per prompt; the batch is prompts x samples"""
     max_new_tokens: int = either(160, 512)
     """a rollout is cut after so many tokens"""
+    # The toy's rate: "All pilots" in RESULTS.md.
     lr: float = either(1e-3, 1e-5)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     temperature: float = 1.0
