@@ -45,7 +45,9 @@ def children():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
-def test_notebook(path: Path, toy):
+def test_notebook(path: Path, toy, monkeypatch):
+    # The kernel warns of its own affairs, and NumPy of every tensor that matplotlib draws.
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(path, as_version=4)
