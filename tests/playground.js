@@ -12,7 +12,7 @@ const SAMPLED_ROWS = 8; // the logits of every eighth token are handed over
 
 const until = async (is_true, what) => {
   for (let k = 0; !is_true(); k++) {
-    if (k > 2000) throw new Error(`waited for ${what} in vain`);
+    if (k > 12000) throw new Error(`waited for ${what} in vain`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 };

@@ -246,7 +246,7 @@ def test_advantages_weights_and_clip_of_grpo(cases):
 
 @pytest.mark.slow
 def test_a_click_on_everything_changes_something_and_makes_no_error(page):
-    said = page.run("click_through()", seconds=240)
+    said = page.run("click_through()", seconds=600)
     assert said["refused"].startswith("Not yet. It must end like")
     assert said["accepted"] == "It is a problem. Its answer is 10."
     assert page.errors == []
