@@ -544,8 +544,8 @@ def text(lines, folder):
         "## Three times the budget",
         table_of_long_runs(lines),
         "## All pilots",
-        "Validation accuracy after the last update, for the first and the second pilot seed. Both "
-        "marks stand at the setting that is chosen.",
+        "Validation accuracy after the last update, for the first and the second pilot seed. The "
+        "last column says which setting was chosen as the tuned one and as the paper's.",
         table_of_pilots(lines),
         "## Real words",
         table_of_words(),

@@ -325,7 +325,7 @@ def test_a_finger_chooses_a_token_and_drags_lambda(page, width):
 @pytest.mark.slow
 def test_it_is_live_at_once(page):
     """The goals are two seconds and one on a quiet laptop. Here other processes may run, too: the
-    best of three tries counts, and has five times as long."""
+    best of three tries counts, and has twice as long."""
     ready, rollout = [], []
     for _ in range(3):
         page.call("Page.navigate", url="about:blank")
@@ -333,5 +333,5 @@ def test_it_is_live_at_once(page):
         ready.append(float(page.until("document.body && document.body.dataset.ready")))
         page.run((ROOT / "tests/playground.js").read_text(encoding="utf-8"))
         rollout.append(page.run("show_tab('opd', false).then(seconds_of_a_rollout)"))
-    assert min(ready) < 10_000, ready
-    assert min(rollout) < 5, rollout
+    assert min(ready) < 4000, ready
+    assert min(rollout) < 2, rollout
