@@ -28,25 +28,28 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
     | dr_grpo | mean        | constant | 0.2         | keep        | none       | 0      |
     | dapo    | std         | token    | 0.28        | resample    | soft       | 0      |
 
-What we chose, and why:
-  1. Dr. GRPO does not divide by the deviation. That division gives the largest weight to
-     questions that are almost always or almost never solved. Dr. GRPO does not divide by |o_i|
-     either. With that division long wrong responses are punished least per token, and the model
-     learns to write long when it is wrong.
-  2. The deviation is that of the group itself (divisor G). Some code bases divide by G - 1. Then
-     all advantages are smaller by the same factor.
-  3. With --reuse 1 there is one optimizer step per batch. Then rho is exactly 1, nothing is
-     clipped, and (3) is the plain policy gradient. From the second step on, log pi_old comes from
-     the FIRST forward pass of training. The sampler computes the same numbers in another order of
-     summation, and its rounding would look like a ratio.
-  4. The beta term is the exact KL at the rollout's states. The papers use an estimate from the
-     sampled token (k3). The expectation of its gradient is that of KL(pi_0 || pi), the other
-     direction.
-  5. DAPO's penalty for long rollouts is half of the paper's. Its rewards are +1 and -1, ours are
-     1 and 0, and only the proportion matters.
-  6. DAPO draws further questions until enough groups have a signal, at most --max_rounds times.
-     That costs rollouts, and the metric `drawn` counts all of them. So compare it at equal
-     rollouts or equal time, too.
+[paper] stated in the paper of the variant, [code] done by GRPOTrainer of the package TRL, [ours]
+our choice:
+  [paper]     1. GRPO: the advantages and the mean per rollout of (4), and a KL to the start.
+              2. Dr. GRPO does not divide by the deviation. That division gives the largest weight
+              to questions that are almost always or almost never solved. Dr. GRPO does not divide
+              by |o_i| either. With that division long wrong responses are punished least per token,
+              and the model learns to write long when it is wrong.  3. DAPO: a higher upper clip, a
+              mean over tokens, a penalty for rollouts near the limit, and no KL. It draws further
+              questions until enough groups have a signal.  4. the beta term of GRPO is an estimate
+              from the sampled token (k3). The expectation of its gradient is that of
+              KL(pi_0 || pi), the other direction.
+  [code]      5. the divisor of the deviation is G - 1. Then all advantages are smaller by the same
+              factor.  6. the default is DAPO's mean over tokens with beta 0.
+  [ours]      7. the divisor of the deviation is G.  8. with --reuse 1 there is one optimizer step
+              per batch. Then rho is exactly 1, nothing is clipped, and (3) is the plain policy
+              gradient. From the second step on, log pi_old comes from the FIRST forward pass of
+              training. The sampler computes the same numbers in another order of summation, and its
+              rounding would look like a ratio.  9. the beta term is the exact KL at the rollout's
+              states, with a small beta.  10. DAPO's penalty is half of the paper's. Its rewards are
+              +1 and -1, ours are 1 and 0, and only the proportion matters.  11. DAPO draws at most
+              --max_rounds times. That costs rollouts, and the metric `drawn` counts all of them. So
+              compare it at equal rollouts or equal time, too.
 
 Run it:
     python grpo.py                    the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -194,7 +197,7 @@ def collect(student, tokenizer, rows, args, step):
 
 def penalty(length, args):
     """DAPO's penalty for a rollout near the limit: 0 until (1 - share) of --max_new_tokens, then
-    linearly down to -1/2 (note 5)."""
+    linearly down to -1/2 (note 10)."""
     buffer = args.overlong_share * args.max_new_tokens
     return -0.5 * max(0.0, min(1.0, (length - (args.max_new_tokens - buffer)) / buffer))
 

@@ -14,19 +14,23 @@ is no reward, no advantage and no critic.
 Sources: Agarwal et al., "On-policy distillation of language models" (GKD, arXiv 2306.13649);
 Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505.09388).
 
-What we chose, and why:
-  1. The gradient of (2) goes through p_S at each state. It does not go through the choice of
-     the states, so it ignores that a token changes the later prefixes. The full gradient of the
-     sequence KL has one more term, the later losses times a score function. Its variance is high.
-  2. Reverse KL is the default. It is mode seeking: the student may leave out what the teacher
-     also does, but avoids what the teacher does not do. --divergence has forward KL and the
-     generalised Jensen-Shannon divergence of GKD.
-  3. The sum over the vocabulary in (2) is exact. --estimator sampled uses only the sampled
-     token, as RL code bases do. --estimator topk uses the k largest tokens and one bucket.
-  4. --off_policy 1 is supervised fine-tuning (SFT) on the data's worked solutions, the
-     baseline. A share between 0 and 1 mixes both.
-  5. One optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
-     --off_policy). Neither an importance ratio nor its clipping is needed.
+[paper] stated in GKD, [code] done by GKDTrainer of the package TRL, [ours] our choice:
+  [paper]     1. rollouts at temperature 1. A share of the batch can be the data's worked solutions
+              instead (--off_policy). A share of 1 is supervised fine-tuning (SFT), the baseline.
+              2. the gradient of (2) goes through p_S at each state. It does not go through the
+              choice of the states, so it ignores that a token changes the later prefixes. The full
+              gradient of the sequence KL has one more term, the later losses times a score
+              function. Its variance is high.  3. the divergence is a choice: reverse KL, forward
+              KL, or a Jensen-Shannon divergence between them (--divergence, --beta).  4. a mean
+              over the tokens of a rollout, then over rollouts.
+  [code]      5. a mean over all tokens of the batch.
+  [ours]      6. (3) is that mean over all tokens, so a token weighs the same in every rollout.
+              7. reverse KL is the default. It is mode seeking: the student may leave out what the
+              teacher also does, but avoids what the teacher does not do.  8. the sum over the
+              vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
+              code bases do. --estimator topk uses the k largest tokens and one bucket.  9. one
+              optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
+              --off_policy). Neither an importance ratio nor its clipping is needed.
 
 Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B

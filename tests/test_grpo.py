@@ -241,7 +241,7 @@ def test_one_step_is_exactly_on_policy():
 
 
 def test_several_steps_use_the_ratio_to_the_first():
-    # (3): rho, with note 3.
+    # (3): rho, with note 8.
     lr, changed = .05, dict(clip_low=.01, clip_high=.01)
     caught, metrics, _ = run(lr=lr, reuse=3, **changed)
     student = copy.deepcopy(STUDENT)
@@ -307,7 +307,7 @@ def toy_rows(tokenizer, count):
 
 
 def test_resampling_keeps_groups_with_a_signal_and_counts_the_rest(toy):
-    # (1): groups and their verdicts, with note 6.
+    # (1): groups and their verdicts, with notes 3 and 11.
     student, _, tokenizer = toy
     rows = toy_rows(tokenizer, 40)
     args = settings(samples=4, prompts=3, max_new_tokens=120, no_signal="resample")
