@@ -56,6 +56,8 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
 7. The long budget: the best arms of each family with three times the updates, four seeds. A method
    that is ahead at the end of the short budget and behind at the end of the long one has not won.
 8. Null results and failures stand where they fall.
+9. [29 November, before the first such line] The scripts as they are: eight seeds of `python
+   ar_opd.py` and `python hindsight_sd.py` with no other flag, before and after.
 """
 
 import contextlib
@@ -85,6 +87,7 @@ PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
 TESTS, HEALTH = ["toy", "toy-heldout"], 100  # problems for the health of a self-teacher
 # Half of the scripts' own batch: hundreds of runs of some minutes fit two cores.
 UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
+DEFAULT_UPDATES = 120  # --steps of the scripts on the toy
 
 # ======================================================================== a run
 
@@ -93,7 +96,7 @@ UPDATES, PROMPTS = 80, {"T": 8, "A": 32, "H": 4}
 class Job:
     """One run: everything that its line needs to be told apart from others."""
 
-    stage: str  # start, pilot, confirm, control, time or long; a pilot sees no test problem
+    stage: str  # start, pilot, confirm, script, control, time, long; a pilot sees no test problem
     arm: str  # of the stage start: nothing, since nothing is trained
     knob: str
     rate: float
@@ -127,6 +130,10 @@ def command(job):
     if "--data" in job.flags:
         write_style(job.flags[job.flags.index("--data") + 1])
     arm = ARMS[job.arm]
+    if job.stage == "script":  # as it is, but without the looks along the way, to save time
+        few = ["--benchmark", "toy-validation", "--eval_every", "0", "--eval_n", "20"]
+        flags = ["--seed", str(job.seed), "--device", "cpu", *few, "--show_every", "0"]
+        return arm.script, flags
     flags = [*arm.flags, *arm.knobs.get(job.knob, []), "--lr", f"{job.rate:g}"]
     flags += ["--student", model(job.start, job.pair)]
     if arm.family == "T":
@@ -161,6 +168,9 @@ def prepared(module, job):
     from lab_swaps import SWAPS, swapped
 
     swap = CONTROLS[job.control][2] if job.control else ARMS[job.arm].swap
+    if job.stage == "script":
+        yield
+        return
     with swapped(module, SWAPS[swap][1] if swap else {}):
         with swapped(module.Run, {"log": watchful(module, job)}):
             yield
@@ -407,6 +417,10 @@ def queue(lines):
             ]
         for arm in [a for a in arms if not pilots(lines, a)]:
             jobs += confirmations(lines, arm, 0, SEEDS if arm in HEADLINE else FEW)
+    jobs += [
+        Job("script", arm, "as it is", 0.0, s, ARMS[arm].start, updates=DEFAULT_UPDATES)
+        for arm in ("HSD", "AR-OPD") for s in SEEDS
+    ]
     tuned = [a for a in order if not pilots(lines, a)]
     for arm in tuned:
         if (ROOT / model(ARMS[arm].start, 1)).is_dir():
@@ -509,7 +523,7 @@ def work(share, only, most):
 
 
 def status(lines):
-    for stage in ("start", "pilot", "confirm", "control", "long", "time"):
+    for stage in ("start", "pilot", "confirm", "script", "control", "long", "time"):
         done = sum(x["stage"] == stage for x in lines)
         left = sum(j.stage == stage for j in missing(lines))
         print(f"{stage:<8} {done} done, {left} that can be named now are missing")

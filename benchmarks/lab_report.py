@@ -202,12 +202,18 @@ def table_of_claims(lines):
     return table(heads, rows)
 
 
+def before(lines, arm):
+    """The accuracy of the arm's start on the shipped models, in per cent, or None."""
+    place = "start", lab.ARMS[arm].start, 0
+    made = [x for x in lines if (x["stage"], x["start"], x["pair"]) == place]
+    return 100 * made[0]["toy"]["accuracy"] if made else None
+
+
 def table_of_methods(lines, times):
     rows = []
     for arm, spec in lab.ARMS.items():
-        start = [x for x in lines if x["stage"] == "start" and x["start"] == spec.start]
-        before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
-        cells = [f"{before[0]:.1f}" if before else "not run yet"]
+        start = before(lines, arm)
+        cells = ["not run yet" if start is None else f"{start:.1f}"]
         for which in ("paper", "tuned"):
             none = which == "paper" and spec.paper is None
             cells.append("-" if none else counted(runs(lines, arm, which).values()))
@@ -235,12 +241,11 @@ def table_for_the_readme(lines, times):
     rows, claims = [], list(zip(CLAIMS, judged(lines, "tuned")))
     seconds = lab.known_times("seconds")
     for arm, base, file, method, needs in METHODS:
-        start = [x for x in lines if x["stage"] == "start" and x["start"] == lab.ARMS[arm].start]
-        before = [100 * x["toy"]["accuracy"] for x in start if x["pair"] == 0]
+        start = before(lines, arm)
         after = list(runs(lines, arm, "tuned").values())
         change = "not run yet"
-        if before and len(after) >= 4:
-            change = f"{before[0]:.1f} -> {interval(after)}, {len(after)} seeds"
+        if start is not None and len(after) >= 4:
+            change = f"{start:.1f} -> {interval(after)}, {len(after)} seeds"
         cost = f"{seconds[arm]:.2f} s" if arm in seconds else "not measured yet"
         cost += f", {times[arm]:.2f} x {base}" if arm in times and arm != base else ""
         held = ""
@@ -323,6 +328,19 @@ def table_of_long_runs(lines):
         gaps = [paired(a, b), paired(long_a, long_b)]
         rows.append([f"{c.better} - {c.worse}", *[interval(g, signed=True) for g in gaps]])
     return table(["", *[f"{n} updates" for n in budgets]], rows)
+
+
+def table_of_scripts(lines):
+    """What somebody sees who types `python ar_opd.py` or `python hindsight_sd.py`."""
+    rows = []
+    for arm in ("AR-OPD", "HSD"):
+        made = [x for x in lines if (x["stage"], x["arm"]) == ("script", arm)]
+        after, start = [100 * x["toy"]["accuracy"] for x in made], before(lines, arm)
+        gains = [] if start is None else [a - start for a in after]
+        shown = "not run yet" if start is None else f"{start:.1f}"
+        cells = [shown, counted(after), interval(gains, signed=True)]
+        rows.append([f"`python {lab.ARMS[arm].script}`", *cells])
+    return table(["command", "before", "after", "gain"], rows)
 
 
 def agreement(lines):
@@ -511,6 +529,9 @@ def text(lines, folder):
         table_of_methods(lines, times),
         "The time of an update is relative to OPD's (arms of the first group), Full's (second) and "
         "GRPO's (third).",
+        "The scripts as they are, with twice the rollouts in an update and half as many updates "
+        "again, over eight seeds:",
+        table_of_scripts(lines),
         "## What TOPD asks for",
         agreement(lines),
     ]

@@ -24,7 +24,7 @@ COMMITTED = lab.all_lines()
 
 def accuracy_of(job):
     """An invented world. The best learning rate is 1e-3 for all arms, and TOPD is better by 5."""
-    value = 0.5 - 0.1 * abs(math.log10(job.rate) + 3) + 0.05 * (job.arm == "TOPD")
+    value = 0.5 - 0.1 * abs(math.log10(job.rate or 1e-3) + 3) + 0.05 * (job.arm == "TOPD")
     value += 0.02 * job.knob.endswith(("0.3", "frozen")) - 0.1 * (job.control != "")
     return value + random.Random(job.key).gauss(0, 0.004)
 
@@ -146,6 +146,25 @@ def test_a_command_is_what_the_script_accepts():
         args = module.check(parse(module.Args, "", flags, module.__name__))
         assert args.lr == 1e-3 and args.student == f"toy/{job.start}" and args.data == (
                 job.flags[1] if "--data" in job.flags else "toy")
+
+
+def test_a_script_as_it_is_has_its_own_defaults(all_runs):
+    from hindsight_sd import Args
+    from opd import parse
+    job = next(j for j in lab.queue(all_runs) if (j.stage, j.arm) == ("script", "HSD"))
+    script, flags = lab.command(job)
+    args, plain = (parse(Args, "", f, "hindsight_sd") for f in (flags, ["--device", "cpu"]))
+    looks = ("seed", "out", "given", "benchmark", "eval_every", "eval_n", "show_every")
+    assert {k: v for k, v in vars(args).items() if k not in looks} == {
+        k: v for k, v in vars(plain).items() if k not in looks
+    }
+    assert job.updates == plain.steps and args.seed == job.seed
+    assert script == "hindsight_sd.py" and "as it is" in job.key
+
+
+def test_the_table_of_scripts_counts_eight_seeds_of_each(all_runs):
+    rows = lab_report.table_of_scripts(all_runs).splitlines()[2:]
+    assert len(rows) == 2 and all(row.count("(8)") == 2 for row in rows)
 
 
 @pytest.fixture
