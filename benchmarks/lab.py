@@ -422,12 +422,6 @@ def queue(lines):
         for arm in ("HSD", "AR-OPD") for s in SEEDS
     ]
     tuned = [a for a in order if not pilots(lines, a)]
-    for arm in tuned:
-        if (ROOT / model(ARMS[arm].start, 1)).is_dir():
-            jobs += confirmations(lines, arm, 1, FEW)
-        if ARMS[arm].family == "H":  # a dial: how often the student is right at the start
-            others = [s for s in ("reader", "reader3") if (ROOT / model(s, 0)).is_dir()]
-            jobs += confirmations(lines, arm, 0, FEW, starts=others)
     for name, (arm, flags, _) in CONTROLS.items():
         if arm in tuned:
             knob, rate = chosen(lines, arm)["tuned"]
@@ -435,6 +429,12 @@ def queue(lines):
             jobs += [
                 Job("control", arm, knob, rate, s, start, control=name, flags=flags) for s in FEW
             ]
+    for arm in tuned:
+        if (ROOT / model(ARMS[arm].start, 1)).is_dir():
+            jobs += confirmations(lines, arm, 1, FEW)
+        if ARMS[arm].family == "H":  # a dial: how often the student is right at the start
+            others = [s for s in ("reader", "reader3") if (ROOT / model(s, 0)).is_dir()]
+            jobs += confirmations(lines, arm, 0, FEW, starts=others)
     for arm in [a for a in HEADLINE if a in tuned]:
         knob, rate = chosen(lines, arm)["tuned"]
         jobs += [

@@ -90,32 +90,35 @@ EQUAL_TIME = [("TOPD", "OPD"), ("AR-OPD", "Full"), ("HSD", "GRPO"), ("HSD", "ans
 
 # Controls: (the arm whose setting they take, flags, swapped function). They change one thing.
 CONTROLS = {
+    # Those of the papers' claims come first.
     "suppress low": ("OPD", ["--guidance", "off", "--suppress", "low"], None),
     "suppress high": ("OPD", ["--guidance", "off", "--suppress", "high"], None),
-    "OPD, the start's rollouts": ("OPD", [], "start's rollouts"),
-    "OPD, SFT on the teacher's text": ("OPD", [], "teacher's text"),
-    "TOPD and suppress low": ("TOPD", ["--suppress", "low"], None),
+    **{f"AR-OPD, lam {x}": ("AR-OPD", ["--lam", str(x)], None) for x in (0.4, 1.2, 0.8, 1.0)},
+    "HSD, no fallback": ("HSD", ["--fallback", "mask"], None),
+    **{f"HSD, {p} peer": ("HSD", ["--peer", p], None) for p in ("shortest", "high_ppl", "low_ppl")},
+    **{f"HSD, beta {b}": ("HSD", ["--beta", b], None) for b in ("0", "0.1")},
+    # What is taught, and where?
     "random positions": ("TOPD", [], "random"),
     "every candidate": ("TOPD", ["--drop_share", "0"], None),
     "positional plan": ("TOPD", [], "positional"),
     "shuffled plan": ("TOPD", [], "shuffled"),
     "self target": ("TOPD", [], "self"),
     "contextual": ("TOPD", ["--embedding", "contextual"], None),
+    "TOPD and suppress low": ("TOPD", ["--suppress", "low"], None),
     "AR-OPD, frozen": ("AR-OPD", ["--teacher", "frozen"], None),
     "AR-OPD, clip 1": ("AR-OPD", ["--clip", "1"], None),
     "AR-OPD, no clip": ("AR-OPD", ["--clip", "0"], None),
     "AR-OPD, arithmetic": ("AR-OPD", [], "arithmetic"),
     "AR-OPD, answer kept": ("AR-OPD", ["--partial_answer", "keep"], None),
     "AR-OPD, equal lengths": ("AR-OPD", [], "equal lengths"),
-    **{f"AR-OPD, lam {x}": ("AR-OPD", ["--lam", str(x)], None) for x in (0.4, 0.8, 1.0, 1.2)},
     "HSD, wrong peer": ("HSD", [], "wrong"),
     "HSD, other question's peer": ("HSD", [], "other"),
     "HSD, peer without answer": ("HSD", [], "no_answer"),
     "HSD, failures only": ("HSD", ["--train", "failures"], None),
     "HSD, successes only": ("HSD", [], "successes"),
-    "HSD, no fallback": ("HSD", ["--fallback", "mask"], None),
-    **{f"HSD, {p} peer": ("HSD", ["--peer", p], None) for p in ("shortest", "low_ppl", "high_ppl")},
-    **{f"HSD, beta {b}": ("HSD", ["--beta", b], None) for b in ("0", "0.1")},
+    # Are live rollouts needed at all?
+    "OPD, the start's rollouts": ("OPD", [], "start's rollouts"),
+    "OPD, SFT on the teacher's text": ("OPD", [], "teacher's text"),
 }
 
 # Dials: the gain of a method over its base, at three values of its own premise. They are made like
