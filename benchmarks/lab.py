@@ -189,14 +189,12 @@ def execute(job):
     module = importlib.import_module(script.removesuffix(".py"))
     out, began = job.folder, time.time()
     resume = ["--resume"] if (out / "config.json").exists() else []
-    # The commit of a line is the one that began the run, and others that went on with it.
-    commits = read_json(out / "commits.json") if (out / "commits.json").exists() else []
-    commits = list(dict.fromkeys([*commits, ORIGIN["commit"]]))
+    commits = commits_of(out)
     line = {"key": job.key, **asdict(job), "command": " ".join([script, *flags]), **ORIGIN}
     line["commit"] = "+".join(commits)
     if not (out / "final").exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "commits.json", commits)
+        write_json(out / "commits.json", {"commits": commits})
         try:
             with prepared(module, job):
                 module.main([*flags, "--out", str(out), *resume])
@@ -214,6 +212,13 @@ def execute(job):
         line["health"] = read_jsonl(out / "health.jsonl")
     line["seconds"] = round(time.time() - began)
     return line
+
+
+def commits_of(out):
+    """The commit that began the run in this folder, and others that went on with it."""
+    file = out / "commits.json"
+    before = read_json(file)["commits"] if file.exists() else []
+    return list(dict.fromkeys([*before, ORIGIN["commit"]]))
 
 
 def watchful(module, job):

@@ -247,6 +247,26 @@ def test_rollouts_of_the_start_do_not_follow_the_student(toy):
     assert start != opd.rollouts(moved, tokenizer, rows, args, 1)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_and_names_both_commits(tmp_path, monkeypatch):
+    from common.arguments import Mistake
+    job = lab.Job("pilot", "SFT (A)", "", 1e-4, 7, "reader", updates=2, flags=["--prompts", "2"])
+    monkeypatch.setattr(lab.Job, "folder", tmp_path / "run")
+    monkeypatch.setattr(lab, "ORIGIN", lab.ORIGIN | {"commit": "first"})
+    monkeypatch.setattr(lab, "final_accuracy", lambda folder, split: {"accuracy": 0.25})
+
+    def killed(*args, **more):
+        raise KeyboardInterrupt
+    import ar_opd
+    with monkeypatch.context() as patch:
+        patch.setattr(ar_opd.Run, "finish", killed)
+        with pytest.raises((KeyboardInterrupt, SystemExit, Mistake)):
+            lab.execute(job)
+    monkeypatch.setattr(lab, "ORIGIN", lab.ORIGIN | {"commit": "second"})
+    line = lab.execute(job)
+    assert line["commit"] == "first+second"
+
+
 def test_a_run_is_claimed_by_one_process_and_free_when_that_is_killed(tmp_path, monkeypatch):
     import subprocess
     monkeypatch.setattr(lab, "ROOT", tmp_path)
