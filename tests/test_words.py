@@ -105,7 +105,7 @@ def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
 
     monkeypatch.setattr(words, "HOME", tmp_path)
     monkeypatch.setattr(words.importlib, "import_module", lambda name: SimpleNamespace(main=script))
-    monkeypatch.setattr(words, "accuracy", lambda *place: {"accuracy": 0.5})
+    monkeypatch.setattr(words, "accuracy", lambda *place, **more: {"accuracy": 0.5})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card X at {device}")
     found = words.execute(stage, "OPD", 1e-5, 1, "cuda", "auto", updates)
     assert found["updates"] == updates // share and asked[0]["--steps"] == str(updates // share)
