@@ -42,7 +42,7 @@ Run it:
     python ar_opd.py --lam 1.2        beyond the full view
 Before the first update it prints what each view sees, and how often the student is right when it
 GENERATES under each view. If the student is no better with the full view than without it, that
-view has nothing to teach. Which claims were confirmed on the toy and which were not:
+view has nothing to teach. Which claims hold on the toy, and which do not: RESULTS.md and
 benchmarks/README.md.
 """
 
@@ -79,7 +79,7 @@ class Args(Common):
     """rollouts per prompt; the batch is prompts x samples"""
     max_new_tokens: int = either(160, 512)
     """a rollout is cut after so many tokens"""
-    # The toy's rate, and the paper's rate of (6) for it: "All pilots" in RESULTS.md.
+    # The toy's rate, chosen together with the rate of (6): "All pilots" in RESULTS.md.
     lr: float = either(1e-3, 1e-5)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     target: str = choice("anchored", "anchored", "partial", "full", "sft")

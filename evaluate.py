@@ -9,10 +9,10 @@
 An evaluation writes responses.jsonl (one line per sample) and summary.json. If it is
 interrupted, the same command continues it. config.json holds a hash of the model's weights, so
 responses of other weights are never continued. --compare prints a table of arms over seeds,
-each compared to the first one, and draws one picture.
+each compared to the first one. For training runs it also draws one picture.
 
 Most disagreements between published scores are not about models. They are about five
-things, and each of them is in one file that training uses, too:
+things. Training uses the same code for each of them:
 
     data and prompts   common/data.py        which problems, which text, which template
     sampling           common/sampler.py     exact samples, whatever the batch is
@@ -21,7 +21,8 @@ things, and each of them is in one file that training uses, too:
     statistics         common/evaluation.py  intervals, avg@n, pass@k, majority vote, and
                        common/compare.py     what can be compared with what
 
-This file is the command line. Other scripts can also import the functions above from here.
+This file is the command line. Other scripts can import the main functions of these files
+from here (`__all__`).
 """
 
 import json

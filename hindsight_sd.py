@@ -45,7 +45,7 @@ Run it:
 Before the first update it prints how often the student is right when it GENERATES with each
 context. If the student is no better with a right peer than without one, the teacher has nothing
 to teach. If the peer of another question helps as much, the student does not read the peer. Which
-claims were confirmed on the toy and which were not: benchmarks/README.md.
+claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md.
 """
 
 import math

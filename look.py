@@ -10,7 +10,7 @@
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
 A page shows the same rollouts as all methods see them. A click on a token, or Enter, shows the
-likeliest tokens of both models. On the toy a checker knows where a rollout first goes wrong.
+likeliest next tokens of every model, or view, that the method uses. On the toy a checker knows where a rollout first goes wrong.
 
 Every token has a colour: in opd and topd its loss, in ar_opd the residual log q_full - log q_part,
 in hindsight_sd the credit log p - log s, in grpo the advantage of its rollout.
@@ -21,13 +21,15 @@ two windows, with the strongest links of the transport plan and the distance D.
 hindsight_sd shows failed rollouts. Is the token at which a rollout leaves its peer the mistake?
 To find out, the model goes on from this token, and from the peer's, several times each.
 
-A fork keeps, of the file that it copied, what is called here, with its arguments and results:
+This script calls the following names of a method. A fork must keep them, with the same arguments
+and results:
     opd           Args, token_loss
     topd          Args, look_ahead, divergent, soft_targets
     ar_opd        Args, views, anchored_target
     hindsight_sd  Args, build_contexts
     grpo          Args, check, verdicts, advantages
-Its flags have their defaults. Those named window_size, rho, lam, clip and advantage must stay.
+Its other flags have their defaults. These must stay: window_size, rho, lam, clip, advantage,
+samples, max_new_tokens.
 """
 
 import contextlib

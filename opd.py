@@ -25,8 +25,8 @@ Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505
               over the tokens of a rollout, then over rollouts.
   [code]      5. a mean over all tokens of the batch.
   [ours]      6. (3) is that mean over all tokens, so a token weighs the same in every rollout.
-              7. reverse KL is the default. It is mode seeking: the student may leave out what the
-              teacher also does, but avoids what the teacher does not do.  8. the sum over the
+              7. reverse KL is the default. It is mode seeking: the student may leave out some of
+              what the teacher does. It avoids what the teacher does not do.  8. the sum over the
               vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
               code bases do. --estimator topk uses the k largest tokens and one bucket.  9. one
               optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
