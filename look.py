@@ -10,7 +10,8 @@
     python look.py opd --student runs/opd-0/final --teacher toy/teacher --data toy
 
 A page shows the same rollouts as all methods see them. A click on a token, or Enter, shows the
-likeliest next tokens of every model, or view, that the method uses. On the toy a checker knows where a rollout first goes wrong.
+likeliest next tokens of every model, or view, that the method uses. On the toy a checker knows
+where a rollout first goes wrong.
 
 Every token has a colour: in opd and topd its loss, in ar_opd the residual log q_full - log q_part,
 in hindsight_sd the credit log p - log s, in grpo the advantage of its rollout.
