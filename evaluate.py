@@ -37,6 +37,7 @@ from common.data import (
     BENCHMARKS,
     ask_in_known_words,
     check_prompts,
+    is_toy,
     load_benchmark,
     privileged_prompt,
     prompt_ids,
@@ -266,7 +267,7 @@ def main(argv=None):
     args.model = model_folder(args.model)
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = models.pick_device(args.device)
-    toy = args.benchmark.startswith("toy")
+    toy = is_toy(args.benchmark)
     if args.max_new_tokens is None:
         args.max_new_tokens = 256 if toy else 4096
     if args.batch is None:

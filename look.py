@@ -55,6 +55,7 @@ from common.batches import Compute, prompts_of_step
 from common.data import (
     ask_in_known_words,
     check_prompts,
+    is_toy,
     load_benchmark,
     privileged_prompt,
     prompt_ids,
@@ -559,7 +560,7 @@ def parse(argv):
     at_least(args, 1, "n samples max_new_tokens")
     require(0 < args.rho < 1, f"--rho is {args.rho}; it is a share and must lie in (0, 1).")
     if args.window_size is None:
-        args.window_size = 12 if args.data.startswith("toy") else 50
+        args.window_size = 12 if is_toy(args.data) else 50
     require(
         args.window_size >= 2,
         f"--window_size is {args.window_size}; a window needs at least 2 tokens.",
@@ -576,7 +577,7 @@ def parse(argv):
     args.student = args.student or ("toy/student" if needs_teacher else "toy/reader")
     if not args.html and not needs_teacher:
         args.teacher = None
-    elif needs_teacher or args.student.startswith("toy"):  # it knows the toy's words only
+    elif needs_teacher or is_toy(args.student):  # it knows the toy's words only
         args.teacher = args.teacher or "toy/teacher"
     require(
         args.samples > 1 or args.kind not in ("hindsight_sd", "grpo"),

@@ -59,8 +59,9 @@ def unwritable(path, error):
 
 
 OUT_OF_MEMORY = (
-    "The GPU is out of memory; lower --micro_tokens, --max_new_tokens, --prompts or --samples, or "
-    "choose smaller models. A run that had begun continues with --resume from its last checkpoint."
+    "The GPU is out of memory; lower --micro_tokens or --chunk_logits: with them a run that had "
+    "begun continues with --resume from its last checkpoint. For a new run there are also "
+    "--max_new_tokens, --prompts, --samples and smaller models."
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 READER_HAS_GONE = (errno.EPIPE, errno.EINVAL)  # the second one is what Windows says

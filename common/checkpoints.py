@@ -79,8 +79,9 @@ def _write_folder(final, model, tokenizer, state=None):
         tokenizer.save_pretrained(temporary)
         if state is not None:
             torch.save(state, temporary / "state.pt")
-        for file in temporary.iterdir():
-            flush_to_disk(file)
+        for file in temporary.rglob("*"):  # several chat templates lie in a folder of their own
+            if file.is_file():
+                flush_to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
         replace(temporary, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises all three
@@ -148,9 +149,13 @@ def _counted(processes, cards):
 
 # ======================================================================== the folder of a run
 
-# These settings have no influence on the weights, so a resumed run may change them. `out` is one
-# of them: the same folder has many names (runs/x, ./runs/x/), and it may have been moved.
-FREE = ("resume", "out", "device", "save_every", "eval_every", "show_every", "vllm_memory")
+# These settings have no influence on the weights but for rounding, so a resumed run may change
+# them. Some take less memory: a run that ran out of it must be able to go on. `out` is one of
+# them: the same folder has many names (runs/x, ./runs/x/), and it may have been moved.
+FREE = (
+    "resume", "out", "device", "save_every", "eval_every", "show_every", "vllm_memory",
+    "micro_tokens", "chunk_logits", "gradient_checkpointing",
+)  # fmt: skip
 
 
 def recall(args, default_out):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common import files
 from common.arguments import Mistake, harmless, require
+from common.checkpoints import FREE
 from common.evaluation import bounded_interval, mean_interval, newcombe, wilson
 from common.show import draw_arms
 
@@ -20,8 +21,7 @@ NEUTRAL = {
 }
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
-    "seed", "out", "resume", "model", "script", "versions", "vllm_memory", "source", "weights",
-    "micro_tokens",
+    "script", "versions", "source", "weights", "model", "seed", *FREE,
 )
 # What a reader must know if arms differ in it.
 UNFAIR = {

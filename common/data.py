@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.arguments import Mistake, require, shorten
-from common.hub import ROOT
+from common.hub import ROOT, where
 from common.tables import (
     ANSWER_COLUMNS,
     PROBLEM_COLUMNS,
@@ -102,6 +102,15 @@ def check_name(name, split):
         f"'{name}' has no training problems; train on toy or gsm8k, or on {OWN_DATA}.",
     )
     return False
+
+
+def is_toy(name):
+    """Is it one of the toy's benchmarks, or a model or a file in the folder toy/? Then the flags
+    have the toy's defaults. A name that only begins like that, as toy_math.jsonl, is not."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name].checker is not None
+    path = Path(where(name.removesuffix(HELD_OUT)))
+    return path.exists() and ROOT / "toy" in path.resolve().parents
 
 
 def default_benchmark(data):

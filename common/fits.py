@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from common.arguments import Mistake, require
+from common.data import is_toy
 from common.memory import (
     MOST_ROWS,
     Setup,
@@ -76,7 +77,7 @@ def choose(args, device, dtype):
     """Set the flags that are not given to the largest setting that fits, and say so."""
     names = [str(getattr(args, name, "")) for name in ("data", "student", "teacher")]
     # A resumed run goes on as it began, even if another amount of memory is free now.
-    if args.resume or any(name.startswith("toy") for name in names):
+    if args.resume or any(is_toy(name) for name in names if name):
         return
     # Several processes must choose alike: the one with the least memory decides.
     free = min(gather(free_memory(device) or 0))
@@ -236,7 +237,8 @@ def check_memory(total, device, flags):
     require(
         room is None or total <= room,
         f"This run needs about {human(total)} and {human(room or 0)} {what}; lower {flags}{more}, "
-        "or choose smaller models.",
+        "or choose smaller models. A run that is resumed can only change --micro_tokens, "
+        "--chunk_logits and --gradient_checkpointing.",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from common.arguments import choice, either, parse_arguments, require
 from common.checkpoints import recall
-from common.data import check_name, default_benchmark
+from common.data import check_name, default_benchmark, is_toy
 from common.processes import process
 
 
@@ -86,8 +86,8 @@ def parse(cls, text, argv, script):
     # A self-teacher's --teacher is a choice like "ema" and names no model.
     names = [f.name for f in open_flags if "choices" not in f.metadata]
     named = [getattr(args, name) for name in ("data", "student", "teacher") if name in names]
-    named = [name for name in named if name] or ["hub" if on_gpu else "toy"]
-    toy = any(name.startswith("toy") for name in named)
+    named = [name for name in named if name]
+    toy = any(map(is_toy, named)) if named else not on_gpu
     for f in open_flags:
         if getattr(args, f.name) is None:
             setattr(args, f.name, f.metadata["either"][0 if toy else 1])

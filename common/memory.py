@@ -322,8 +322,9 @@ def within_memory(update, *arguments):
             again = steps_taken(optimizer) == before and process()[1] == 1
             require(
                 args.micro_tokens > 512 and again,
-                "The GPU is out of memory; lower --max_new_tokens, --prompts or --samples, choose "
-                "smaller models, and continue with --resume.",
+                "The GPU is out of memory; lower --micro_tokens or --chunk_logits and go on with "
+                "--resume, or start a new run with a lower --max_new_tokens, --prompts or "
+                "--samples, or with smaller models.",
             )
         # Not inside the except block: there the traceback still holds the tensors of the failed
         # attempt, and no memory would become free.

@@ -125,7 +125,7 @@ def mistaken():
 @pytest.mark.parametrize("main, sentence", [
     (mistaken, "error: two lines \\x1b[2J\n"),
     (full_disk, "error: Writing 'runs/x' failed (No space left on device). All complete files "),
-    (out_of_memory, "error: The GPU is out of memory; lower --micro_tokens, "),
+    (out_of_memory, "error: The GPU is out of memory; lower --micro_tokens "),
 ])
 def test_what_the_user_can_mend_ends_with_one_sentence_and_code_2(main, sentence, capsys):
     with pytest.raises(SystemExit) as ended:

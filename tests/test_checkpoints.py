@@ -201,3 +201,24 @@ def test_two_runs_in_one_folder(tmp_path):
     process.kill()
     process.wait()
     process.stdin.close(), process.stdout.close()
+
+
+def test_a_tokenizer_with_several_chat_templates_is_saved(tmp_path):
+    """transformers writes the others into a folder beside the files."""
+    tokenizer, model = load_tokenizer("toy/student"), tiny_qwen3()
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "x"}
+    folder = save_checkpoint(tmp_path, 1, model, tokenizer, adamw(model, 1e-3))
+    assert (folder / "state.pt").exists()
+    assert load_tokenizer(str(folder)).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("flag, value", [("micro_tokens", 512), ("chunk_logits", 4096), ("gradient_checkpointing", True)])
+def test_a_run_that_is_short_of_memory_is_resumed_with_less(flag, value, tmp_path):
+    """These flags never change the result, and the sentences for too little memory name them."""
+    from opd import Args
+    args = Args(out=str(tmp_path / "run"), seed=3)
+    write_config(open_run(args, "opd.py")[0], args, "opd.py")
+    files.unlock(tmp_path / "run")
+    again = Args(out=str(tmp_path / "run"), seed=3, resume=True, **{flag: value})
+    assert open_run(again, "opd.py")[1] is None
+    files.unlock(tmp_path / "run")

@@ -277,3 +277,20 @@ def test_an_evaluation_of_one_sample_has_wilson_s_interval(tmp_path):
         low, high = wilson(right, 40)
         assert f"{100 * low:.1f} .. {100 * high:5.1f}" in line
     assert "over 40 problems" in b
+
+
+@pytest.mark.parametrize("flag, values", [
+    ("device", ["cuda:0", "cuda:1"]), ("show_every", [20, 0]), ("save_every", [20, 50]),
+    ("eval_every", [20, 60]), ("chunk_logits", [2**24, 2**20]), ("gradient_checkpointing", [None, True]),
+    ("micro_tokens", [16384, 4096]),
+])
+def test_seeds_that_ran_in_other_places_are_one_arm(flag, values, tmp_path):
+    for seed, value in enumerate(values):
+        fake_run(tmp_path / f"{seed}", {"seed": seed, "lr": 1e-3, flag: value}, .5, .6)
+    text = compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png")
+    arms = [line.split() for line in text.split("\n") if line.startswith("opd.py")]
+    assert len(arms) == 1 and arms[0][:2] == ["opd.py", "2"], text
+    shutil.rmtree(tmp_path / "1")
+    fake_run(tmp_path / "1", {"seed": 0, "lr": 1e-3, flag: values[1]}, .5, .6)
+    with pytest.raises(Mistake, match="one run made twice"):
+        compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png")

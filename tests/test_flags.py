@@ -248,3 +248,25 @@ def test_a_rate_for_adapters_is_ten_times_the_scripts_own_wherever_one_is_recomm
     assert not re.search(r"--lora \d+ --lr", readme)  # nothing that this test does not see
     assert ("With `--lora` the learning rate is ten times the script's own, a common rule that was not "
             "measured here.") in readme
+
+
+@pytest.mark.parametrize("words", [
+    ("--student", "large", "--data", "toy_math.jsonl"), ("--student", "large", "--data", "toys/x.jsonl"),
+    ("--student", "toy-model", "--data", "gsm8k"), ("--student", "toys/model", "--data", "gsm8k"),
+    ("--student", "toy/mine", "--data", "gsm8k"),
+])
+def test_a_name_that_only_begins_like_the_toy_is_not_the_toy(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toys").mkdir()
+    for name in ("toy_math.jsonl", "toys/x.jsonl"):
+        (tmp_path / name).write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    assert parsed(*words).lr == 1e-5
+
+
+@pytest.mark.parametrize("words", [
+    ("--student", "toy/student"), ("--data", "toy"), ("--student", ROOT / "toy/reader", "--data", "gsm8k"),
+    ("--student", "large", "--data", "toy"), ("--student", "./toy/student", "--data", "toy/train.jsonl"),
+])
+def test_what_is_the_toy(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert parsed(*words).lr == 1e-3
