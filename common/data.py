@@ -11,6 +11,7 @@ measures a model on prompts that it was never trained on.
 
 import hashlib
 import importlib
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +142,7 @@ def load_benchmark(name, split="test", limit=None):
     benchmark = Benchmark(name) if own else BENCHMARKS[name]
     in_repository = not own and benchmark.source.startswith("toy/")
 
-    # 1. The whole table, as an object of the package datasets.
+    # 1. The whole table.
     source = benchmark.source
     if in_repository:
         source = str(ROOT / source.format(split=split))
@@ -152,21 +153,21 @@ def load_benchmark(name, split="test", limit=None):
     else:
         data = read_hub(source, benchmark.configuration, getattr(benchmark, split), name)
 
-    # 2. The two columns that must be there.
-    if own:
-        candidates = (PROBLEM_COLUMNS, ANSWER_COLUMNS)
-    else:
-        candidates = ([benchmark.problem], [benchmark.answer])
-    problem_column, answer_column = find_columns(data, source, *candidates)
-
-    # 3. Plain dicts. The text is decoded in this step, so broken text is found in this step.
-    require(len(data) > 0, f"'{source}' holds no rows.")
+    # 2. Plain dicts. The text is decoded in this step, so broken text is found in this step.
     try:
-        table = list(data.select(range(min(limit or len(data), len(data)))))
+        table = list(itertools.islice(data, limit))
     except UnicodeDecodeError:
         raise Mistake(
             f"'{source}' holds text that is not in UTF-8; save it in that encoding."
         ) from None
+    require(table, f"'{source}' holds no rows.")
+
+    # 3. The two columns that must be there.
+    if own:
+        candidates = (PROBLEM_COLUMNS, ANSWER_COLUMNS)
+    else:
+        candidates = ([benchmark.problem], [benchmark.answer])
+    problem_column, answer_column = find_columns(list(table[0]), source, *candidates)
 
     # 4. One form for all benchmarks.
     rows, first_with = [], {}

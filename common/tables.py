@@ -5,9 +5,13 @@ one sentence that names the place. common/data.py turns the rows into problems.
 """
 
 import csv
+import glob
+import json
+import math
 import os
 import re
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 from common.arguments import Mistake, require
@@ -16,7 +20,7 @@ from common.hub import hub_folder, reach_hub
 
 # ======================================================================== reading
 
-# The package datasets has a reader for each of these formats. Other names are read as JSONL.
+# CSV and Parquet are read by the package datasets. Other names are read as JSONL.
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 CONTENT = {
     "json": "It must hold one JSON object a line, in UTF-8.",
@@ -45,8 +49,7 @@ def quiet_datasets():
 
 
 def read_file(path):
-    """The table in a local file, as an object of the package datasets."""
-    datasets = quiet_datasets()
+    """The rows of a local file. All of them have the same columns; what a row lacks is None."""
     suffix = Path(path).suffix.lower()
     kind = READERS.get(suffix, "json")
     require(
@@ -55,23 +58,63 @@ def read_file(path):
         f"{CONTENT[kind]}",
     )
     try:
-        how = text_columns(path, "\t" if suffix == ".tsv" else ",") if kind == "csv" else {}
-        # As a stream. Otherwise the package writes a copy of every file, and the disk may be full.
-        # Its own folder may be one that cannot be written to. It needs one even for a stream.
-        with tempfile.TemporaryDirectory() as folder:
-            stream = datasets.load_dataset(
-                kind, data_files=str(path), split="train", streaming=True, cache_dir=folder, **how
-            )
-            rows = list(stream)
+        if kind == "json":
+            rows = read_json_rows(path, whole=suffix == ".json")
+        else:
+            rows = read_table(path, kind, "\t" if suffix == ".tsv" else ",")
         require(rows, f"'{path}' has no data: not one row.")
         columns = dict.fromkeys(name for row in rows for name in row)
-        return datasets.Dataset.from_dict({c: [r.get(c) for r in rows] for c in columns})
+        return [{c: row.get(c) for c in columns} for row in rows]
     except Mistake:
         raise
     except Exception as error:  # a dozen kinds of exception mean that the file cannot be read
         raise Mistake(
             f"Could not load the file '{path}' ({cause(error)}). {CONTENT[kind]}"
         ) from None
+
+
+def read_json_rows(path, whole):
+    """One object a line. whole: the file may also be one list of them.
+
+    The package datasets would give every column one type. Then a gold of 22 digits loses some of
+    them, and a column with both numbers and texts is refused. Here a number stays as it was typed.
+    """
+    with open(path, encoding="utf-8-sig") as f:
+        text = f.read()
+    if whole and text.lstrip().startswith("["):
+        rows = json.loads(text, parse_float=str)
+        require_objects(rows, "entry")
+        return rows
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = []
+    for n, line in lines:
+        try:
+            rows.append(json.loads(line, parse_float=str))
+        except ValueError as error:
+            raise ValueError(f"line {n}: {error}") from None
+    require_objects(rows, "line", [n for n, _ in lines])
+    return rows
+
+
+def require_objects(rows, what, numbers=None):
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{what} {numbers[i] if numbers else i + 1} is no JSON object")
+
+
+def read_table(path, kind, separator):
+    """The rows of a CSV or Parquet file."""
+    datasets = quiet_datasets()
+    how = text_columns(path, separator) if kind == "csv" else {}
+    # The package reads a name with brackets or stars as a pattern.
+    file = glob.escape(str(path))
+    # As a stream. Otherwise the package writes a copy of every file, and the disk may be full.
+    # Its own folder may be one that cannot be written to. It needs one even for a stream.
+    with tempfile.TemporaryDirectory() as folder:
+        stream = datasets.load_dataset(
+            kind, data_files=file, split="train", streaming=True, cache_dir=folder, **how
+        )
+        return list(stream)
 
 
 def text_columns(path, separator):
@@ -125,9 +168,8 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "gold", "solution")
 
 
-def find_columns(data, source, problem_columns, answer_columns):
-    """(column of the problem, column of the answer): of each the first name that exists."""
-    there = data.column_names
+def find_columns(there, source, problem_columns, answer_columns):
+    """(column of the problem, column of the answer): of each the first name that is there."""
     problem = next((c for c in problem_columns if c in there), None)
     answer = next((c for c in answer_columns if c in there), None)
     missing = [what for what, c in (("problem", problem), ("answer", answer)) if c is None]
@@ -153,13 +195,17 @@ def check_row(problem, answer, which):
         f"{which} has no text as its problem; mend or delete it.",
     )
     golds = answer if isinstance(answer, list) else [answer]  # OlympiadBench has a list of them
-    # Only NaN is unequal to itself.
-    unfit = any(g is None or isinstance(g, (bool, dict, list)) or g != g for g in golds)
     require(
-        not unfit and any(str(g).strip() for g in golds),
+        all(map(is_text_or_number, golds)) and any(str(g).strip() for g in golds),
         f"{which} has an empty answer, or one that is neither text nor a number; mend or delete "
         "it.",
     )
+
+
+def is_text_or_number(value):
+    if isinstance(value, (int, float, Decimal)):
+        return not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, str)
 
 
 def check_repetition(first_with, problem, answer, i, source, split):
@@ -198,11 +244,14 @@ def worked_solution(answer, is_solution, own, which):
     solution. is_solution: the column says that it is one.  own: the user's own data, whose
     solutions may also end with a box.
     """
-    if "####" in answer:
+    boxed, marked = own and "\\boxed" in answer, "####" in answer
+    # #### also begins a heading in Markdown. It marks a gold if only the gold stands behind it.
+    last = answer.rpartition("####")[2].strip()
+    if marked and not boxed and last and "\n" not in last:
         return gsm8k_solution(answer)
-    if not own or not (is_solution or "\\boxed" in answer):
+    if not own or not (is_solution or boxed or marked):
         return None
-    gold = extract(answer)
+    gold = extract(answer) if boxed or not marked else None
     require(
         gold,
         f"{which} has a solution without a final answer in \\boxed{{...}} or behind ####; mend it, "

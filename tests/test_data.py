@@ -302,6 +302,70 @@ def test_columns_that_are_understood(columns, gold, solution, tmp_path):
     assert (row["answer"], row.get("solution")) == (gold, solution)
 
 
+@pytest.mark.parametrize("column", ["answer", "solution"])
+@pytest.mark.parametrize("text, gold", [
+    ("We get \\boxed{7}.\n#### Remark\nThis also follows by symmetry.", "7"),
+    ("#### Step 1\nAdd: 2+3=5.\n#### Conclusion\nSo the answer is \\boxed{5}.", "5"),
+    ("#### Step 1\n2+3=5\n#### 5", "5"),
+])
+def test_headings_are_no_gold(text, gold, column, tmp_path):
+    """#### begins a heading in Markdown. Only a last line with it is GSM8K's gold."""
+    row = load_benchmark(written(tmp_path, "own.jsonl", [{"problem": "q", column: text}]), "train")[0]
+    assert row["answer"] == gold
+    assert row["solution"] == (text if "boxed" in text else "#### Step 1\n2+3=5\nThe answer is \\boxed{5}.")
+
+
+@pytest.mark.parametrize("text", ["48/2=24 ####  ", "#### Remark\nIt is so.\n#### Proof\nClear."])
+def test_a_mark_without_a_gold_is_refused(text, tmp_path):
+    with pytest.raises(Mistake, match="Row 1 of .*without a final answer"):
+        load_benchmark(written(tmp_path, "own.jsonl", [{"problem": "q", "answer": text}]), "train")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("typed, golds", [
+    (['5', '"x+1"'], ["5", "x+1"]),                     # numbers and texts in one column
+    (['9007199254740993', '2.5'], ["9007199254740993", "2.5"]),
+    (['12345678901234567890123', '0.10'], ["12345678901234567890123", "0.10"]),
+    (['"2024-01-05"', '"2024-01-06"'], ["2024-01-05", "2024-01-06"]),
+])
+def test_a_gold_of_json_stays_as_it_was_typed(typed, golds, name, tmp_path):
+    lines = [f'{{"problem": "q{i}", "answer": {x}}}' for i, x in enumerate(typed)]
+    text = "\n".join(lines) if name == "a.jsonl" else f"[{', '.join(lines)}]"
+    (tmp_path / name).write_text(text)
+    assert [r["answer"] for r in load_benchmark(str(tmp_path / name))] == golds
+
+
+def test_a_column_that_nobody_needs_may_hold_anything(tmp_path):
+    rows = [{"problem": "q", "answer": "1", "meta": 3}, {"problem": "r", "answer": "2", "meta": {"a": []}},
+            {"problem": "s", "answer": "3"}]
+    assert len(load_benchmark(written_lines(tmp_path / "a.jsonl", rows))) == 3
+
+
+def written_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["m[1]", "x [old]/m", "m*", "m{1,2}"])
+def test_a_file_name_is_no_pattern(name, suffix, tmp_path):
+    (tmp_path / "x [old]").mkdir()
+    written(tmp_path, f"m1.{suffix}", [{"problem": "other", "answer": "0"}])
+    rows = load_benchmark(written(tmp_path, f"{name}.{suffix}", [{"problem": "q", "answer": "1"}]))
+    assert [r["problem"] for r in rows] == ["q"]
+
+
+def test_a_date_is_no_answer(tmp_path):
+    import datetime
+
+    import datasets
+    path = tmp_path / "a.parquet"
+    rows = [{"problem": "q", "answer": datetime.datetime(2024, 1, 5)}]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    with pytest.raises(Mistake, match="neither text nor a number"):
+        load_benchmark(str(path))
+
+
 def test_a_solution_without_a_final_answer_is_no_gold(tmp_path):
     rows = [{"problem": "q", "solution": "so \\boxed{7}"}, {"problem": "r", "solution": "thus 7."}]
     with pytest.raises(Mistake, match=r"Row 2 of .*boxed.*add a column answer"):
@@ -326,6 +390,11 @@ def test_other_columns_are_listed(name, tmp_path):
     ("a.csv", b"problem,answer\na,1\nb,\n", "Row 2 of .* has an empty answer"),
     ("a.parquet", b"nonsense", "Could not load the file .*Parquet"),
     ("a.jsonl", b'{"problem": "a", "answ', "one JSON object a line"),
+    ("a.jsonl", b'{"problem": "a", "answer": "1"}\n[1, 2]\n', "line 2.*one JSON object a line"),
+    ("a.jsonl", "{\"problem\": \"\u00e4\", \"answer\": \"1\"}".encode("latin-1"), "in UTF-8"),
+    ("a.json", b'{"problem": "a"', "Could not load the file"),
+    ("a.json", b'[1, 2]', "Could not load the file"),
+    ("a.jsonl", b"\n\n", "no data"),
     ("a.parquet", b"", "is empty"),
 ])
 def test_files_that_cannot_be_read(name, content, said, tmp_path):
