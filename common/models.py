@@ -159,7 +159,11 @@ def check_architecture(model, name):
     That equals the model's own output only if nothing comes after the head (some families scale
     or cap their logits) and if no layer attends to a sliding window only.
     """
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    # Some families have no list of layer types. With them a window in the config is one for all.
+    window = getattr(model.config, "sliding_window", None)
+    window = window if getattr(model.config, "use_sliding_window", True) else None
+    alike = "sliding window attention" if window else "full_attention"
+    kinds = set(getattr(model.config, "layer_types", None) or [alike])
     require(
         kinds == {"full_attention"},
         f"'{name}' has layers of kind {', '.join(sorted(kinds))}; only models with full attention "
@@ -183,12 +187,19 @@ def check_architecture(model, name):
 def know(model, tokenizer):
     """Write down on the model what sampler and losses need to know about it.
 
-    vocabulary: the number of tokens of the tokenizer. Heads can be wider, because rows are added
+    vocabulary: one more than the tokenizer's highest id. Heads can be wider, because rows are added
     to make the matrix product faster. Logits beyond the vocabulary are always cut off.
     ends: the ids that end a response.  engine: what draws samples instead of common/sampler.py.
     """
-    model.vocabulary, model.ends, model.engine = len(tokenizer), eos_ids(model, tokenizer), None
+    model.vocabulary, model.ends = vocabulary_size(tokenizer), eos_ids(model, tokenizer)
+    model.engine = None
     return model
+
+
+def vocabulary_size(tokenizer):
+    """One more than the highest id. Ids can have gaps, so the number of tokens can be smaller, and
+    the highest id is often an end token."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def eos_ids(model, tokenizer):
@@ -235,7 +246,7 @@ def check_head(tokenizer, models):
     for name, model in models:
         width = model.get_output_embeddings().weight.shape[0]
         require(
-            len(tokenizer) <= width,
+            vocabulary_size(tokenizer) <= width,
             f"The tokenizer has {len(tokenizer)} tokens and the head of '{name}' only {width} "
             "rows: they do not belong together.",
         )

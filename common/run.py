@@ -62,7 +62,8 @@ class Run:
         ask_in_known_words(self.tokenizer, [*rows, *tests])
         # The toy knows the truth about a response. Other data have no check.
         self.check = checker(args.benchmark) or checker(args.data)
-        self.compute = Compute(args, self.device, self.dtype, len(self.tokenizer))
+        vocabulary = models.vocabulary_size(self.tokenizer)
+        self.compute = Compute(args, self.device, self.dtype, vocabulary)
         self.phase, self.autocast = self.compute.phase, self.compute.autocast
         # The benchmarks are alike from their first row to their last. Own data need not be.
         checked = self.rows[:50] if args.data in BENCHMARKS else self.rows

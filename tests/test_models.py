@@ -299,3 +299,38 @@ def test_the_predicted_peak_is_refused_on_a_cpu_too(monkeypatch):
         check_memory(2 * GIB, CPU, "--prompts")
     monkeypatch.setattr("common.fits.machine_memory", lambda: None)
     check_memory(2**50, CPU, "--prompts")
+
+
+@pytest.mark.parametrize("config", ["MistralConfig", "Phi3Config", "MixtralConfig", "Starcoder2Config"])
+def test_sliding_windows_without_a_list_of_layers_are_refused(config):
+    """These families have no layer_types. Their forward takes a window if the config names one."""
+    import transformers
+    made = getattr(transformers, config)(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(made)
+    with pytest.raises(Mistake, match="sliding window"):
+        check_architecture(model, "a model")
+
+
+def test_a_window_that_is_switched_off_is_no_window():
+    import transformers
+    made = transformers.Qwen2Config(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4, use_sliding_window=False,
+    )
+    check_architecture(transformers.AutoModelForCausalLM.from_config(made), "a model")
+    made = transformers.MistralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=None,
+    )
+    check_architecture(transformers.AutoModelForCausalLM.from_config(made), "a model")
+
+
+def test_the_highest_id_belongs_to_the_vocabulary():
+    """Ids can have gaps. Their number is then smaller than the highest id, often an end token."""
+    from types import SimpleNamespace
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 1, "<end>": 3}, eos_token_id=3, __len__=None)
+    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=3))
+    assert know(model, tokenizer).vocabulary == 4

@@ -330,3 +330,17 @@ def test_the_reader_follows_a_hint_before_its_mistakes_and_not_behind_them():
     # the reader had to learn this: the student's result behind a mistake gets worse
     nothing, solution = of_student["after"]
     assert solution < nothing - .05, of_student
+
+
+@pytest.mark.parametrize("text", [
+    "a: starts with 60 coins. b: doubles the coins.", "a: finds 4 coins. b: loses 2 coins.",
+    "a: starts with 5 coins. b: finds 10 # 4 coins.", "a: starts with 5 shells.", "a: starts with 5 coins. b: loses 9 coins.",
+    "a: starts with 5 coins. b: halves the coins. c: finds 3 coins.",
+])
+def test_a_problem_that_leaves_the_rules_of_the_toy_is_refused(text):
+    """Somebody's own problem in the toy's language. The checker has no truth about it, and says so."""
+    style = next(iter(world.STYLES.values()))
+    good = f"a: starts with 5 coins. b: finds 4 coins. How many coins at the end? {style}"
+    assert world.parse(good).answer == 9
+    with pytest.raises(ValueError):
+        world.check(f"{text} How many coins at the end? {style}", "")

@@ -305,8 +305,8 @@ _STATEMENT = {
 
 
 def parse(text):
-    """The Problem that a text describes. Raises ValueError if it is not in this
-    language."""
+    """The Problem that a text describes. Raises ValueError if it is not in this language, or if a
+    value leaves its rules: then nothing is known about the truth."""
     body, _, tail = text.partition(" How many ")
     asked = re.fullmatch(r"(\w+) at the end\? (.+)", tail)
     style = next((s for s, words in STYLES.items() if asked and words == asked[2]), None)
@@ -322,16 +322,24 @@ def parse(text):
         numbers = tuple({"doubles": 2, "triples": 3}.get(n) or int(n) for n in numbers)
         event = Event(label, thing, kind, numbers)
         if kind == "mix":
+            if numbers not in TABLE:
+                raise ValueError(f"the toy has no fact {numbers[0]} # {numbers[1]}")
             event.fact = TABLE[numbers]
         if event.thing == asked[1]:
+            if (kind == "start") != (now is None):
+                raise ValueError(f"a thing starts once, and first: {sentence[:80]!r}")
             if kind == "start":
                 now = numbers[0]
             else:
                 left, _, right = expression(event, now)
                 now = apply(kind, left, right)
+            if now is None or now > LIMIT:
+                raise ValueError(f"a value that the toy's rules do not allow: {sentence[:80]!r}")
             event.value = now
         events.append(event)
         phrasing.append(way)
+    if now is None:
+        raise ValueError(f"no statement is about {asked[1]}")
     return Problem(events, asked[1], style, phrasing)
 
 
