@@ -296,8 +296,8 @@ def main(argv=None):
         f"'{args.data}' has rows without a solution, and the self-teacher needs one to look at; "
         "use toy, gsm8k, or a file with the columns problem, answer and solution.",
     )
-    full_views = [views(r, args)["full"] for r in run.rows[:50]]
-    check_prompts(run.tokenizer, full_views, args.data)  # the words of the solutions, too
+    run.check_words("solution")
+    check_prompts(run.tokenizer, [views(run.rows[0], args)["full"]], args.data)
     student = run.load_student()
     teacher = student if args.teacher == "current" else copy_of(student)
     optimizer = adamw(student, args.lr, args.adam_bits)

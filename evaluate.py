@@ -31,8 +31,7 @@ from pathlib import Path
 
 from common import files, models
 from common.arguments import Mistake, Parser, require, run_script
-from common.checkpoints import fingerprint
-from common.compare import NEUTRAL, compare, read_run
+from common.compare import compare
 from common.data import (
     BENCHMARKS,
     ask_in_known_words,
@@ -45,7 +44,9 @@ from common.data import (
 from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summarise, wilson
 from common.flags import check_packages
 from common.grading import extract, grade, verify
+from common.origin import fingerprint
 from common.processes import process
+from common.results import NEUTRAL, read_run
 from common.run import attach_vllm
 from common.sampler import Completion, sample, uniforms
 
@@ -150,6 +151,19 @@ def check_same_prompts(out, tokenizer, rows, records, thinking):
             f"'{out}' holds responses to other prompts: the problems or the model's chat template "
             "have changed; choose another --out.",
         )
+
+
+def check_context(model, tokenizer, rows, args):
+    """Refuse responses that would go beyond the model's context: what it writes there is noise."""
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    longest = max(len(prompt_ids(tokenizer, r["prompt"], args.thinking)) for r in rows)
+    require(
+        longest + args.max_new_tokens <= context,
+        f"The model's context is {context} tokens, the longest prompt has {longest}, and "
+        f"--max_new_tokens is {args.max_new_tokens}; "
+        + (f"it can be {context - longest} at most." if longest < context else "choose another "
+           "model, or leave that problem out."),
+    )
 
 
 # ======================================================================== flags
@@ -290,7 +304,9 @@ def evaluate_into(out, args, rows, device):
     model = models.load_model(args.model, device, dtype, tokenizer)
     models.check_head(tokenizer, [(args.model, model)])
     ask_in_known_words(tokenizer, rows)
-    check_prompts(tokenizer, [r["prompt"] for r in rows[:50]], args.benchmark)
+    checked = rows[:50] if args.benchmark in BENCHMARKS else rows
+    check_prompts(tokenizer, [r["prompt"] for r in checked], args.benchmark)
+    check_context(model, tokenizer, rows, args)
     config["weights"] = fingerprint(model)
     check_origin(out, config["weights"], done + further)
     check_same_prompts(out, tokenizer, rows, done, args.thinking)

@@ -418,6 +418,8 @@ def main(argv=None):
         f"'{args.data}' has rows without a solution for --context reference; use --context peer, "
         "or a file with the column solution.",
     )
+    if args.context == "reference":
+        run.check_words("solution")
     student = run.load_student()
     # A resumed run has the same pi_0. So pi_0 comes from --student, not from the checkpoint.
     keep_start = args.beta > 0 or args.teacher == "frozen"

@@ -287,6 +287,8 @@ def main(argv=None):
         args.off_policy == 0 or all(r["solution"] for r in run.rows),
         f"'{args.data}' has rows without a solution to learn from; use --off_policy 0.",
     )
+    if args.off_policy:
+        run.check_words("solution")
     student, teacher = run.load_student(), run.load(args.teacher)
     optimizer = adamw(student, args.lr, args.adam_bits)
     run.begin(student, optimizer, teacher=teacher)

@@ -24,6 +24,7 @@ BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cach
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
 ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
 ALGEBRA, COMPARE = "common/algebra.py", "common/compare.py"
+RESULTS = "common/results.py"
 VLLM = "common/vllm.py"
 
 MUTANTS = [
@@ -206,12 +207,12 @@ MUTANTS = [
     (ALGEBRA, "factors.get(p, 0) + sign, n // p", "factors.get(p, 0) + 1, n // p",
      "expressions"),
     # ---- whether one arm is better
-    (COMPARE, "if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)",
+    (RESULTS, "if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)",
      "if k not in NOT_COMPARED", "compare"),
     (COMPARE, "pairs = [(run.final, by_seed[run.seed]) for run in group",
      "pairs = [(by_seed[run.seed], run.final) for run in group", "compare"),
     (COMPARE, "shared = set.intersection(*", "shared = set.union(*", "compare"),
-    (COMPARE, 'unfinished=unfinished if curve[-1][0] < steps else "",', 'unfinished="",',
+    (RESULTS, 'unfinished=unfinished if curve[-1][0] < steps else "",', 'unfinished="",',
      "compare"),
     (VLLM, "self.synchronise()", "pass", "vllm"),
     (VLLM, "self.check(prompts[k // n], completions[k])", "pass", "vllm"),

@@ -40,7 +40,7 @@ def prompts_of_step(step, size, total, seed):
     return chosen
 
 
-def fitting_prompts(rows, encode, model, max_new_tokens):
+def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
     """The rows whose prompt and response fit into the model's context, with the prompt's ids in
     row["ids"]. The others are left out, and their number is printed.
 
@@ -58,7 +58,7 @@ def fitting_prompts(rows, encode, model, max_new_tokens):
     )
     if len(kept) < len(rows):
         print(
-            f"{len(rows) - len(kept)} of {len(rows)} prompts are too long for the context of "
+            f"{len(rows) - len(kept)} of {len(rows)} {what} are too long for the context of "
             f"{context} tokens and are left out"
         )
     return kept

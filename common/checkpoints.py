@@ -7,10 +7,7 @@ of (seed, step), so the step is all that they need. The random states of torch a
 stored as well, because a fork may use them.
 """
 
-import ast
 import dataclasses
-import hashlib
-import inspect
 import json
 import math
 import random
@@ -36,6 +33,7 @@ from common.files import (
     write_json,
     write_text,
 )
+from common.origin import source_hash, versions
 from common.processes import gather, process
 from common.weights import save_model
 
@@ -225,7 +223,20 @@ def _lock(out):
     require(sentence is None, sentence)
 
 
-def write_config(out, args, script):
+def check_problems(out, hashes):
+    """Refuse to go on if a data file was edited since the run began. The order of the problems
+    would be another one, and some that were trained on could be among the tests."""
+    path = Path(out) / "config.json"
+    before = read_json(path) if path.exists() else {}
+    changed = [k for k, value in hashes.items() if before.get(k, value) != value]
+    require(
+        not changed,
+        f"The problems of --data or --benchmark are not those with which this run began: the file "
+        f"was edited. Bring it back as it was, or start a new run with another --out than '{out}'.",
+    )
+
+
+def write_config(out, args, script, more=None):
     """Called when nothing can be refused any more and before anything else is written. So a
     refused run leaves a folder that can be used again, and a killed run one that can be resumed."""
     gather(None)  # wait until all processes have looked into the folder
@@ -233,7 +244,7 @@ def write_config(out, args, script):
     if process()[0] > 0:
         return
     if not path.exists():
-        about = {"source": source, "versions": versions()}
+        about = {"source": source, "versions": versions(), **(more or {})}
         write_json(path, {"script": script, **settings(args), **about})
         return
     before = read_json(path)
@@ -245,38 +256,6 @@ def write_config(out, args, script):
         write_json(path, {**before, "source": "+".join([*known, source])})
 
 
-def source_hash(args):
-    """A hash of the script in which the class of `args` is written, or None if there is no file.
-
-    Comments and texts are left out. So two runs have the same hash if the same code made them,
-    and a changed loss shows even in a script with the old name.
-    """
-    try:
-        tree = ast.parse(Path(inspect.getsourcefile(type(args))).read_text(encoding="utf-8"))
-    except (TypeError, OSError):
-        return None
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):  # a lambda has a body, too: one expression
-            node.body = [x for x in body if not _is_text(x)] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
-
-
-def fingerprint(model):
-    """A hash of all weights of a model, in the precision in which they are used."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def _is_text(node):
-    """A docstring, or the help text under a flag."""
-    value = getattr(node, "value", None)
-    return isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str)
-
-
 def resume_command(script, args):
     """The whole command that continues a run, ready to be pasted."""
     given = [a for a in sys.argv[1:] if a != "--resume"] if Path(sys.argv[0]).name == script else []
@@ -284,16 +263,6 @@ def resume_command(script, args):
     words = ["python", script, *given, *out, "--resume"]
     # The shells of Windows know no single quotes.
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
-
-
-def versions():
-    import transformers
-
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 # ======================================================================== metrics

@@ -1,120 +1,23 @@
-"""What `evaluate.py --compare` does: read runs, find out which belong to one arm and which can be
-compared at all, and make a table of arms over seeds."""
+"""What `evaluate.py --compare` does: find out which runs belong to one arm and which can be
+compared at all, and make a table of arms over seeds. common/results.py reads the runs."""
 
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from common import files
-from common.arguments import Mistake, harmless, require
-from common.checkpoints import FREE
+from common.arguments import harmless, require
 from common.evaluation import bounded_interval, mean_interval, newcombe, wilson
+from common.results import read_run
 from common.show import draw_arms
 
-# Flags that not all versions have, each with the value that means the same as no flag. So a
-# run with this value and a run without the flag belong to the same arm.
-NEUTRAL = {
-    "sampler": "own", "adam_bits": 32, "lora": 0,  # the first versions did not have these
-    "off_policy_data": "reference", "beta_norm": "token",  # only the first versions had these
-}
-# These differ between runs of one arm, or say nothing about what a run computes.
-NOT_COMPARED = (
-    "script", "versions", "source", "weights", "model", "seed", *FREE,
-)
 # What a reader must know if arms differ in it.
 UNFAIR = {
     "steps": "they were not trained for the same number of updates",
     "eval_n": "their accuracies are of different problems",
 }
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
-
-# ======================================================================== one run
-
-
-@dataclass
-class Result:
-    """What --compare takes from the folder of a training run or of an evaluation."""
-
-    folder: str
-    script: str  # of an evaluation: its model
-    settings: dict  # the flags that all runs of an arm share
-    source: str | None  # hash of the script's code, of an evaluation: of the model's weights
-    seed: int | None
-    benchmark: str | None
-    final: float  # accuracy at the end
-    problems: int  # how many problems it is of
-    unfinished: str = ""  # why it cannot be compared yet
-    curve: list | None = None  # training run: [(update, accuracy)]
-    scores: dict | None = None  # evaluation: {problem: share of right samples}
-    golds: dict | None = None  # evaluation: {problem: gold answer}
-
-
-def read_run(folder):
-    """The Result of a training run, or of an evaluation."""
-    folder = Path(folder)
-    way_out = "name the folder that a training script or evaluate.py wrote (its --out)."
-    no_config = f"'{folder}' is not a run: it has no config.json; {way_out}"
-    config = files.read_json(folder / "config.json", no_config)
-    settings = {
-        k: v
-        for k, v in config.items()
-        if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)
-    }
-    shared = {k: config.get(k) for k in ("seed", "benchmark")}
-    shared["folder"] = str(folder)
-    if (folder / "metrics.jsonl").exists():
-        return _training(folder, config, settings, shared)
-    if (folder / "responses.jsonl").exists():
-        return _evaluation(folder, config, settings, shared)
-    raise Mistake(
-        f"'{folder}' is not a run: it has neither metrics.jsonl nor responses.jsonl; {way_out}"
-    )
-
-
-def _training(folder, config, settings, shared):
-    metrics = files.read_jsonl(folder / "metrics.jsonl", ["step"])
-    evaluations = [m for m in metrics if "eval" in m]
-    require(evaluations, f"'{folder}' has no evaluation yet; let it run to its first one.")
-    curve = [(m["step"], m["eval"]["accuracy"]) for m in evaluations]
-    script, steps = config.get("script", "run"), config.get("steps", curve[-1][0])
-    unfinished = (
-        f"'{folder}' is at update {metrics[-1]['step']} of {steps}; let it go on (python {script} "
-        f"--resume --out {folder}), or leave it out."
-    )
-    return Result(
-        **shared, script=script, settings=settings, source=config.get("source"),
-        final=curve[-1][1], problems=evaluations[-1]["eval"]["n"], curve=curve,
-        unfinished=unfinished if curve[-1][0] < steps else "",
-    )
-
-
-def _evaluation(folder, config, settings, shared):
-    """An evaluation asks the problems with the shortest prompts first. So one that was stopped
-    has answered the easiest problems, and only summary.json says that it is complete."""
-    by_problem, golds, complete = {}, {}, folder / "summary.json"
-    for r in files.read_jsonl(folder / "responses.jsonl", ["index", "correct"]):
-        by_problem.setdefault(r["index"], []).append(r["correct"])
-        golds[r["index"]] = r.get("gold")
-    require(by_problem, f"'{folder}' has no responses yet; let the evaluation go on.")
-    problems = files.read_json(complete).get("n", 0) if complete.exists() else 0
-    unfinished = ""
-    if not problems or any(i not in by_problem for i in range(problems)):
-        problems = len(by_problem)
-        unfinished = (
-            f"'{folder}' was stopped after {problems} problems, those with the shortest prompts; "
-            "give the command that began it once more, which continues it, or leave it out."
-        )
-    else:  # beyond these, an evaluation of more problems may have been stopped
-        by_problem = {i: by_problem[i] for i in range(problems)}
-    scores = {i: sum(v) / len(v) for i, v in by_problem.items()}
-    return Result(
-        **shared, script=str(config.get("model")), settings=settings,
-        source=config.get("weights"), final=sum(scores.values()) / len(scores),
-        problems=problems, unfinished=unfinished, scores=scores, golds=golds,
-    )
-
 
 # ======================================================================== can they be compared?
 
@@ -142,6 +45,8 @@ def compare(folders, out):
 
     notes = [] if training else _keep_shared_problems(runs)
     notes += _mark_code(runs)
+    if len({run.trained_on for run in runs if run.trained_on}) > 1:
+        notes.append("these runs were not all trained on the same problems")
     arms = {}  # {(script, its flags as JSON): runs}
     for run in runs:
         arms.setdefault((run.script, json.dumps(run.settings, sort_keys=True)), []).append(run)
@@ -193,6 +98,12 @@ def _refuse_what_differs(runs):
         len(benchmarks) <= 1,
         f"These runs were tested on different benchmarks: {', '.join(benchmarks)}. Evaluate their "
         "final models on one benchmark: python evaluate.py --model RUN/final --benchmark NAME.",
+    )
+    require(
+        len({run.tested_on for run in runs if run.tested_on}) <= 1,
+        f"These runs were tested on different problems, though all are called "
+        f"'{', '.join(benchmarks)}' (the file was edited). Evaluate their final models on one of "
+        "the files: python evaluate.py --model RUN/final --benchmark FILE.",
     )
 
 

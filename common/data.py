@@ -261,6 +261,11 @@ def problem_count(rows):
 
 # ======================================================================== prompts
 
+# Some templates print today's date (Llama-3.2). Then the same command would ask something else
+# tomorrow. In front of a template this macro takes the place of the clock. It is the day that
+# Llama's template names where there is no clock.
+ONE_DAY = "{%- macro strftime_now(format) -%}26 July 2024{%- endmacro -%}"
+
 
 def privileged_prompt(problem, solution=None, answer=None):
     """The user's turn for a model that is shown more than the problem: a solution (the
@@ -287,8 +292,10 @@ def prompt_ids(tokenizer, user, thinking=False):
         tokenizer.chat_template,
         f"The tokenizer of '{tokenizer.name_or_path}' has no chat template; use an instruct model.",
     )
+    template = tokenizer.get_chat_template()
     encoded = tokenizer.apply_chat_template(
         [{"role": "user", "content": user}],
+        chat_template=(ONE_DAY if "strftime_now" in template else "") + template,
         add_generation_prompt=True,
         tokenize=True,
         enable_thinking=thinking,

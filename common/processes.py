@@ -6,6 +6,7 @@ step, and no formula of a method changes. Only the first process writes files an
 With one process every function here returns its input.
 """
 
+import contextlib
 import functools
 import operator
 import os
@@ -18,6 +19,16 @@ from common.arguments import Mistake
 def process():
     """(number of this process, number of processes)."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def connect(device):
+    """Connect the processes of a run. Without this the first `gather` would do it, and on a machine
+    with GPUs it would not know of --device cpu."""
+    if process()[1] > 1:
+        with contextlib.suppress(ImportError):  # `gather` says what to install
+            from accelerate import PartialState
+
+            PartialState(cpu=device.type == "cpu")
 
 
 def gather(mine):

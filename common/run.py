@@ -23,7 +23,8 @@ from common.data import (
 )
 from common.evaluation import evaluate
 from common.memory import peak_memory
-from common.processes import gather
+from common.origin import hash_of
+from common.processes import connect, gather
 from common.size import check_machine
 from common.views import print_views
 
@@ -52,23 +53,33 @@ class Run:
     def __init__(self, args, script):
         self.args, self.script = args, f"{script}.py"
         self.device = models.pick_device(args.device)
+        connect(self.device)
         self.out, self.checkpoint = checkpoints.open_run(args, self.script)
         self.dtype = models.compute_dtype(args.dtype, self.device)
         fits.choose(args, self.device, self.dtype)
         self.tokenizer = models.load_tokenizer(args.student)
         check_machine(args, self.device, self.dtype)
         rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
+        self.problems_hash = {"trained_on": hash_of(rows), "tested_on": hash_of(tests)}
+        checkpoints.check_problems(self.out, self.problems_hash)
         self.rows, self.tests = rows, tests[: args.eval_n]
         ask_in_known_words(self.tokenizer, [*rows, *tests])
         # The toy knows the truth about a response. Other data have no check.
         self.check = checker(args.benchmark) or checker(args.data)
         vocabulary = models.vocabulary_size(self.tokenizer)
+        self.longest_response = max(256, args.max_new_tokens)  # in an evaluation
         self.compute = Compute(args, self.device, self.dtype, vocabulary)
         self.phase, self.autocast = self.compute.phase, self.compute.autocast
-        # The benchmarks are alike from their first row to their last. Own data need not be.
-        checked = self.rows[:50] if args.data in BENCHMARKS else self.rows
-        check_prompts(self.tokenizer, [r["prompt"] for r in checked], args.data)
-        check_prompts(self.tokenizer, [r["prompt"] for r in self.tests[:50]], args.benchmark)
+        self.check_words("prompt")
+
+    def check_words(self, column):
+        """Refuse problems or solutions with words that the tokenizer does not have. The benchmarks
+        are alike from their first row to their last. Own data need not be."""
+        parts = [(self.rows, self.args.data)]
+        parts += [(self.tests, self.args.benchmark)] if column == "prompt" else []
+        for rows, name in parts:
+            checked = rows[:50] if name in BENCHMARKS else rows
+            check_prompts(self.tokenizer, [r[column] for r in checked], name)
 
     # -------------------------------------------------------------- models
 
@@ -121,8 +132,15 @@ class Run:
         args, tokenizer = self.args, self.tokenizer
         self.student, self.optimizer, self.average = student, optimizer, average
         same_prompt = longest is None
-        longest = longest or (lambda row: prompt_ids(tokenizer, row["prompt"]))
-        self.rows = fitting_prompts(self.rows, longest, student, args.max_new_tokens + margin)
+
+        def plain(row):
+            return prompt_ids(tokenizer, row["prompt"])
+
+        most = args.max_new_tokens + margin
+        self.rows = fitting_prompts(self.rows, longest or plain, student, most)
+        self.tests = fitting_prompts(
+            self.tests, plain, student, self.longest_response, "test prompts"
+        )
         self.start = 0
         if self.checkpoint:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)
@@ -144,7 +162,7 @@ class Run:
         if args.sampler == "vllm":
             attach_vllm(student, tokenizer, args, self.dtype)
         # Nothing can be refused any more: from here on the folder holds a run.
-        checkpoints.write_config(self.out, args, self.script)
+        checkpoints.write_config(self.out, args, self.script, self.problems_hash)
 
     # -------------------------------------------------------------- the loop
 
@@ -193,10 +211,8 @@ class Run:
         """(summary, records) on the same test problems every time: greedily, unless `more` says
         otherwise. share: only the first part of the problems."""
         tests = self.tests[: max(1, int(len(self.tests) * share + 1e-9))]
-        longest = max(256, self.args.max_new_tokens)
-        return evaluate(
-            model, self.tokenizer, tests, max_new_tokens=longest, autocast=self.autocast(), **more
-        )
+        more["max_new_tokens"] = self.longest_response
+        return evaluate(model, self.tokenizer, tests, autocast=self.autocast(), **more)
 
     def kept(self, summary):
         """What metrics.jsonl keeps of a greedy evaluation."""

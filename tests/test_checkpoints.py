@@ -20,11 +20,11 @@ from common.checkpoints import (
     recall,
     save_checkpoint,
     save_final,
-    source_hash,
     write_config,
 )
 from common.files import read_json, read_jsonl
 from common.models import load_tokenizer
+from common.origin import source_hash
 from common.weights import adamw
 
 

@@ -294,3 +294,15 @@ def test_seeds_that_ran_in_other_places_are_one_arm(flag, values, tmp_path):
     fake_run(tmp_path / "1", {"seed": 0, "lr": 1e-3, flag: values[1]}, .5, .6)
     with pytest.raises(Mistake, match="one run made twice"):
         compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png")
+
+
+def test_other_problems_under_one_name_are_not_compared(tmp_path):
+    """mine.jsonl was edited between two runs."""
+    for i, (tested, trained) in enumerate([("a", "x"), ("b", "x"), ("a", "y"), (None, None)]):
+        more = {"tested_on": tested, "trained_on": trained} if tested else {}
+        fake_run(tmp_path / f"{i}", {"seed": i, "benchmark": "mine.jsonl:held-out", **more}, .5, .6)
+    with pytest.raises(Mistake, match="different problems"):
+        compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png")
+    text = compare([tmp_path / "0", tmp_path / "2"], tmp_path / "x.png")
+    assert "not all trained on the same problems" in text
+    assert "not all" not in compare([tmp_path / "0", tmp_path / "3"], tmp_path / "x.png")

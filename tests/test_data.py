@@ -20,6 +20,8 @@ from common.data import (
     training_and_tests,
 )
 from common.grading import grade
+from common.models import load_tokenizer
+from common.origin import hash_of
 
 GSM = ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72")
@@ -569,3 +571,21 @@ def test_own_problems_in_the_toys_language_are_asked_in_its_words(toy, tmp_path,
     ask_in_known_words(tokenizer, rows)
     with pytest.raises(Mistake, match="does not know the words of"):
         check_prompts(tokenizer, [r["prompt"] for r in rows], path)
+
+
+def test_a_template_that_prints_the_date_always_prints_the_same_one():
+    """Otherwise an evaluation could not be continued on the next day, and a resumed run would go on
+    with other prompts."""
+    tokenizer = load_tokenizer("toy/student")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    asked = tokenizer.decode(prompt_ids(tokenizer, "a : 5"))
+    expected = tokenizer("26 July 2024 a : 5", add_special_tokens=False)["input_ids"]
+    assert prompt_ids(tokenizer, "a : 5") == expected and "5" in asked
+
+
+def test_the_hash_of_problems_sees_what_is_asked_and_what_is_shown():
+    row = {"problem": "q", "answer": "1", "solution": "s", "prompt": "p", "other": 3}
+    first = hash_of([row])
+    assert first == hash_of([{**row, "prompt": "other", "other": 4}]) and len(first) == 16
+    for changed in ([{**row, "problem": "r"}], [{**row, "answer": "2"}], [{**row, "solution": None}], [row, row], []):
+        assert hash_of(changed) != first

@@ -233,3 +233,21 @@ def test_an_answer_is_graded_once_and_all_processes_take_that_verdict():
     # The first process has graded three of five answers in each of the three places.
     assert first == [shares, "[] [8]", *(f"{verdicts} {3 * n}" for n in (1, 2, 3))]
     assert second == [shares, "[] [8]", *(f"{verdicts} {2 * n}" for n in (1, 2, 3))]
+
+
+def test_processes_on_a_cpu_are_connected_as_such_beside_gpus(monkeypatch):
+    """With --device cpu on a machine with GPUs tensors of the CPU are added up, which only the
+    CPU's connection can do."""
+    import accelerate
+
+    from common.processes import connect
+    calls = []
+    monkeypatch.setattr(accelerate, "PartialState", lambda **how: calls.append(how))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    connect(torch.device("cpu"))
+    assert calls == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    connect(torch.device("cpu"))
+    connect(torch.device("cuda:1"))
+    assert calls == [{"cpu": True}, {"cpu": False}]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -369,3 +370,61 @@ def test_a_folder_of_the_hub_that_cannot_be_written_does_not_end_a_run_on_the_to
                       "--device", "cpu", "--out", tmp_path / "eval", fresh=True,
                       env={"HF_HOME": str(tmp_path / "file/below")})
     assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
+
+
+def own_problems(folder, count, name="mine.jsonl"):
+    """Own problems in the toy's language: those of its training file."""
+    rows = (ROOT / "toy/train.jsonl").read_text().splitlines(keepends=True)[:count]
+    (folder / name).write_text("".join(rows))
+    return folder / name
+
+
+@pytest.mark.slow
+def test_a_data_file_that_was_edited_is_noticed_on_resume(tmp_path):
+    """Other problems would be held out: some of those that were trained on."""
+    data, out = own_problems(tmp_path, 60), tmp_path / "run"
+    command = ["opd.py", *TINY, "--data", data, "--out", out]
+    assert run_script(*command, "--steps", 2).returncode == 0
+    config = json.loads((out / "config.json").read_text())
+    shutil.rmtree(out / "final")
+    (out / "config.json").write_text(json.dumps({**config, "steps": 3}))
+    own_problems(tmp_path, 80)
+    done = run_script("opd.py", "--resume", "--out", out)
+    assert done.returncode == 2 and "are not those with which this run began" in done.stderr
+    own_problems(tmp_path, 60)
+    assert run_script("opd.py", "--resume", "--out", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_foreign_word_is_found_in_the_last_test_problem(tmp_path):
+    data, tests = own_problems(tmp_path, 60), own_problems(tmp_path, 200, "tests.jsonl")
+    rows = [json.loads(line) for line in tests.read_text().splitlines()[100:160]]
+    rows[-1]["problem"] = rows[-1]["problem"].replace("How many", "How much")
+    tests.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = run_script("opd.py", *TINY, "--data", data, "--benchmark", tests, "--eval_n", 60, "--out", tmp_path / "a")
+    assert done.returncode == 2 and "does not know the words" in done.stderr, done.stderr
+    done = run_script("evaluate.py", "--model", "toy/student", "--benchmark", tests, "--device", "cpu", "--out", tmp_path / "b")
+    assert done.returncode == 2 and "does not know the words" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["opd.py", "--off_policy", 1], ["ar_opd.py", "--target", "sft"], ["ar_opd.py"]])
+def test_a_foreign_word_is_found_in_the_last_solution(command, tmp_path):
+    data = own_problems(tmp_path, 70)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows[60:]:
+        row["solution"] = row["solution"].replace("answer", "result")
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = run_script(*command, *(TINY if command[0] == "opd.py" else ALONE), "--data", data, "--out", tmp_path / "a")
+    assert done.returncode == 2 and "does not know the words" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_responses_that_cannot_fit_into_the_context_are_refused(tmp_path):
+    shutil.copytree(ROOT / "toy/student", tmp_path / "short")
+    config = json.loads((tmp_path / "short/config.json").read_text())
+    (tmp_path / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 200}))
+    command = ["evaluate.py", "--model", tmp_path / "short", "--benchmark", "toy", "--limit", 5, "--device", "cpu"]
+    done = run_script(*command, "--out", tmp_path / "a")
+    assert done.returncode == 2 and "200 tokens" in done.stderr and "--max_new_tokens" in done.stderr, done.stderr
+    assert run_script(*command, "--max_new_tokens", 100, "--out", tmp_path / "a").returncode == 0

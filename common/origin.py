@@ -1,0 +1,58 @@
+"""What made a result: hashes of the script's code, of the problems and of the weights, and the
+versions of the packages. They stand in config.json, because names stay when contents change."""
+
+import ast
+import hashlib
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+
+
+def source_hash(args):
+    """A hash of the script in which the class of `args` is written, or None if there is no file.
+
+    Comments and texts are left out. So two runs have the same hash if the same code made them,
+    and a changed loss shows even in a script with the old name.
+    """
+    try:
+        tree = ast.parse(Path(inspect.getsourcefile(type(args))).read_text(encoding="utf-8"))
+    except (TypeError, OSError):
+        return None
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # a lambda has a body, too: one expression
+            node.body = [x for x in body if not _is_text(x)] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def fingerprint(model):
+    """A hash of all weights of a model, in the precision in which they are used."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _is_text(node):
+    """A docstring, or the help text under a flag."""
+    value = getattr(node, "value", None)
+    return isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str)
+
+
+def hash_of(rows):
+    """A hash of what is asked and shown. A data file can be edited under its old name."""
+    text = repr([(row["problem"], row["answer"], row["solution"]) for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions():
+    import transformers
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
