@@ -10,7 +10,7 @@ math-verify compares what is left (`common/judge.py`).
 import re
 
 from common import expressions, judge
-from common.notation import THOUSANDS, UNIT, number
+from common.notation import THOUSANDS, number, without_unit
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
@@ -70,6 +70,13 @@ def _packed(text):
 def _compare_words(said, gold, deeper):
     """Words, choices and names of points, letter by letter. math-verify would read a word
     as a product of its letters, and then "tea" equals "eat"."""
+    # math-verify leaves out am and pm. An answer needs the half of the day if the gold has it.
+    halves = [re.search(r" *\\text\{([ap]m)\}$", text) for text in (said, gold)]
+    if halves[1] and (not halves[0] or halves[0][1] != halves[1][1]):
+        return False
+    if halves[0]:
+        return deeper(*(re.sub(r" *\\text\{[ap]m\}$", "", text) for text in (said, gold)))
+
     # AB and BA are names of segments or angles.
     if re.fullmatch(r"[A-Z]{2,}", said) and re.fullmatch(r"[A-Z]{2,}", gold):
         return said == gold
@@ -120,7 +127,7 @@ def _compare_rewritten(said, gold, deeper):
     if gold_named and "=" not in said and len(_split(gold)) == 1:
         return deeper(said, gold_named[2])
     # 18\pi \text{cm}^2 for 18\pi: a unit stands behind one of the two answers.
-    bare = [re.sub(UNIT, "", text) for text in (said, gold)]
+    bare = [without_unit(text) for text in (said, gold)]
     if all(bare) and bare != [said, gold]:
         return deeper(*bare)
     # \pm 2 for 2, -2: write out both signs, then compare two lists or two sets.

@@ -41,6 +41,26 @@ EXTRACTED = [
 
 # response, gold, verdict, why
 GRADED = [
+    # what looks like a unit and changes the value
+    (box(r"2:30 \text{ AM}"), r"2:30 \text{ PM}", False, "twelve hours"),
+    (box("2:30 p.m."), r"2:30 \text{ PM}", True, "the same half of the day"),
+    (box("10 am"), r"10 \text{ PM}", False, "twelve hours, in letters"),
+    (box(r"5\text{ million}"), "5", False, "a million is a factor"),
+    (box(r"5\text{ million}"), "5000000", True, "a million is a factor of 10^6"),
+    (box("2.5 million dollars"), r"2{,}500{,}000", True, "a factor and a unit"),
+    (box("5 thousand"), "5", False, "a thousand in letters"),
+    (box("3 billion"), r"3 \times 10^9", True, "a billion"),
+    (box("3 dozen"), "3", False, "a dozen is no unit"),
+    (box("12 ab"), "12 xy", False, "letters are a product"),
+    (box("12"), "12 xy", False, "a product is not its number"),
+    (box("12 abc"), "12", False, "three letters"),
+    (box("7 minus x"), "7", False, "a word for a sign"),
+    (box("7 squared"), "7", False, "a word for a power"),
+    (box("12 cm"), "12", True, "two letters that are a unit"),
+    (box("12 mph"), "12", True, "three letters that are a unit"),
+    (box("1 day"), "1", True, "a short word"),
+    (box("5 men"), r"5 \text{ men}", True, "a short word, twice"),
+    (box("6 in"), r"6 \text{ in}", True, "inches"),
     # numbers
     (box("18"), "18", True, "equal"),
     (box("18"), "19", False, "not equal"),
@@ -514,6 +534,9 @@ DIFFERENCES = {
         "\\frac{1}{2^{99}}", "e^{-101}"],
     "thousands in an expression": ["\\frac{20,000}{\\pi}", "1,024-256\\pi"],
     "it does not know i in a gold without a root": ["\\sqrt{-1}"],
+    "it leaves out am and pm": ["2:30 \\text{ AM}", "2:30 p.m.", "10 am"],
+    "it takes a million for a unit": ["5\\text{ million}", "2.5 million dollars", "3 billion"],
+    "it reads in as a product": ["6 in"],
 }
 
 
