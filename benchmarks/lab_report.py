@@ -330,6 +330,19 @@ def table_of_long_runs(lines):
     return table(["", *[f"{n} updates" for n in budgets]], rows)
 
 
+def standing_still(lines):
+    """A sentence on arms whose runs all end alike: an interval without a width needs a reason."""
+    still = []
+    for arm in lab.ARMS:
+        ends = list(runs(lines, arm, "tuned").values())
+        if len(ends) > 1 and len(set(ends)) == 1:
+            rate = lab.chosen(lines, arm)["tuned"][1]
+            still.append(f"All {len(ends)} tuned runs of \"{arm}\" end with the same accuracy. Its "
+                         f"best pilots have the smallest rates, and at {rate:g} the weights hardly "
+                         "move.")
+    return still
+
+
 def table_of_scripts(lines):
     """What somebody sees who types `python ar_opd.py` or `python hindsight_sd.py`."""
     rows = []
@@ -529,6 +542,7 @@ def text(lines, folder):
         table_of_methods(lines, times),
         "The time of an update is relative to OPD's (arms of the first group), Full's (second) and "
         "GRPO's (third).",
+        *standing_still(lines),
         "The scripts as they are, with twice the rollouts in an update and half as many updates "
         "again, over eight seeds:",
         table_of_scripts(lines),
