@@ -375,3 +375,11 @@ def test_every_committed_line_is_json_on_one_line():
     for path in lab.RESULTS.glob("*.jsonl"):
         for line in path.read_text().splitlines():
             assert json.loads(line)["key"]
+
+
+def test_runs_that_all_end_alike_get_a_sentence(all_runs, monkeypatch):
+    assert lab_report.standing_still(all_runs) == []
+    monkeypatch.setattr(lab_report, "runs", lambda lines, arm, which: (
+        {101: 33.0, 102: 33.1} if arm == "GRPO" else {101: 33.0, 102: 40.0}))
+    (said,) = lab_report.standing_still(all_runs)
+    assert said.startswith('All 2 tuned runs of "GRPO"') and " at 0.001 " in said
