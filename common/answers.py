@@ -10,7 +10,7 @@ math-verify compares what is left (`common/judge.py`).
 import re
 
 from common import expressions, judge
-from common.notation import THOUSANDS, number, without_unit
+from common.notation import PLAIN_UNIT, THOUSANDS, number, unit_and_scale
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
@@ -25,12 +25,28 @@ DEEPEST = 4  # how often a comparison may look into an answer, as into a list of
 MOST_MEMBERS = 20  # of a list or set, of those that are not written as in the gold
 
 
+# Units of two or three letters. Others of that length are taken for products of variables.
+UNITS = set(
+    "mm cm dm km nm um mi ft yd yds in kg mg lb lbs oz ml dl cl kl hr hrs min sec ms mph kph rpm "
+    "kmh cc sq pt pts qt yr yrs Hz kHz MHz GB MB KB kW kN mA Pa kPa dB ppm bpm psi ha pcs tsp tbs "
+    "deg rad day men cup box of".split()
+)
+
+
 def equal(said, gold, budget, depth=0):
     """Whether two tidied answers are equal.
 
     budget: the CPU time that math-verify may use, a judge.Budget.
     depth: how many comparisons this one stands in.
     """
+    # 12 ab is not 12 xy: other letters are another product. With units it is not so.
+    letters = [re.search(PLAIN_UNIT, text) for text in (said, gold)]
+    if all(letters):
+        said_letters, gold_letters = (match[1] for match in letters)
+        short = len(said_letters) <= 3 and len(gold_letters) <= 3
+        if short and said_letters != gold_letters and not {said_letters, gold_letters} & UNITS:
+            return False
+
     # Numbers are compared exactly. math-verify would round, and 0.333333 is not 1/3.
     said_number, gold_number = number(said), number(gold)
     if said_number is not None and gold_number is not None:
@@ -71,11 +87,11 @@ def _compare_words(said, gold, deeper):
     """Words, choices and names of points, letter by letter. math-verify would read a word
     as a product of its letters, and then "tea" equals "eat"."""
     # math-verify leaves out am and pm. An answer needs the half of the day if the gold has it.
-    halves = [re.search(r" *\\text\{([ap]m)\}$", text) for text in (said, gold)]
-    if halves[1] and (not halves[0] or halves[0][1] != halves[1][1]):
-        return False
-    if halves[0]:
-        return deeper(*(re.sub(r" *\\text\{[ap]m\}$", "", text) for text in (said, gold)))
+    times = [re.fullmatch(r"([\d:.]+) *\\text\{([ap]m)\}", text) for text in (said, gold)]
+    if times[1]:
+        return bool(times[0]) and times[0][2] == times[1][2] and deeper(times[0][1], times[1][1])
+    if times[0]:
+        return deeper(times[0][1], gold)
 
     # AB and BA are names of segments or angles.
     if re.fullmatch(r"[A-Z]{2,}", said) and re.fullmatch(r"[A-Z]{2,}", gold):
@@ -127,9 +143,9 @@ def _compare_rewritten(said, gold, deeper):
     if gold_named and "=" not in said and len(_split(gold)) == 1:
         return deeper(said, gold_named[2])
     # 18\pi \text{cm}^2 for 18\pi: a unit stands behind one of the two answers.
-    bare = [without_unit(text) for text in (said, gold)]
-    if all(bare) and bare != [said, gold]:
-        return deeper(*bare)
+    (said_bare, said_scale), (gold_bare, gold_scale) = map(unit_and_scale, (said, gold))
+    if said_bare and gold_bare and (said_bare, gold_bare) != (said, gold):
+        return said_scale == gold_scale and deeper(said_bare, gold_bare)
     # \pm 2 for 2, -2: write out both signs, then compare two lists or two sets.
     if "\\pm" in said + gold:
         return deeper(*map(_with_both_signs, (said, gold)))

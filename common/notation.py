@@ -17,9 +17,6 @@ SIGNS = {
     "∅": r"\emptyset ", "~": " ",
 }  # fmt: skip
 UNICODE = str.maketrans(SIGNS)
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-SCALE = "|".join(SCALES)
-HALF_OF_THE_DAY = r"(?<=\d) *(?:\\text\{ *)?([AaPp])\.? ?[Mm](?:\.|\b) *\}? *$"
 # Names of functions, which some write without their backslash.
 FUNCTIONS = "sqrt|pi|sin|cos|tan|arcsin|arccos|arctan|ln|log|exp"
 BARE_NAMES = rf"(?<![\\a-zA-Z])(?:np\.)?({FUNCTIONS})(?![a-zA-Z])"
@@ -49,10 +46,11 @@ def tidy(text):
     part = r"(\d|\\[a-zA-Z]+(?![a-zA-Z{ ])|[a-zA-Z])"
     text = re.sub(rf"(\\frac|\\sqrt) ?{part}", r"\1{\2}", text)
     text = re.sub(rf"(\\frac ?\{{[^{{}}]*\}}) ?{part}", r"\1{\2}", text)
-    # 5 million is 5 \times 10^{6}, and 2:30 p.m. is 2:30 \text{pm}: neither is a unit.
-    text = re.sub(rf"(?<=\d)\s*\\text\{{\s*({SCALE})s?\b([^{{}}]*)\}}", _scaled, text)
-    text = re.sub(rf"(?<=\d)\s+({SCALE})s?\b", _scaled, text)
-    text = re.sub(HALF_OF_THE_DAY, lambda m: rf" \text{{{m[1].lower()}m}}", text)
+    # 2:30 p.m. and \text{2:30 PM} are 2:30 \text{pm}. Without a space, 3am is a product.
+    text = re.sub(r"\\text\{ *(\d[\d:]*) *([AaPp])\.?[Mm]\.? *\}", r"\1 \\text{\2m} ", text)
+    half = r"([AaPp])\.?[Mm](?:\.|(?![A-Za-z]))"
+    text = re.sub(rf"(?<=\d) +{half}|(?<=:\d\d){half}", r" \\text{\1\2m}", text)
+    text = re.sub(r"\\text\{ *([AaPp])\.?[Mm]\.? *\}", lambda m: rf"\text{{{m[1].lower()}m}}", text)
     # Currencies are units.
     text = re.sub(r"\\?\$|[£€]", "", text)
     # The empty set has three signs.
@@ -68,24 +66,17 @@ def tidy(text):
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
-def _scaled(match):
-    """5 million dollars: the words of the match as a power of ten, and what is left of them."""
-    rest = match[2].strip() if match.re.groups > 1 else ""
-    return rf" \times 10^{{{SCALES[match[1]]}}}" + (rf" \text{{{rest}}}" if rest else "")
-
-
 # A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2.
 UNIT = r"\s*\\text\{([^{}]*)\}(?:\s?\^\s?\{?[23]\}?)?$"
 # A unit in plain letters: 5 cm, 5 km/h, 5 apples. 5 x is a product.
 WORDS = r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
 PLAIN_UNIT = rf"(?<=[\d}}])\s+({WORDS})(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
-# These words change a value, so they are no units.
-NO_UNIT = r"\b(?:[ap]m|dozens?|plus|minus|divided|over|squared|cubed|half|halves)\b"
-# Two letters, or three without a vowel, are a product of letters, unless they are one of these.
-SHORT = (
-    "mm cm dm km nm um mi ft yd yds in kg mg lb lbs oz ml dl cl kl mL dL kL hr hrs ms mph kph rpm "
-    "kmh cc sq pt pts qt"
-).split()
+# Behind a number these words change its value, or say which half of the day it is.
+NO_UNIT = "plus minus divided over squared cubed half halves am pm".split()
+SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
 # A number with more characters is not read: it would cost time, and no gold is so long.
 LONGEST_NUMBER = 80
 
@@ -98,25 +89,39 @@ SLASHED = r"(?:(\d+) )?(\d+) ?/ ?(\d+)"  # 3/4   1 3/4
 FRACTION = r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}"  # \frac{3}{4}   1\frac{3}{4}
 
 
-def without_unit(text):
-    """The answer without a unit behind it. What only looks like a unit stays: 3 dozen, 12 ab."""
+def unit_and_scale(text):
+    """(the answer without its unit, factor): 5 million dollars is 5 and a factor of 10^6."""
     for pattern in (UNIT, PLAIN_UNIT):
-        if (match := re.search(pattern, text)) and not re.search(NO_UNIT, match[1]):
-            first = match[1].split()[0] if match[1].split() else ""
-            letters = len(first) == 2 or re.fullmatch("[^aeiou]{3}|abc", first)
-            if pattern == UNIT or not letters or first in SHORT:
-                text = text[: match.start()]
-    return text
+        match = re.search(pattern, text)
+        words = match[1].lower().split() if match else []
+        if match and words[:1] != [] and words[0] in NO_UNIT:
+            return text, 1
+        if match:
+            factor = 1
+            for word in words:
+                scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
+                if scale is None:
+                    break
+                factor *= scale
+            return text[: match.start()], factor
+    return text, 1
 
 
 def number(text):
     r"""The exact value of a plain number as a Fraction, or None for any other text.
 
-    It reads 025, 27.0, 1,234, -3/4, \frac{3}{4}, 3\frac{1}{2}, 1e11 and 5 cm.
+    It reads what `plain_number` reads, and behind it a unit or words such as million.
     """
-    # Take the number out of its wrapper and away from its unit.
-    text = re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text.strip()).strip()
-    text = without_unit(text)
+    text, factor = unit_and_scale(re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text.strip()).strip())
+    value = plain_number(text)
+    return None if value is None else value * factor
+
+
+def plain_number(text):
+    r"""The exact value of a plain number as a Fraction, or None for any other text.
+
+    It reads 025, 27.0, 1,234, -3/4, \frac{3}{4}, 3\frac{1}{2} and 1e11.
+    """
     if len(text) > LONGEST_NUMBER:
         return None
 

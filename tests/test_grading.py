@@ -50,10 +50,10 @@ GRADED = [
     (box("2.5 million dollars"), r"2{,}500{,}000", True, "a factor and a unit"),
     (box("5 thousand"), "5", False, "a thousand in letters"),
     (box("3 billion"), r"3 \times 10^9", True, "a billion"),
-    (box("3 dozen"), "3", False, "a dozen is no unit"),
+    (box("3 dozen"), "3", False, "a dozen is a factor"),
+    (box("3 dozen eggs"), r"3 \text{ dozen}", True, "a dozen on both sides"),
+    (box("3 dozen"), "36", True, "a dozen is twelve"),
     (box("12 ab"), "12 xy", False, "letters are a product"),
-    (box("12"), "12 xy", False, "a product is not its number"),
-    (box("12 abc"), "12", False, "three letters"),
     (box("7 minus x"), "7", False, "a word for a sign"),
     (box("7 squared"), "7", False, "a word for a power"),
     (box("12 cm"), "12", True, "two letters that are a unit"),
@@ -61,6 +61,22 @@ GRADED = [
     (box("1 day"), "1", True, "a short word"),
     (box("5 men"), r"5 \text{ men}", True, "a short word, twice"),
     (box("6 in"), r"6 \text{ in}", True, "inches"),
+    *[(box(said), gold, True, "a unit all the same") for said, gold in (
+        ("10 Kg", "10"), ("5 CM", "5"), ("72 KM/h", "72"), ("10 yrs", "10"), ("60 Hz", "60"), ("5 kWh", "5"),
+        ("3 of them", "3"), ("12 Hz", r"12\text{ Hz}"), (r"12\text{ Hz}", "12 Hz"), ("12 yrs", "12 years"),
+        ("10 Kg", r"10\text{ kg}"), ("25 cm squared", "25"), ("25 cm squared", r"25 \text{ cm}^2"),
+        ("3 apples left over", "3"), ("5 left over", "5"), ("5 dozen", r"5\text{ dozen}"), ("12 km", "12 kilometers"))],
+    *[(box(said), gold, True, "a factor, however it is written") for said, gold in (
+        (r"\text{5 million}", r"5 \text{ million}"), (r"5\text{ million}", r"5\text{ Million}"), ("5 million", r"$5$ million"),
+        ("1.5 million", r"\frac{3}{2} \text{ million}"), ("5 hundred thousand", "500000"), ("2 millions", "2000000"))],
+    *[(box(said), gold, False, "a factor is no unit") for said, gold in (
+        ("5 hundred thousand", "500"), ("5 Million", "5"), (r"$5$ million", "5"), (r"\frac{1}{2} \text{ million}", r"\frac{1}{2}"),
+        (r"2\pi \text{ million}", r"2\pi"))],
+    *[(box(said), gold, verdict, "the half of the day") for said, gold, verdict in (
+        ("3am", "3", False), ("3 a m", "3", False), ("3am", "3ma", True), ("2pm", "2mp", True),
+        ("5 pm, 8 am", "8 am, 5 pm", True), ("8 AM, 5 PM", "8 am, 5 pm", True), ("(8 am, 5 pm)", "(8 AM, 5 PM)", True),
+        ("(8 am, 5 am)", "(8 AM, 5 PM)", False), (r"\text{2:30 PM}", r"2:30 \text{ PM}", True), ("2:30pm", r"2:30 \text{ PM}", True),
+        (r"\text{2:30 AM}", r"2:30 \text{ PM}", False), ("2:30 PM", "2:30", True), ("2:30", "2:30 PM", False))],
     # numbers
     (box("18"), "18", True, "equal"),
     (box("18"), "19", False, "not equal"),
@@ -534,9 +550,16 @@ DIFFERENCES = {
         "\\frac{1}{2^{99}}", "e^{-101}"],
     "thousands in an expression": ["\\frac{20,000}{\\pi}", "1,024-256\\pi"],
     "it does not know i in a gold without a root": ["\\sqrt{-1}"],
-    "it leaves out am and pm": ["2:30 \\text{ AM}", "2:30 p.m.", "10 am"],
-    "it takes a million for a unit": ["5\\text{ million}", "2.5 million dollars", "3 billion"],
-    "it reads in as a product": ["6 in"],
+    "it leaves out am and pm": [
+        "2:30 \\text{ AM}", "2:30 p.m.", "10 am", "2:30 PM", "\\text{2:30 PM}", "5 pm, 8 am", "8 AM, 5 PM",
+        "3am", "3 a m"],
+    "it takes a million for a unit": [
+        "5\\text{ million}", "2.5 million dollars", "3 billion", "1.5 million", "2 millions", "3 dozen", "5 dozen",
+        "3 dozen eggs", "5 hundred thousand", "\\text{5 million}", "2\\pi \\text{ million}",
+        "\\frac{1}{2} \\text{ million}"],
+    "it reads a unit in plain letters as a product": [
+        "6 in", "10 Kg", "12 Hz", "12\\text{ Hz}", "60 Hz", "12 km", "5 CM", "5 kWh", "72 KM/h", "25 cm squared",
+        "3 apples left over", "3 of them", "5 left over"],
 }
 
 
