@@ -17,6 +17,7 @@ from pathlib import Path
 from common.arguments import Mistake, require
 from common.grading import extract
 from common.hub import hub_folder, reach_hub
+from common.notation import number, tidy
 
 # ======================================================================== reading
 
@@ -59,7 +60,7 @@ def read_file(path):
     )
     try:
         if kind == "json":
-            rows = read_json_rows(path, whole=suffix == ".json")
+            rows = read_json_rows(path)
         else:
             rows = read_table(path, kind, "\t" if suffix == ".tsv" else ",")
         require(rows, f"'{path}' has no data: not one row.")
@@ -73,33 +74,47 @@ def read_file(path):
         ) from None
 
 
-def read_json_rows(path, whole):
-    """One object a line. whole: the file may also be one list of them.
+class Typed(float):
+    """A number that is not whole, which remembers how it was typed: 0.50 stays 0.50."""
+
+    def __new__(cls, text):
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self):
+        return self.text
+
+
+def read_json_rows(path):
+    """JSON objects one after the other, mostly one a line, or lists of them.
 
     The package datasets would give every column one type. Then a gold of 22 digits loses some of
     them, and a column with both numbers and texts is refused. Here a number stays as it was typed.
     """
     with open(path, encoding="utf-8-sig") as f:
         text = f.read()
-    if whole and text.lstrip().startswith("["):
-        rows = json.loads(text, parse_float=str)
-        require_objects(rows, "entry")
-        return rows
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = []
-    for n, line in lines:
-        try:
-            rows.append(json.loads(line, parse_float=str))
-        except ValueError as error:
-            raise ValueError(f"line {n}: {error}") from None
-    require_objects(rows, "line", [n for n, _ in lines])
+    decoder = json.JSONDecoder(parse_float=Typed, object_pairs_hook=without_repetition)
+    rows, at = [], len(text) - len(text.lstrip())
+    while at < len(text):
+        line = text.count("\n", 0, at) + 1
+        found, at = decoder.raw_decode(text, at)
+        found = found if isinstance(found, list) else [found]
+        if not all(isinstance(row, dict) for row in found):
+            raise ValueError(f"line {line} holds something else")
+        # Half a character, as in "\ud83d", cannot be written anywhere.
+        json.dumps(found, ensure_ascii=False).encode()
+        rows += found
+        while at < len(text) and text[at].isspace():
+            at += 1
     return rows
 
 
-def require_objects(rows, what, numbers=None):
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{what} {numbers[i] if numbers else i + 1} is no JSON object")
+def without_repetition(pairs):
+    """A JSON object as a dict. Of two equal names one value would be lost."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"an object names one of its columns twice: {[k for k, _ in pairs]}")
+    return dict(pairs)
 
 
 def read_table(path, kind, separator):
@@ -203,9 +218,9 @@ def check_row(problem, answer, which):
 
 
 def is_text_or_number(value):
-    if isinstance(value, (int, float, Decimal)):
-        return not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, str)
+    if isinstance(value, (float, Decimal)):
+        return math.isfinite(value)
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def check_repetition(first_with, problem, answer, i, source, split):
@@ -245,9 +260,11 @@ def worked_solution(answer, is_solution, own, which):
     solutions may also end with a box.
     """
     boxed, marked = own and "\\boxed" in answer, "####" in answer
-    # #### also begins a heading in Markdown. It marks a gold if only the gold stands behind it.
+    # #### also begins a heading in Markdown. It marks a gold if only the gold stands behind it. If
+    # there is a box as well, that gold must be a number.
     last = answer.rpartition("####")[2].strip()
-    if marked and not boxed and last and "\n" not in last:
+    one_line = bool(last) and "\n" not in last
+    if marked and one_line and (not boxed or number(tidy(last)) is not None):
         return gsm8k_solution(answer)
     if not own or not (is_solution or boxed or marked):
         return None

@@ -308,13 +308,18 @@ def test_columns_that_are_understood(columns, gold, solution, tmp_path):
 @pytest.mark.parametrize("text, gold", [
     ("We get \\boxed{7}.\n#### Remark\nThis also follows by symmetry.", "7"),
     ("#### Step 1\nAdd: 2+3=5.\n#### Conclusion\nSo the answer is \\boxed{5}.", "5"),
-    ("#### Step 1\n2+3=5\n#### 5", "5"),
+    ("#### Step 1\n2+3=5\n#### 5", "5"), ("#### Step 1\n2+3=5\n#### \\boxed{}\n#### 5", "5"),
+    ("Not \\boxed{3}.\n#### 24", "24"), ("We write \\boxed for the box.\n#### 24", "24"),
+    ("So \\boxed{7}.\n#### Done", "7"),
 ])
 def test_headings_are_no_gold(text, gold, column, tmp_path):
     """#### begins a heading in Markdown. Only a last line with it is GSM8K's gold."""
     row = load_benchmark(written(tmp_path, "own.jsonl", [{"problem": "q", column: text}]), "train")[0]
     assert row["answer"] == gold
-    assert row["solution"] == (text if "boxed" in text else "#### Step 1\n2+3=5\nThe answer is \\boxed{5}.")
+    if not text.endswith(f"#### {gold}"):
+        assert row["solution"] == text
+    else:
+        assert row["solution"] == f"{text.removesuffix(f'#### {gold}').strip()}\nThe answer is \\boxed{{{gold}}}."
 
 
 @pytest.mark.parametrize("text", ["48/2=24 ####  ", "#### Remark\nIt is so.\n#### Proof\nClear."])
@@ -335,6 +340,31 @@ def test_a_gold_of_json_stays_as_it_was_typed(typed, golds, name, tmp_path):
     text = "\n".join(lines) if name == "a.jsonl" else f"[{', '.join(lines)}]"
     (tmp_path / name).write_text(text)
     assert [r["answer"] for r in load_benchmark(str(tmp_path / name))] == golds
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.data"])
+@pytest.mark.parametrize("text", [
+    '[{"problem": "p", "answer": "1"}, {"problem": "q", "answer": "2"}]',
+    '[\n{"problem": "p",\n"answer": "1"},\n{"problem": "q", "answer": "2"}\n]\n',
+    '{\n"problem": "p",\n"answer": "1"\n}\n{"problem": "q", "answer": "2"}',
+    '{"problem": "p", "answer": "1"} {"problem": "q", "answer": "2"}\n\n',
+])
+def test_json_in_every_layout(text, name, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert [r["answer"] for r in load_benchmark(str(tmp_path / name))] == ["1", "2"]
+
+
+def test_only_text_is_a_problem_or_a_solution(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": ' + "1" * 400 + ', "solution": 2.5}')
+    (row,) = load_benchmark(str(tmp_path / "a.jsonl"))
+    assert row["answer"] == "1" * 400 and row["solution"] is None
+    for line, said in (('{"problem": 2.5, "answer": 1}', "no text as its problem"),
+                       ('{"problem": "p \\ud83d", "answer": 1}', "UTF-8"),
+                       ('{"problem": "p", "answer": 1, "answer": 2}', "twice"),
+                       ('{"problem": "p", "answer": 1e999}', "neither text nor a number")):
+        (tmp_path / "a.jsonl").write_text(line)
+        with pytest.raises(Mistake, match=said):
+            load_benchmark(str(tmp_path / "a.jsonl"))
 
 
 def test_a_column_that_nobody_needs_may_hold_anything(tmp_path):
