@@ -44,9 +44,10 @@ from common.data import (
 from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summarise, wilson
 from common.flags import check_packages
 from common.grading import extract, grade, verify
+from common.hub import read_config
 from common.origin import fingerprint
 from common.processes import process
-from common.results import NEUTRAL, read_run
+from common.results import NEUTRAL, read_run, same_gold
 from common.run import attach_vllm
 from common.sampler import Completion, sample, uniforms
 
@@ -112,7 +113,8 @@ def resume_records(out, config, rows, limited):
     done = [r for r in records if r["index"] < len(rows)]
     further = [r for r in records if r["index"] >= len(rows)]
     require(
-        all(r["gold"] == rows[r["index"]]["answer"] for r in done) and (limited or not further),
+        all(same_gold(r["gold"], rows[r["index"]]["answer"]) for r in done)
+        and (limited or not further),
         f"'{out}' holds responses to other problems; choose another --out.",
     )
     return done, further
@@ -153,17 +155,26 @@ def check_same_prompts(out, tokenizer, rows, records, thinking):
         )
 
 
-def check_context(model, tokenizer, rows, args):
-    """Refuse responses that would go beyond the model's context: what it writes there is noise."""
-    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+def longest_response(args, out, tokenizer, rows):
+    """--max_new_tokens, or its default. Beyond the model's context it would write noise."""
+    config = out / "config.json"
+    before = files.read_json(config).get("max_new_tokens") if config.exists() else None
+    wanted = args.max_new_tokens or before
+    if wanted and wanted == before:  # an evaluation goes on as it began
+        return wanted
+    context = getattr(read_config(args.model), "max_position_embeddings", None) or 1 << 30
     longest = max(len(prompt_ids(tokenizer, r["prompt"], args.thinking)) for r in rows)
+    room = context - longest
+    most = f"The model's context is {context} tokens, and the longest prompt has {longest}; "
+    require(room > 0, f"{most}choose another model, or leave that problem out.")
     require(
-        longest + args.max_new_tokens <= context,
-        f"The model's context is {context} tokens, the longest prompt has {longest}, and "
-        f"--max_new_tokens is {args.max_new_tokens}; "
-        + (f"it can be {context - longest} at most." if longest < context else "choose another "
-           "model, or leave that problem out."),
+        not wanted or wanted <= room,
+        f"{most}--max_new_tokens is {wanted} and can be {room} at most.",
     )
+    default = 256 if is_toy(args.benchmark) else 4096
+    if not wanted and room < default:
+        print(f"{most}--max_new_tokens is {room}")
+    return wanted or min(default, room)
 
 
 # ======================================================================== flags
@@ -186,7 +197,8 @@ def arguments(argv):
     add("--limit", type=int,
         help="only the first so many problems; results of further ones in the folder are kept")
     add("--max_new_tokens", type=int,
-        help="longest response (default: 256 on the toy, 4096 elsewhere)")
+        help="longest response (default: 256 on the toy, 4096 elsewhere, or less if the model's "
+        "context ends before)")
     add("--thinking", action="store_true",
         help="let the model think (its chat template decides what that means)")
     add("--seed", type=int, default=0, help="seed of the samples; greedy decoding needs none")
@@ -281,11 +293,8 @@ def main(argv=None):
     args.model = model_folder(args.model)
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = models.pick_device(args.device)
-    toy = is_toy(args.benchmark)
-    if args.max_new_tokens is None:
-        args.max_new_tokens = 256 if toy else 4096
     if args.batch is None:
-        args.batch = 256 if toy or device.type == "cpu" else 64
+        args.batch = 256 if is_toy(args.benchmark) or device.type == "cpu" else 64
     out = files.make_folder(args.out or default_folder(args))
     with files.locked(out):
         evaluate_into(out, args, rows, device)
@@ -293,6 +302,11 @@ def main(argv=None):
 
 def evaluate_into(out, args, rows, device):
     """Evaluate into a folder, and continue what is there."""
+    tokenizer = models.load_tokenizer(args.model)
+    ask_in_known_words(tokenizer, rows)
+    checked = rows[:50] if args.benchmark in BENCHMARKS else rows
+    check_prompts(tokenizer, [r["prompt"] for r in checked], args.benchmark)
+    args.max_new_tokens = longest_response(args, out, tokenizer, rows)
     # config.json holds what the samples depend on. With other values of these flags the
     # samples in the folder cannot be continued. The other flags may change.
     free = ("out", "compare", "batch", "device", "limit", "k", "vllm_memory")
@@ -300,13 +314,8 @@ def evaluate_into(out, args, rows, device):
     done, further = resume_records(out, config, rows, args.limit is not None)
 
     dtype = models.compute_dtype(args.dtype, device)
-    tokenizer = models.load_tokenizer(args.model)
     model = models.load_model(args.model, device, dtype, tokenizer)
     models.check_head(tokenizer, [(args.model, model)])
-    ask_in_known_words(tokenizer, rows)
-    checked = rows[:50] if args.benchmark in BENCHMARKS else rows
-    check_prompts(tokenizer, [r["prompt"] for r in checked], args.benchmark)
-    check_context(model, tokenizer, rows, args)
     config["weights"] = fingerprint(model)
     check_origin(out, config["weights"], done + further)
     check_same_prompts(out, tokenizer, rows, done, args.thinking)

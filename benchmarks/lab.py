@@ -217,7 +217,8 @@ def execute(job):
 def commits_of(out):
     """The commit that began the run in this folder, and others that went on with it."""
     file = out / "commits.json"
-    before = read_json(file)["commits"] if file.exists() else []
+    before = json.loads(file.read_text()) if file.exists() else []
+    before = before["commits"] if isinstance(before, dict) else before  # older folders: a list
     return list(dict.fromkeys([*before, ORIGIN["commit"]]))
 
 

@@ -40,19 +40,24 @@ def prompts_of_step(step, size, total, seed):
     return chosen
 
 
+def context_of(model):
+    """The most tokens of one text."""
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+
+
 def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
     """The rows whose prompt and response fit into the model's context, with the prompt's ids in
     row["ids"]. The others are left out, and their number is printed.
 
     No prompt is ever cut: without its end it has lost the question.
     """
-    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    context = context_of(model)
     for row in rows:
         row["ids"] = encode(row)
     kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]
     require(
         kept,
-        f"No prompt fits: the model's context is {context} tokens, the shortest prompt has "
+        f"None of the {what} fits: the model's context is {context} tokens, the shortest has "
         f"{min(len(r['ids']) for r in rows)} and --max_new_tokens is {max_new_tokens}; lower "
         "--max_new_tokens.",
     )

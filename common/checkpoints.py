@@ -247,13 +247,19 @@ def write_config(out, args, script, more=None):
         about = {"source": source, "versions": versions(), **(more or {})}
         write_json(path, {"script": script, **settings(args), **about})
         return
+    # What may change on the way is written down: a further --resume goes on with it. Older
+    # versions did not write all of what is known about a run.
     before = read_json(path)
+    now = {k: v for k, v in settings(args).items() if k in FREE and k in before}
+    after = {**(more or {}), **before, **now}
     known = str(before.get("source")).split("+")
     if source is not None and before.get("source") is not None and source not in known:
         # The result is neither the old script's nor the new one's, and --compare must see that.
         print(f"warning: {script} has changed since this run began; the run goes on with it as it "
               "is now, and --compare will count it as an arm of its own")
-        write_json(path, {**before, "source": "+".join([*known, source])})
+        after["source"] = "+".join([*known, source])
+    if after != before:
+        write_json(path, after)
 
 
 def resume_command(script, args):

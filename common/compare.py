@@ -9,7 +9,7 @@ from pathlib import Path
 from common import files
 from common.arguments import harmless, require
 from common.evaluation import bounded_interval, mean_interval, newcombe, wilson
-from common.results import read_run
+from common.results import read_run, same_gold
 from common.show import draw_arms
 
 # What a reader must know if arms differ in it.
@@ -25,7 +25,8 @@ PICTURES = (".png", ".pdf", ".svg", ".jpg")
 def compare(folders, out):
     """A table of arms over seeds, as text. Curves of training runs are drawn into `out`.
 
-    An arm is all runs that differ in their seed only. Each arm is compared to the first one
+    An arm is all runs that differ in their seed only, or in what does not change a result (the
+    device, what is printed, how a batch is cut). Each arm is compared to the first one
     in pairs: training runs with the same seed (they see the same prompts in the same
     order), and evaluations on the same problem. What both sides of a pair share cancels in
     the difference, and that is most of the noise.
@@ -45,6 +46,9 @@ def compare(folders, out):
 
     notes = [] if training else _keep_shared_problems(runs)
     notes += _mark_code(runs)
+    if len({run.computed_in for run in runs if run.computed_in}) > 1:
+        for run in runs:
+            run.settings["computed_in"] = run.computed_in or "unknown"
     if len({run.trained_on for run in runs if run.trained_on}) > 1:
         notes.append("these runs were not all trained on the same problems")
     arms = {}  # {(script, its flags as JSON): runs}
@@ -99,8 +103,11 @@ def _refuse_what_differs(runs):
         f"These runs were tested on different benchmarks: {', '.join(benchmarks)}. Evaluate their "
         "final models on one benchmark: python evaluate.py --model RUN/final --benchmark NAME.",
     )
+    asked = {}  # {number of test problems: their hashes}
+    for run in runs:
+        asked.setdefault(run.settings.get("eval_n"), set()).add(run.tested_on)
     require(
-        len({run.tested_on for run in runs if run.tested_on}) <= 1,
+        all(len(hashes - {None}) <= 1 for hashes in asked.values()),
         f"These runs were tested on different problems, though all are called "
         f"'{', '.join(benchmarks)}' (the file was edited). Evaluate their final models on one of "
         "the files: python evaluate.py --model RUN/final --benchmark FILE.",
@@ -127,7 +134,7 @@ def _keep_shared_problems(runs):
             gold, folder = golds.setdefault(i, (run.golds[i], run.folder))
             sentence = f"'{folder}' and '{run.folder}' have different golds for problem {i}, so "
             sentence += "they are of different problems; evaluate both models on the same ones."
-            require(gold == run.golds[i], sentence)
+            require(same_gold(gold, run.golds[i]), sentence)
     most = max(run.problems for run in runs)
     for run in runs:
         run.scores = {i: run.scores[i] for i in sorted(shared)}

@@ -9,9 +9,11 @@ Training and evaluation must do all of this in the same way. If they do not, the
 measures a model on prompts that it was never trained on.
 """
 
+import datetime
 import hashlib
 import importlib
 import itertools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,9 +264,9 @@ def problem_count(rows):
 # ======================================================================== prompts
 
 # Some templates print today's date (Llama-3.2). Then the same command would ask something else
-# tomorrow. In front of a template this macro takes the place of the clock. It is the day that
-# Llama's template names where there is no clock.
-ONE_DAY = "{%- macro strftime_now(format) -%}26 July 2024{%- endmacro -%}"
+# tomorrow. Instead they print the day that Llama's template names where there is no clock.
+DAY = datetime.date(2024, 7, 26)
+CLOCK = r"""strftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)"""
 
 
 def privileged_prompt(problem, solution=None, answer=None):
@@ -292,10 +294,12 @@ def prompt_ids(tokenizer, user, thinking=False):
         tokenizer.chat_template,
         f"The tokenizer of '{tokenizer.name_or_path}' has no chat template; use an instruct model.",
     )
-    template = tokenizer.get_chat_template()
+    template = re.sub(
+        CLOCK, lambda m: repr(DAY.strftime(m[1] or m[2])), tokenizer.get_chat_template()
+    )
     encoded = tokenizer.apply_chat_template(
         [{"role": "user", "content": user}],
-        chat_template=(ONE_DAY if "strftime_now" in template else "") + template,
+        chat_template=template,
         add_generation_prompt=True,
         tokenize=True,
         enable_thinking=thinking,

@@ -161,7 +161,9 @@ def check_architecture(model, name):
     """
     # Some families have no list of layer types. With them a window in the config is one for all.
     window = getattr(model.config, "sliding_window", None)
-    window = window if getattr(model.config, "use_sliding_window", True) else None
+    context = getattr(model.config, "max_position_embeddings", None) or 0
+    if not getattr(model.config, "use_sliding_window", True) or (window or 0) >= context > 0:
+        window = None  # it is switched off, or never shorter than a text
     alike = "sliding window attention" if window else "full_attention"
     kinds = set(getattr(model.config, "layer_types", None) or [alike])
     require(
@@ -247,8 +249,8 @@ def check_head(tokenizer, models):
         width = model.get_output_embeddings().weight.shape[0]
         require(
             vocabulary_size(tokenizer) <= width,
-            f"The tokenizer has {len(tokenizer)} tokens and the head of '{name}' only {width} "
-            "rows: they do not belong together.",
+            f"The tokenizer has {vocabulary_size(tokenizer)} ids and the head of '{name}' only "
+            f"{width} rows: they do not belong together.",
         )
 
 

@@ -42,9 +42,10 @@ def _is_text(node):
     return isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str)
 
 
-def hash_of(rows):
-    """A hash of what is asked and shown. A data file can be edited under its old name."""
-    text = repr([(row["problem"], row["answer"], row["solution"]) for row in rows])
+def hash_of(rows, columns=("problem", "answer")):
+    """A hash of what is asked, or also of what is shown. A data file can be edited under its old
+    name."""
+    text = repr([[row[c] for c in columns] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

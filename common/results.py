@@ -7,6 +7,7 @@ from pathlib import Path
 from common import files
 from common.arguments import Mistake, require
 from common.checkpoints import FREE
+from common.notation import number
 
 # Flags that not all versions have, each with the value that means the same as no flag. So a
 # run with this value and a run without the flag belong to the same arm.
@@ -14,10 +15,12 @@ NEUTRAL = {
     "sampler": "own", "adam_bits": 32, "lora": 0,  # the first versions did not have these
     "off_policy_data": "reference", "beta_norm": "token",  # only the first versions had these
 }
+# What a training run writes down about its problems and its numbers.
+ABOUT = ("trained_on", "tested_on", "computed_in")
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
-    "script", "versions", "source", "weights", "model", "seed", "trained_on", "tested_on", *FREE,
-)
+    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *FREE,
+)  # fmt: skip
 
 
 @dataclass
@@ -34,10 +37,18 @@ class Result:
     problems: int  # how many problems it is of
     trained_on: str | None = None  # hashes of the problems
     tested_on: str | None = None
+    computed_in: str | None = None  # the type of its numbers; --dtype can be auto
     unfinished: str = ""  # why it cannot be compared yet
     curve: list | None = None  # training run: [(update, accuracy)]
     scores: dict | None = None  # evaluation: {problem: share of right samples}
     golds: dict | None = None  # evaluation: {problem: gold answer}
+
+
+def same_gold(gold, other):
+    """Two golds of one problem. A number may be typed in two ways: an older version wrote 5.0 for
+    a 5."""
+    values = [number(str(text)) for text in (gold, other)]
+    return gold == other or (values[0] is not None and values[0] == values[1])
 
 
 def read_run(folder):
@@ -51,7 +62,7 @@ def read_run(folder):
         for k, v in config.items()
         if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)
     }
-    shared = {k: config.get(k) for k in ("seed", "benchmark", "trained_on", "tested_on")}
+    shared = {k: config.get(k) for k in ("seed", "benchmark", *ABOUT)}
     shared["folder"] = str(folder)
     if (folder / "metrics.jsonl").exists():
         return _training(folder, config, settings, shared)

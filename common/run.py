@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from common import checkpoints, fits, models, show, weights
 from common.arguments import Mistake, shorten
-from common.batches import Compute, fitting_prompts, prompts_of_step
+from common.batches import Compute, context_of, fitting_prompts, prompts_of_step
 from common.data import (
     BENCHMARKS,
     ask_in_known_words,
@@ -60,14 +60,15 @@ class Run:
         self.tokenizer = models.load_tokenizer(args.student)
         check_machine(args, self.device, self.dtype)
         rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
-        self.problems_hash = {"trained_on": hash_of(rows), "tested_on": hash_of(tests)}
-        checkpoints.check_problems(self.out, self.problems_hash)
         self.rows, self.tests = rows, tests[: args.eval_n]
+        trained_on = hash_of(rows, ("problem", "answer", "solution"))
+        hashes = {"trained_on": trained_on, "tested_on": hash_of(self.tests)}
+        checkpoints.check_problems(self.out, hashes)
+        self.about = {**hashes, "computed_in": str(self.dtype).removeprefix("torch.")}
         ask_in_known_words(self.tokenizer, [*rows, *tests])
         # The toy knows the truth about a response. Other data have no check.
         self.check = checker(args.benchmark) or checker(args.data)
         vocabulary = models.vocabulary_size(self.tokenizer)
-        self.longest_response = max(256, args.max_new_tokens)  # in an evaluation
         self.compute = Compute(args, self.device, self.dtype, vocabulary)
         self.phase, self.autocast = self.compute.phase, self.compute.autocast
         self.check_words("prompt")
@@ -138,9 +139,11 @@ class Run:
 
         most = args.max_new_tokens + margin
         self.rows = fitting_prompts(self.rows, longest or plain, student, most)
-        self.tests = fitting_prompts(
-            self.tests, plain, student, self.longest_response, "test prompts"
-        )
+        most = args.max_new_tokens
+        self.tests = fitting_prompts(self.tests, plain, student, most, "test prompts")
+        # An evaluation may write more than a rollout, if the context allows it.
+        room = context_of(student) - max(len(row["ids"]) for row in self.tests)
+        self.longest_response = min(max(256, args.max_new_tokens), room)
         self.start = 0
         if self.checkpoint:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)
@@ -162,7 +165,7 @@ class Run:
         if args.sampler == "vllm":
             attach_vllm(student, tokenizer, args, self.dtype)
         # Nothing can be refused any more: from here on the folder holds a run.
-        checkpoints.write_config(self.out, args, self.script, self.problems_hash)
+        checkpoints.write_config(self.out, args, self.script, self.about)
 
     # -------------------------------------------------------------- the loop
 
@@ -211,8 +214,10 @@ class Run:
         """(summary, records) on the same test problems every time: greedily, unless `more` says
         otherwise. share: only the first part of the problems."""
         tests = self.tests[: max(1, int(len(self.tests) * share + 1e-9))]
-        more["max_new_tokens"] = self.longest_response
-        return evaluate(model, self.tokenizer, tests, autocast=self.autocast(), **more)
+        longest = self.longest_response
+        return evaluate(
+            model, self.tokenizer, tests, max_new_tokens=longest, autocast=self.autocast(), **more
+        )
 
     def kept(self, summary):
         """What metrics.jsonl keeps of a greedy evaluation."""

@@ -14,6 +14,7 @@ from common import files
 from common.arguments import Mistake
 from common.checkpoints import (
     Metrics,
+    check_problems,
     latest_checkpoint,
     load_state,
     open_run,
@@ -222,3 +223,24 @@ def test_a_run_that_is_short_of_memory_is_resumed_with_less(flag, value, tmp_pat
     again = Args(out=str(tmp_path / "run"), seed=3, resume=True, **{flag: value})
     assert open_run(again, "opd.py")[1] is None
     files.unlock(tmp_path / "run")
+
+
+def test_what_changed_on_the_way_is_remembered(tmp_path):
+    """A run goes on with smaller pieces. The next --resume must not take the old ones again."""
+    from opd import Args
+
+    def start(given, more, **flags):
+        args = Args(out=str(tmp_path / "run"), **flags)
+        args.given = given
+        recall(args, "x")
+        write_config(open_run(args, "opd.py")[0], args, "opd.py", more)
+        files.unlock(tmp_path / "run")
+        return args
+    start(set(), None, seed=0)
+    start({"micro_tokens"}, {"tested_on": "a"}, resume=True, micro_tokens=2048)
+    assert start(set(), None, resume=True).micro_tokens == 2048
+    config = read_json(tmp_path / "run/config.json")
+    assert config["micro_tokens"] == 2048 and config["tested_on"] == "a"    # an older version had none
+    with pytest.raises(Mistake, match="not those with which this run began"):
+        check_problems(tmp_path / "run", {"tested_on": "b"})
+    check_problems(tmp_path / "run", {"tested_on": "a", "trained_on": "new"})

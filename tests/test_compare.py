@@ -306,3 +306,28 @@ def test_other_problems_under_one_name_are_not_compared(tmp_path):
     text = compare([tmp_path / "0", tmp_path / "2"], tmp_path / "x.png")
     assert "not all trained on the same problems" in text
     assert "not all" not in compare([tmp_path / "0", tmp_path / "3"], tmp_path / "x.png")
+
+
+def test_one_seed_in_two_precisions_is_two_arms(tmp_path):
+    """--dtype auto is bfloat16 on a GPU and float32 on a CPU."""
+    for name, device, computed_in in (("a", "cpu", "float32"), ("b", "cuda", "bfloat16")):
+        fake_run(tmp_path / name, {"seed": 0, "dtype": "auto", "device": device, "computed_in": computed_in}, .5, .6)
+    text = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png")
+    assert "opd.py computed_in=float32" in text and "opd.py computed_in=bfloat16" in text
+
+
+def test_more_test_problems_are_flagged_and_not_refused(tmp_path):
+    for i, n in enumerate((10, 20)):
+        fake_run(tmp_path / f"{i}", {"seed": 0, "eval_n": n, "tested_on": f"hash of {n}"}, .5, .6, n=n)
+    assert "different problems" in compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("gold, other, same", [("5.0", "5", True), ("x", "x", True), ("x", "5", False), ("5", "6", False)])
+def test_a_gold_that_is_typed_in_another_way_is_the_same_gold(gold, other, same, tmp_path):
+    fake_evaluation(tmp_path / "a", {0: [True]}, gold=gold)
+    fake_evaluation(tmp_path / "b", {0: [False]}, "other", gold=other)
+    if same:
+        assert "over 1 problems" in compare([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png")
+    else:
+        with pytest.raises(Mistake, match="different golds"):
+            compare([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png")

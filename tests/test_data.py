@@ -608,14 +608,19 @@ def test_a_template_that_prints_the_date_always_prints_the_same_one():
     with other prompts."""
     tokenizer = load_tokenizer("toy/student")
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
-    asked = tokenizer.decode(prompt_ids(tokenizer, "a : 5"))
-    expected = tokenizer("26 July 2024 a : 5", add_special_tokens=False)["input_ids"]
-    assert prompt_ids(tokenizer, "a : 5") == expected and "5" in asked
+    expected = tokenizer("26 Jul 2024 a : 5", add_special_tokens=False)["input_ids"]
+    assert prompt_ids(tokenizer, "a : 5") == expected
+    tokenizer.chat_template = '{{ strftime_now("%d") }} {{ messages[0]["content"] }}'
+    assert prompt_ids(tokenizer, "a : 5") == tokenizer("26 a : 5", add_special_tokens=False)["input_ids"]
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "x"}
+    assert len(prompt_ids(tokenizer, "a : 5")) == len(tokenizer("26 a : 5")["input_ids"])
 
 
 def test_the_hash_of_problems_sees_what_is_asked_and_what_is_shown():
     row = {"problem": "q", "answer": "1", "solution": "s", "prompt": "p", "other": 3}
-    first = hash_of([row])
-    assert first == hash_of([{**row, "prompt": "other", "other": 4}]) and len(first) == 16
+    shown = ("problem", "answer", "solution")
+    first = hash_of([row], shown)
+    assert first == hash_of([{**row, "prompt": "other", "other": 4}], shown) and len(first) == 16
     for changed in ([{**row, "problem": "r"}], [{**row, "answer": "2"}], [{**row, "solution": None}], [row, row], []):
-        assert hash_of(changed) != first
+        assert hash_of(changed, shown) != first
+    assert hash_of([row]) == hash_of([{**row, "solution": None}])

@@ -71,7 +71,7 @@ def test_a_tokenizer_must_fit_its_partner_and_its_head(toy):
     student, teacher, tokenizer = toy
     same_tokenizer(tokenizer, load_tokenizer("toy/teacher"))
     check_head(tokenizer, [("student", student), ("wide", tiny_qwen3(vocabulary=500))])
-    with pytest.raises(Mistake, match=f"{len(tokenizer)} tokens and the head of 'tiny' only 20"):
+    with pytest.raises(Mistake, match=f"{len(tokenizer)} ids and the head of 'tiny' only 20"):
         check_head(tokenizer, [("student", student), ("tiny", tiny_qwen3(vocabulary=20))])
     longer = copy.deepcopy(tokenizer)
     longer.add_tokens(["another"])
@@ -325,6 +325,11 @@ def test_a_window_that_is_switched_off_is_no_window():
         vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=None,
     )
+    check_architecture(transformers.AutoModelForCausalLM.from_config(made), "a model")
+    made = transformers.Phi3Config(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=64, max_position_embeddings=64, pad_token_id=0,
+    )       # no text is longer than this window
     check_architecture(transformers.AutoModelForCausalLM.from_config(made), "a model")
 
 

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, ended
 from safetensors.torch import load_file
 
+from common.arguments import Mistake
 from common.batches import micro_batches
 from common.files import read_json, read_jsonl, write_json
 from common.processes import add_up, everyones, gather, process
@@ -251,3 +252,18 @@ def test_processes_on_a_cpu_are_connected_as_such_beside_gpus(monkeypatch):
     connect(torch.device("cpu"))
     connect(torch.device("cuda:1"))
     assert calls == [{"cpu": True}, {"cpu": False}]
+
+
+def test_a_run_connects_its_processes_before_it_gathers_anything(monkeypatch):
+    from common import run as room
+    calls = []
+
+    def stop(*any):
+        calls.append("open")
+        raise Mistake("enough")
+    monkeypatch.setattr(room, "connect", lambda device: calls.append(device.type))
+    monkeypatch.setattr(room.checkpoints, "open_run", stop)
+    from opd import Args
+    with pytest.raises(Mistake, match="enough"):
+        room.Run(Args(device="cpu"), "opd")
+    assert calls == ["cpu", "open"]

@@ -420,11 +420,21 @@ def test_a_foreign_word_is_found_in_the_last_solution(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_responses_that_cannot_fit_into_the_context_are_refused(tmp_path):
+def test_no_response_goes_beyond_the_context(tmp_path):
     shutil.copytree(ROOT / "toy/student", tmp_path / "short")
     config = json.loads((tmp_path / "short/config.json").read_text())
     (tmp_path / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 200}))
     command = ["evaluate.py", "--model", tmp_path / "short", "--benchmark", "toy", "--limit", 5, "--device", "cpu"]
-    done = run_script(*command, "--out", tmp_path / "a")
-    assert done.returncode == 2 and "200 tokens" in done.stderr and "--max_new_tokens" in done.stderr, done.stderr
-    assert run_script(*command, "--max_new_tokens", 100, "--out", tmp_path / "a").returncode == 0
+    done = run_script(*command, "--out", tmp_path / "a")            # the default becomes what fits
+    assert done.returncode == 0 and "context is 200 tokens" in done.stdout, done.stderr
+    done = run_script(*command, "--max_new_tokens", 190, "--out", tmp_path / "b")
+    assert done.returncode == 2 and "can be 1" in done.stderr, done.stderr
+    # An evaluation that an older version began goes on as it began.
+    old = json.loads((tmp_path / "a/config.json").read_text())
+    (tmp_path / "a/config.json").write_text(json.dumps({**old, "max_new_tokens": 256}))
+    assert run_script(*command, "--out", tmp_path / "a").returncode == 0
+    # In training, too long problems are left out, of the test problems as well.
+    (tmp_path / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 120}))
+    done = run_script("opd.py", "--student", tmp_path / "short", "--teacher", "toy/teacher", *RUN, "--steps", 1,
+                      "--max_new_tokens", 40, "--eval_n", 200, "--out", tmp_path / "c")
+    assert done.returncode == 0 and "of 200 test prompts are too long" in done.stdout, done.stderr

@@ -318,6 +318,8 @@ def parse(text):
         kind, way, found = _parse_statement(rest)
         if not found:
             raise ValueError(f"not a statement of the toy's language: {sentence[:80]!r}")
+        if label in {event.label for event in events}:
+            raise ValueError(f"two statements have the label {label}")
         *numbers, thing = found.groups()
         numbers = tuple({"doubles": 2, "triples": 3}.get(n) or int(n) for n in numbers)
         event = Event(label, thing, kind, numbers)
