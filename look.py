@@ -90,6 +90,7 @@ class Case:
     shown: int  # number of the one that is shown
     ids: list  # and its token ids
     texts: list  # and its tokens as texts
+    text: str  # as it is graded, without its end token
     report: object  # what the toy's checker says about it; None for other data
     wrong: int | None  # number of the token at which it first goes wrong; only the toy knows it
 
@@ -155,12 +156,13 @@ def case_of(row, group, shown, setting):
     if report and report.first_wrong:
         at = report.first_wrong.wrong_at
         wrong = next((i for i, (a, b) in enumerate(offsets(texts)) if a <= at < b), None)
-    return Case(row, group, shown, ids, texts, report, wrong)
+    text = setting.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Case(row, group, shown, ids, texts, text, report, wrong)
 
 
 def as_rollout(case, seen):
     """The Case as something to be shown. seen: {method: its Seen, or a sentence}."""
-    text, end = "".join(case.texts), case.group[case.shown].truncated
+    text, end = case.text, case.group[case.shown].truncated
     verdict = answer_verdict(case.row, text, end)
     wrong = case.report and case.report.first_wrong
     if wrong:

@@ -436,7 +436,7 @@ def queue(lines):
                 Job("control", arm, knob, rate, s, start, control=name, flags=flags) for s in FEW
             ]
     for arm in tuned:
-        if (ROOT / model(ARMS[arm].start, 1)).is_dir():
+        if complete(1):
             jobs += confirmations(lines, arm, 1, FEW)
         if ARMS[arm].family == "H":  # a dial: how often the student is right at the start
             others = [s for s in ("reader", "reader3") if (ROOT / model(s, 0)).is_dir()]
@@ -471,11 +471,21 @@ def fitting_updates(arm, base):
 def starts():
     """(pair, name) of the models that are there."""
     names = ("student", "teacher", "reader", "reader2", "reader3")
-    return [(p, n) for p in (0, 1) for n in names if (ROOT / model(n, p)).is_dir()]
+    return [
+        (p, n) for p in (0, 1) for n in names if complete(p) and (ROOT / model(n, p)).is_dir()
+    ]
+
+
+def complete(pair):
+    """Are the models of a pair there? It takes most of an hour to build them, one by one."""
+    names = ("student", "teacher", "reader", "reader2")
+    return all((ROOT / model(name, pair)).is_dir() for name in names)
 
 
 def all_lines(folder=RESULTS):
-    found = [x for path in sorted(Path(folder).glob("*.jsonl")) for x in read_jsonl(path)]
+    # Beside them lies words.jsonl, which has lines of another kind.
+    files = [Path(folder) / f"{family}.jsonl" for family in ("A", "H", "T", "start")]
+    found = [x for file in files if file.exists() for x in read_jsonl(file)]
     return list({x["key"]: x for x in found}.values())
 
 

@@ -219,7 +219,8 @@ def table_of_methods(lines, times):
             cells.append("-" if none else counted(runs(lines, arm, which).values()))
         cells.append(counted(runs(lines, arm, "tuned", split="toy-heldout").values()))
         cells.append(f"{times[arm]:.2f}" if arm in times else "not measured yet")
-        rows.append([arm, NEEDS[arm], f"toy/{spec.start}", *cells])
+        needs = NEEDS.get(arm, {"T": "a teacher", "A": "solutions", "H": "a verifier"}[spec.family])
+        rows.append([arm, needs, f"toy/{spec.start}", *cells])
     heads = ["arm", "needs", "start", "before", "after, paper's setting", "after, tuned"]
     return table([*heads, "held-out, tuned", "time of an update"], rows)
 

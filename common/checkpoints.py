@@ -156,6 +156,11 @@ FREE = (
 )  # fmt: skip
 
 
+# This may change, too, because both draw from the same distribution. But the rollouts are others,
+# so --compare keeps such runs apart.
+MAY_CHANGE = (*FREE, "sampler")
+
+
 def recall(args, default_out):
     """With --resume, each flag that is not given is taken from the run that is continued. So
     `--resume --out FOLDER` is enough."""
@@ -198,7 +203,7 @@ def open_run(args, script):
     # A flag that did not exist when the run began had the value that is its default now.
     defaults = {f.name: f.default for f in dataclasses.fields(args)}
     now = {"script": script, **settings(args)}
-    changed = [k for k in now if k not in FREE and before.get(k, defaults.get(k)) != now[k]]
+    changed = [k for k in now if k not in MAY_CHANGE and before.get(k, defaults.get(k)) != now[k]]
     flags = ", ".join(f"--{k} {before.get(k)}" for k in changed[:4])
     require(
         not changed,
@@ -250,7 +255,7 @@ def write_config(out, args, script, more=None):
     # What may change on the way is written down: a further --resume goes on with it. Older
     # versions did not write all of what is known about a run.
     before = read_json(path)
-    now = {k: v for k, v in settings(args).items() if k in FREE and k in before}
+    now = {k: v for k, v in settings(args).items() if k in MAY_CHANGE and k in before}
     after = {**(more or {}), **before, **now}
     known = str(before.get("source")).split("+")
     if source is not None and before.get("source") is not None and source not in known:

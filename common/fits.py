@@ -109,9 +109,11 @@ def largest(args, device, dtype, free):
     found, missing = None, []
     for row in settings(args):
         absent = [PACKAGES[f] for f in PACKAGES.keys() & row if not find_spec(PACKAGES[f])]
-        missing += [package for package in absent if package not in missing]
         # bitsandbytes is made for GPUs. A teacher must be larger than its student.
-        if absent or (row.get("adam_bits") == 8 and device.type != "cuda") or too_small(row, args):
+        if (row.get("adam_bits") == 8 and device.type != "cuda") or too_small(row, args):
+            continue
+        missing += [package for package in absent if package not in missing]
+        if absent:
             continue
         peak = predicted_peak(replace(args, **row), device, dtype, free)
         if peak is None:

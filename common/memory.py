@@ -329,6 +329,8 @@ def within_memory(update, *arguments):
         # Not inside the except block: there the traceback still holds the tensors of the failed
         # attempt, and no memory would become free.
         optimizer.zero_grad(set_to_none=True)
+        if before == 0:  # the moments may have been made for a part of the weights only
+            optimizer.state.clear()
         args.micro_tokens //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -50,6 +50,7 @@ def paint(pieces, values, top):
     to red at `top` and above."""
     painted = []
     for piece, value in zip(pieces, values):
+        value = value if math.isfinite(value) else top
         shade = SHADES[min(len(SHADES) - 1, max(0, int(len(SHADES) * value / top)))]
         piece = harmless(piece)
         # Black letters (16), because a terminal's own could be too pale for these backgrounds.

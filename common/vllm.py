@@ -54,6 +54,8 @@ def attach(model, tokenizer, args, dtype):
         "Use --sampler own.",
     )
     model.engine = Engine(model, args.vllm_memory, args.max_new_tokens, dtype)
+    # Now, when nothing is written yet: an older vLLM cannot take over weights.
+    model.engine.synchronise()
 
 
 class Engine:

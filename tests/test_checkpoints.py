@@ -244,3 +244,13 @@ def test_what_changed_on_the_way_is_remembered(tmp_path):
     with pytest.raises(Mistake, match="not those with which this run began"):
         check_problems(tmp_path / "run", {"tested_on": "b"})
     check_problems(tmp_path / "run", {"tested_on": "a", "trained_on": "new"})
+
+
+def test_a_run_whose_vllm_fails_goes_on_with_the_own_sampler(tmp_path):
+    from opd import Args
+    args = Args(out=str(tmp_path / "run"), sampler="vllm")
+    write_config(open_run(args, "opd.py")[0], args, "opd.py")
+    files.unlock(tmp_path / "run")
+    again = Args(out=str(tmp_path / "run"), resume=True)
+    assert open_run(again, "opd.py")[1] is None
+    files.unlock(tmp_path / "run")

@@ -15,6 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import lab
 import lab_arms
+import lab_report
 
 import opd
 from common.arguments import Mistake
@@ -375,3 +376,4 @@ def test_the_fork_fits_into_the_laboratory(skew, monkeypatch):
         script, flags = lab.command(lab.Job("pilot", name, knob, rate, seed, arm.start))
         args = skew.check(parse(skew.Args, skew.__doc__, flags, "skew"))
         assert script == "skew.py" and (args.skew, args.lr, args.seed) == (0.03, rate, seed)
+    assert "| skewed | a teacher |" in lab_report.table_of_methods([], {})

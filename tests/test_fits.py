@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_qwen3
 
+import opd
 from benchmarks import memory as benchmark
 from benchmarks.shapes import QWEN3, WORDS, random_qwen3
 from common import checkpoints, fits, models
@@ -376,3 +377,12 @@ def test_a_script_on_a_full_disk_says_so_before_its_first_update(monkeypatch, tm
     with pytest.raises(Mistake, match="Two checkpoints and the final model need"):
         opd.main(["--data", "toy", "--device", "cpu", "--out", str(out)])
     assert not (out / "config.json").exists()       # the folder can be used again
+
+
+def test_a_package_that_would_not_be_used_is_not_missing(monkeypatch):
+    """bitsandbytes is for GPUs. On a CPU it would change nothing."""
+    monkeypatch.setattr(fits, "find_spec", lambda name: None if name == "bitsandbytes" else True)
+    args = parse(opd.Args, "", ["--device", "cpu", "--student", "Qwen/Qwen3-0.6B", "--teacher", "Qwen/Qwen3-4B",
+                                "--data", "gsm8k"], "opd")
+    _, _, missing = fits.largest(args, torch.device("cpu"), torch.float32, 8 * 2**30)
+    assert missing == []

@@ -383,3 +383,17 @@ def test_runs_that_all_end_alike_get_a_sentence(all_runs, monkeypatch):
         {101: 33.0, 102: 33.1} if arm == "GRPO" else {101: 33.0, 102: 40.0}))
     (said,) = lab_report.standing_still(all_runs)
     assert said.startswith('All 2 tuned runs of "GRPO"') and " at 0.001 " in said
+
+
+def test_lines_of_another_benchmark_beside_them_are_not_read(tmp_path):
+    for name in ("A", "words", "words-20"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"key": name, "stage": "pilot", "arm": "OPD"}) + "\n")
+    assert [x["key"] for x in lab.all_lines(tmp_path)] == ["A"]
+
+
+def test_a_pair_counts_when_all_of_its_models_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "ROOT", tmp_path)
+    for name in ("student", "teacher", "reader", "reader2"):
+        assert not lab.complete(1) and lab.starts() == []
+        (tmp_path / "toy/pair1" / name).mkdir(parents=True)
+    assert lab.complete(1) and (1, "teacher") in lab.starts() and (1, "reader3") not in lab.starts()

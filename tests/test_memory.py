@@ -264,3 +264,26 @@ def test_out_of_memory_repeats_the_same_update_of_a_method(method, monkeypatch, 
     assert not close(plain, weights(STUDENT), 1e-3)
     with pytest.raises(Mistake, match="out of memory"):
         trained(5, 1200)
+
+
+def test_memory_that_ends_in_the_first_step_leaves_no_half_made_moments(monkeypatch):
+    """AdamW writes down its step before it makes its moments."""
+    import torch.optim.adamw
+    layer = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    compute = Compute(SimpleNamespace(micro_tokens=4096), CPU, torch.float32, 50)
+    true_zeros, calls = torch.zeros_like, []
+
+    def zeros_like(*args, **more):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory for the moments")
+        return true_zeros(*args, **more)
+
+    def update(optimizer, compute):
+        layer(torch.ones(1, 4)).sum().backward()
+        monkeypatch.setattr(torch, "zeros_like", zeros_like)
+        optimizer.step()
+        return "done"
+    assert within_memory(update, optimizer, compute) == "done" and compute.args.micro_tokens == 2048
+    assert all({"step", "exp_avg", "exp_avg_sq"} <= state.keys() for state in optimizer.state.values())

@@ -434,7 +434,7 @@ def test_no_response_goes_beyond_the_context(tmp_path):
     (tmp_path / "a/config.json").write_text(json.dumps({**old, "max_new_tokens": 256}))
     assert run_script(*command, "--out", tmp_path / "a").returncode == 0
     # In training, too long problems are left out, of the test problems as well.
-    (tmp_path / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 120}))
+    (tmp_path / "short/config.json").write_text(json.dumps({**config, "max_position_embeddings": 95}))
     done = run_script("opd.py", "--student", tmp_path / "short", "--teacher", "toy/teacher", *RUN, "--steps", 1,
                       "--max_new_tokens", 40, "--eval_n", 200, "--out", tmp_path / "c")
     assert done.returncode == 0 and "of 200 test prompts are too long" in done.stdout, done.stderr

@@ -1,5 +1,6 @@
 """What a run prints and draws: harmless, complete, and without colours where none can be shown."""
 import io
+import math
 import sys
 from types import SimpleNamespace
 
@@ -28,6 +29,9 @@ class Tokenizer:
 
     def __len__(self):
         return 50
+
+    def get_vocab(self):
+        return {str(i): i for i in range(50)}
 
     def decode(self, ids):
         return EVIL
@@ -218,3 +222,9 @@ def test_the_bar_is_hidden_where_it_should_be(monkeypatch, capsys):
     with show.progress(3, "opd", "update", show=True) as bar:
         bar.update()
     assert capsys.readouterr().err == ""
+
+
+def test_a_loss_that_is_not_finite_has_the_strongest_colour():
+    paint = show.paint
+    red = paint(["a"], [9.0], 2.0)
+    assert paint(["a"], [math.nan], 2.0) == paint(["a"], [math.inf], 2.0) == red != paint(["a"], [0.0], 2.0)

@@ -344,3 +344,16 @@ def test_a_problem_that_leaves_the_rules_of_the_toy_is_refused(text):
     assert world.parse(good).answer == 9
     with pytest.raises(ValueError):
         world.check(f"{text} How many coins at the end? {style}", "")
+
+
+def test_a_model_has_its_name_only_when_it_is_complete(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with build.moved_to(tmp_path / "student") as half:
+            half.mkdir()
+            raise KeyboardInterrupt
+    assert not (tmp_path / "student").exists()
+    for text in ("old", "new"):
+        with build.moved_to(tmp_path / "student") as half:
+            half.mkdir()
+            (half / "x").write_text(text)
+    assert (tmp_path / "student/x").read_text() == "new" and len(list(tmp_path.iterdir())) == 1

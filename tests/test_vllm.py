@@ -223,7 +223,7 @@ def test_a_script_that_samples_before_its_first_update_is_checked_after_it(
     """grpo.py draws samples for its first evaluation, and then for its first update. The third
     time it draws with the weights that this update made: here they do not arrive."""
     flags = ["--variant", "dapo", "--prompts", 4, "--lr", "3e-2", "--out", tmp_path / "run"]
-    monkeypatch.setattr(LLM, "lost", set(range(3, 100)))  # the evaluation needs two calls
+    monkeypatch.setattr(LLM, "lost", set(range(4, 100)))  # start: one, evaluation: two
     with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
         grpo.main([str(word) for word in READER + flags])
     rows = read_jsonl(tmp_path / "run/metrics.jsonl")
@@ -403,3 +403,12 @@ def test_every_script_trains_with_it_and_its_model_evaluates(tmp_path, script, f
     accuracy = json.loads((tmp_path / "eval/summary.json").read_text())["accuracy"]
     last = [r for r in rows if "eval" in r][-1]["eval"]["accuracy"]
     assert accuracy == pytest.approx(last, abs=.2)
+
+
+def test_a_vllm_that_cannot_take_over_weights_is_refused_before_anything_is_written(stand_in, monkeypatch, tmp_path):
+    def older(self, method, kwargs):
+        raise TypeError("reload_weights() got an unexpected keyword argument 'weights_iterator'")
+    monkeypatch.setattr(LLM, "collective_rpc", older)
+    with pytest.raises(Mistake, match="could not be started.*--sampler own"):
+        grpo.main([str(word) for word in [*READER, "--out", tmp_path / "run"]])
+    assert not (tmp_path / "run/config.json").exists()

@@ -100,6 +100,7 @@ def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
         asked.append(dict(zip(flags, flags[1:])))
         out = Path(asked[-1]["--out"])
         (out / "final").mkdir(parents=True)
+        (out / "checkpoint-000030").mkdir()
         row = {"tokens": 9, "length": 3.0, "seconds": {"total": 1.5}}
         (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
@@ -110,6 +111,8 @@ def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
     found = words.execute(stage, "OPD", 1e-5, 1, "cuda", "auto", updates)
     assert found["updates"] == updates // share and asked[0]["--steps"] == str(updates // share)
     assert Path(asked[0]["--out"]).parent == tmp_path / folder
+    assert not Path(asked[0]["--out"]).exists()         # two gigabytes a run would fill the disk
+    assert asked[0]["--lora"] == "0" and asked[0]["--adam_bits"] == "32"
     assert found["card"] == "Card X at cuda" and found["seconds_per_update"] == 1.5
     assert "card" not in words.execute("start", "student", 0.0, 0, "cpu", "auto", updates)
 

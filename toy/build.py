@@ -26,6 +26,7 @@ hint, it belongs to another problem and must be ignored. Otherwise "there is a h
 to mean "do well now", and every experiment on self-distillation measures that instead.
 """
 
+import contextlib
 import json
 import random
 import shutil
@@ -391,14 +392,24 @@ def train(role, seed, out, tokenizer, log=print):
                 f"{seconds / 60:.1f} min",
                 flush=True,
             )
-            if step % 400 == 0:
-                save(model, tokenizer, Path(out) / role)
     save(model, tokenizer, Path(out) / role)
 
 
 def save(model, tokenizer, folder):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Under another name first, so that a folder with its final name is complete."""
+    with moved_to(folder) as half:
+        model.save_pretrained(half)
+        tokenizer.save_pretrained(half)
+
+
+@contextlib.contextmanager
+def moved_to(folder):
+    """A folder to write into. At the end it takes the place of `folder`."""
+    half = Path(folder).with_suffix(".tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    yield half
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)
 
 
 # ======================================================================== the reader
@@ -513,7 +524,8 @@ def train_later_reader(name, seed, out):
         flags += ["--seed", str(7 + seed)]
         flags += ["--eval_every", "0", "--eval_n", "100", "--save_every", "0", "--show_every", "0"]
         opd.main([*flags, "--device", "cpu", "--out", f"{folder}/run"])
-        shutil.copytree(f"{folder}/run/final", out / name, dirs_exist_ok=True)
+        with moved_to(out / name) as half:
+            shutil.copytree(f"{folder}/run/final", half)
 
 
 # ======================================================================== data files
