@@ -162,8 +162,15 @@ def predicted_peak(args, device, dtype, room):
         return None
     batch = batch_shape(args, PROMPT, student.config.vocab_size)
     setup = memory_setup(args, student, device, dtype, room)
-    keeps_cache = hasattr(args, "window_size")  # topd.py
-    return memory_budget(student, teacher, batch, setup, more, keeps_cache)[1]
+    return memory_budget(student, teacher, batch, setup, more, window_columns(args))[1]
+
+
+def window_columns(args):
+    """Columns that the windows of topd.py add to the teacher's cache: those of the rollout with the
+    most candidates. 0 for other methods."""
+    if not hasattr(args, "window_size"):
+        return 0
+    return max(2, round(args.candidate_share * args.max_new_tokens)) * args.window_size
 
 
 @functools.cache

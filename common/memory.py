@@ -232,11 +232,12 @@ CHOICE = "logits while sampling"
 ACTIVATIONS, LOGITS = "activations of a micro-batch", "logits of a chunk"
 
 
-def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=False):
+def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=0):
     """(bytes of each part, predicted peak of one update in bytes).
 
     teacher: None if the student teaches itself.  more: other models that the run keeps.
-    teacher_cache: the teacher keeps the keys and values of a micro-batch, as in topd.py.
+    teacher_cache: as in topd.py, the teacher keeps the keys and values of a micro-batch, and adds
+    so many columns to them. 0: it does not.
     The weights of all models and AdamW's moments are there always. The other parts come and go,
     so the peak is not their sum: see `highest_moment`.
     """
@@ -256,10 +257,20 @@ def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=False):
         ACTIVATIONS: activation_bytes(student, shape, setup),
         LOGITS: logit_bytes(student, shape),
     }
-    if teacher_cache:  # half as much again for the tokens that follow: RowCache grows by that much
+    if teacher_cache:
+        longest = shape.prompt_tokens + shape.completion_tokens
+        columns = grown_columns(longest, teacher_cache)
         per_token = cache_bytes(teacher.config, setup.dtype)
-        parts[LOOK_AHEAD] = shape.micro_tokens * per_token * 3 // 2
+        parts[LOOK_AHEAD] = round(shape.micro_tokens * per_token * columns / longest)
     return parts, round(always + highest_moment(parts, student, shape, setup))
+
+
+def grown_columns(read, added):
+    """Columns of a RowCache that has read some and gets more: it grows by half each time."""
+    columns = read
+    while columns < read + added:
+        columns += columns // 2
+    return columns
 
 
 def highest_moment(parts, student, shape, setup):

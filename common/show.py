@@ -128,7 +128,8 @@ def announce_memory(run, teacher, more, teacher_cache):
     shape = fits.batch_shape(run.args, prompt, student.config.vocab_size)
     room = room_for_the_run(device)
     setup = fits.memory_setup(run.args, student, device, run.dtype, room)
-    parts, total = memory_budget(student, teacher, shape, setup, more, teacher_cache)
+    columns = fits.window_columns(run.args) if teacher_cache else 0
+    parts, total = memory_budget(student, teacher, shape, setup, more, columns)
     libraries = 0
     if device.type == "cpu":  # there the process's whole memory is measured, so add the rest of it
         libraries = libraries_bytes(device, (student, teacher, *more))

@@ -98,7 +98,7 @@ def peak_of(script, args, free, prompt=200):
     probes = min(256, 200 * args.samples)
     shape = Shape(64, prompt, args.max_new_tokens, args.micro_tokens, 2**24 // WORDS, probes)
     setup = Setup(HALF, True, args.adam_bits, room=free)
-    return memory_budget(student, teacher, shape, setup, more, script == "topd")[1]
+    return memory_budget(student, teacher, shape, setup, more, fits.window_columns(args))[1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -296,7 +296,8 @@ def test_the_models_that_are_counted_are_those_that_the_script_keeps(case, monke
     method, kept = importlib.import_module(script), {}
 
     def begin(run, student, optimizer, *, teacher=None, more=(), teacher_cache=False, **_):
-        kept.update(args=run.args, models=(student, teacher), more=(list(more), teacher_cache))
+        columns = fits.window_columns(run.args) if teacher_cache else 0
+        kept.update(args=run.args, models=(student, teacher), more=(list(more), columns))
         raise Started
 
     monkeypatch.setattr(method.Run, "begin", begin)

@@ -132,10 +132,13 @@ def test_free_memory_is_what_neither_this_process_nor_another_one_uses(monkeypat
 def test_other_models_and_a_teacher_that_keeps_its_cache_are_counted(models):
     setup = Setup(torch.float32, checkpointing=True)
     plain, _ = memory_budget(*models, HALVES, setup)
-    parts, _ = memory_budget(*models, HALVES, setup, more=[models[1]], teacher_cache=True)
+    parts, _ = memory_budget(*models, HALVES, setup, more=[models[1]], teacher_cache=15)
     added = {"other weights": 4 * WEIGHTS,
              "teacher's cache of a micro-batch": 60 * 2 * 2 * 16 * 4 * 3 // 2}
     assert parts == {**plain, **added}
+    # A text of 30 tokens: with 15 more the cache has 45 columns, with 16 it grows to 67.
+    more, _ = memory_budget(*models, HALVES, setup, teacher_cache=16)
+    assert more["teacher's cache of a micro-batch"] == 60 * 2 * 2 * 16 * 4 * 67 / 30
     # the student itself is the teacher: no second copy of the weights
     assert memory_budget(models[0], None, HALVES, setup)[0]["teacher weights"] == 0
 
