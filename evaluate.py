@@ -160,12 +160,14 @@ def longest_response(args, out, tokenizer, rows):
     config = out / "config.json"
     before = files.read_json(config).get("max_new_tokens") if config.exists() else None
     wanted = args.max_new_tokens or before
-    if wanted and wanted == before:  # an evaluation goes on as it began
-        return wanted
     context = getattr(read_config(args.model), "max_position_embeddings", None) or 1 << 30
     longest = max(len(prompt_ids(tokenizer, r["prompt"], args.thinking)) for r in rows)
     room = context - longest
     most = f"The model's context is {context} tokens, and the longest prompt has {longest}; "
+    if wanted and wanted == before:  # an evaluation goes on as it began
+        if wanted > room:
+            print(f"warning: {most}a response of {wanted} tokens would go beyond that")
+        return wanted
     require(room > 0, f"{most}choose another model, or leave that problem out.")
     require(
         not wanted or wanted <= room,

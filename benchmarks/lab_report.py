@@ -336,10 +336,12 @@ def standing_still(lines):
     still = []
     for arm in lab.ARMS:
         ends = list(runs(lines, arm, "tuned").values())
-        if len(ends) > 1 and max(ends) - min(ends) < 0.2:
-            rate = lab.chosen(lines, arm)["tuned"][1]
-            still.append(f"All {len(ends)} tuned runs of \"{arm}\" end within 0.2 points. Its "
-                         f"best pilots have the smallest rates, and at {rate:g} the weights hardly "
+        if len(ends) < 2 or max(ends) - min(ends) >= 0.2:
+            continue
+        rate, tried = lab.chosen(lines, arm)["tuned"][1], lab.settings(lines, arm)
+        if rate == min(r for _, r in tried):
+            still.append(f"All {len(ends)} tuned runs of \"{arm}\" end within 0.2 points: its best "
+                         f"rate, {rate:g}, is the smallest that was tried, and the weights hardly "
                          "move.")
     return still
 

@@ -21,6 +21,14 @@ def cache_parameter(backbone):
     return "cache" if "cache" in names else "past_key_values"
 
 
+def grown_columns(read, added):
+    """Columns of a RowCache that has read some and gets more: it grows by half each time."""
+    columns = read
+    while columns < read + added:
+        columns += columns // 2
+    return columns
+
+
 class RowCache:
     """Keys and values of all layers in preallocated tensors. Whole rows can be dropped.
 

@@ -255,8 +255,12 @@ def write_config(out, args, script, more=None):
     # What may change on the way is written down: a further --resume goes on with it. Older
     # versions did not write all of what is known about a run.
     before = read_json(path)
-    now = {k: v for k, v in settings(args).items() if k in MAY_CHANGE and k in before}
+    now = {k: v for k, v in settings(args).items() if k in MAY_CHANGE}
     after = {**(more or {}), **before, **now}
+    for key in ("computed_in", "sampled_by"):  # a run that changed on the way is neither of the two
+        known = str(before.get(key, "unknown")).split("+")
+        if more and key in more and more[key] not in known:
+            after[key] = "+".join([*known, more[key]])
     known = str(before.get("source")).split("+")
     if source is not None and before.get("source") is not None and source not in known:
         # The result is neither the old script's nor the new one's, and --compare must see that.

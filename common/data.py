@@ -266,7 +266,7 @@ def problem_count(rows):
 # Some templates print today's date (Llama-3.2). Then the same command would ask something else
 # tomorrow. Instead they print the day that Llama's template names where there is no clock.
 DAY = datetime.date(2024, 7, 26)
-CLOCK = r"""strftime_now\(\s*(?:'([^']*)'|"([^"]*)")\s*\)"""
+CLOCK = r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?:'([^']*)'|"([^"]*)")\s*\)"""
 
 
 def privileged_prompt(problem, solution=None, answer=None):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common.arguments import require
+from common.cache import grown_columns
 from common.models import cache_bytes
 from common.processes import process
 from common.size import machine_memory, windows_memory
@@ -263,14 +264,6 @@ def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=0):
         per_token = cache_bytes(teacher.config, setup.dtype)
         parts[LOOK_AHEAD] = round(shape.micro_tokens * per_token * columns / longest)
     return parts, round(always + highest_moment(parts, student, shape, setup))
-
-
-def grown_columns(read, added):
-    """Columns of a RowCache that has read some and gets more: it grows by half each time."""
-    columns = read
-    while columns < read + added:
-        columns += columns // 2
-    return columns
 
 
 def highest_moment(parts, student, shape, setup):

@@ -46,10 +46,10 @@ def tidy(text):
     part = r"(\d|\\[a-zA-Z]+(?![a-zA-Z{ ])|[a-zA-Z])"
     text = re.sub(rf"(\\frac|\\sqrt) ?{part}", r"\1{\2}", text)
     text = re.sub(rf"(\\frac ?\{{[^{{}}]*\}}) ?{part}", r"\1{\2}", text)
-    # 2:30 p.m. and \text{2:30 PM} are 2:30 \text{pm}. Without a space, 3am is a product.
+    # 2:30 p.m., 2:30PM and \text{2:30 PM} are 2:30 \text{pm}.
     text = re.sub(r"\\text\{ *(\d[\d:]*) *([AaPp])\.?[Mm]\.? *\}", r"\1 \\text{\2m} ", text)
     half = r"([AaPp])\.?[Mm](?:\.|(?![A-Za-z]))"
-    text = re.sub(rf"(?<=\d) +{half}|(?<=:\d\d){half}", r" \\text{\1\2m}", text)
+    text = re.sub(rf"(?<=\d) *{half}", r" \\text{\1m}", text)
     text = re.sub(r"\\text\{ *([AaPp])\.?[Mm]\.? *\}", lambda m: rf"\text{{{m[1].lower()}m}}", text)
     # Currencies are units.
     text = re.sub(r"\\?\$|[£€]", "", text)
@@ -72,11 +72,8 @@ UNIT = r"\s*\\text\{([^{}]*)\}(?:\s?\^\s?\{?[23]\}?)?$"
 WORDS = r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
 PLAIN_UNIT = rf"(?<=[\d}}])\s+({WORDS})(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
 # Behind a number these words change its value, or say which half of the day it is.
-NO_UNIT = "plus minus divided over squared cubed half halves am pm".split()
-SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-    "trillion": 10**12,
-}  # fmt: skip
+NO_UNIT = r"(?:plus|minus|divided|over|squared|cubed|am|pm)\b|.*\b(?:half|halves)\b"
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # A number with more characters is not read: it would cost time, and no gold is so long.
 LONGEST_NUMBER = 80
 
@@ -91,20 +88,16 @@ FRACTION = r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}"  # \frac{3}{4}   
 
 def unit_and_scale(text):
     """(the answer without its unit, factor): 5 million dollars is 5 and a factor of 10^6."""
-    for pattern in (UNIT, PLAIN_UNIT):
-        match = re.search(pattern, text)
-        words = match[1].lower().split() if match else []
-        if match and words[:1] != [] and words[0] in NO_UNIT:
-            return text, 1
-        if match:
-            factor = 1
-            for word in words:
-                scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
-                if scale is None:
-                    break
-                factor *= scale
-            return text[: match.start()], factor
-    return text, 1
+    match = re.search(UNIT, text) or re.search(PLAIN_UNIT, text)
+    if match is None or re.match(NO_UNIT, match[1].lower().strip()):
+        return text, 1
+    factor = 1
+    for word in match[1].lower().split():
+        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
+        if scale is None:
+            break
+        factor *= scale
+    return text[: match.start()], factor
 
 
 def number(text):

@@ -7,7 +7,7 @@ from pathlib import Path
 from common import files
 from common.arguments import Mistake, require
 from common.checkpoints import FREE
-from common.notation import number
+from common.notation import plain_number
 
 # Flags that not all versions have, each with the value that means the same as no flag. So a
 # run with this value and a run without the flag belong to the same arm.
@@ -17,9 +17,10 @@ NEUTRAL = {
 }
 # What a training run writes down about its problems and its numbers.
 ABOUT = ("trained_on", "tested_on", "computed_in")
+HOW = ("computed_in", "sampled_by")  # with "+" if this changed on the way
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
-    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *FREE,
+    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *HOW, *FREE,
 )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ class Result:
 def same_gold(gold, other):
     """Two golds of one problem. A number may be typed in two ways: an older version wrote 5.0 for
     a 5."""
-    values = [number(str(text)) for text in (gold, other)]
+    values = [plain_number(str(text)) for text in (gold, other)]
     return gold == other or (values[0] is not None and values[0] == values[1])
 
 
@@ -62,6 +63,9 @@ def read_run(folder):
         for k, v in config.items()
         if k not in NOT_COMPARED and not (k in NEUTRAL and NEUTRAL[k] == v)
     }
+    # A run that went on with another sampler is neither of the two.
+    if "+" in str(config.get("sampled_by")):
+        settings["sampler"] = config["sampled_by"]
     shared = {k: config.get(k) for k in ("seed", "benchmark", *ABOUT)}
     shared["folder"] = str(folder)
     if (folder / "metrics.jsonl").exists():

@@ -64,7 +64,8 @@ class Run:
         trained_on = hash_of(rows, ("problem", "answer", "solution"))
         hashes = {"trained_on": trained_on, "tested_on": hash_of(self.tests)}
         checkpoints.check_problems(self.out, hashes)
-        self.about = {**hashes, "computed_in": str(self.dtype).removeprefix("torch.")}
+        computed_in = str(self.dtype).removeprefix("torch.")
+        self.about = {**hashes, "computed_in": computed_in, "sampled_by": args.sampler}
         ask_in_known_words(self.tokenizer, [*rows, *tests])
         # The toy knows the truth about a response. Other data have no check.
         self.check = checker(args.benchmark) or checker(args.data)
@@ -139,11 +140,12 @@ class Run:
 
         most = args.max_new_tokens + margin
         self.rows = fitting_prompts(self.rows, longest or plain, student, most)
-        most = args.max_new_tokens
+        # An evaluation may write more than a rollout, if the context allows it at all.
+        shortest = min(len(plain(row)) for row in self.tests)
+        enough = shortest + 256 <= context_of(student)
+        self.longest_response = max(256 if enough else 1, args.max_new_tokens)
+        most = self.longest_response
         self.tests = fitting_prompts(self.tests, plain, student, most, "test prompts")
-        # An evaluation may write more than a rollout, if the context allows it.
-        room = context_of(student) - max(len(row["ids"]) for row in self.tests)
-        self.longest_response = min(max(256, args.max_new_tokens), room)
         self.start = 0
         if self.checkpoint:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.arguments import Mistake, require
 from common.grading import extract
 from common.hub import hub_folder, reach_hub
-from common.notation import number, tidy
+from common.notation import plain_number, tidy
 
 # ======================================================================== reading
 
@@ -97,10 +97,11 @@ def read_json_rows(path):
     decoder = json.JSONDecoder(parse_float=Typed, object_pairs_hook=without_repetition)
     rows, at = [], len(text) - len(text.lstrip())
     while at < len(text):
-        line = text.count("\n", 0, at) + 1
+        begin = at
         found, at = decoder.raw_decode(text, at)
         found = found if isinstance(found, list) else [found]
         if not all(isinstance(row, dict) for row in found):
+            line = text.count("\n", 0, begin) + 1
             raise ValueError(f"line {line} holds something else")
         # Half a character, as in "\ud83d", cannot be written anywhere.
         json.dumps(found, ensure_ascii=False).encode()
@@ -218,9 +219,9 @@ def check_row(problem, answer, which):
 
 
 def is_text_or_number(value):
-    if isinstance(value, (float, Decimal)):
+    if isinstance(value, (float, Decimal)) and not isinstance(value, Typed):
         return math.isfinite(value)
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
+    return isinstance(value, (str, int, Typed)) and not isinstance(value, bool)
 
 
 def check_repetition(first_with, problem, answer, i, source, split):
@@ -264,7 +265,7 @@ def worked_solution(answer, is_solution, own, which):
     # there is a box as well, that gold must be a number.
     last = answer.rpartition("####")[2].strip()
     one_line = bool(last) and "\n" not in last
-    if marked and one_line and (not boxed or number(tidy(last)) is not None):
+    if marked and one_line and (not boxed or plain_number(tidy(last)) is not None):
         return gsm8k_solution(answer)
     if not own or not (is_solution or boxed or marked):
         return None

@@ -254,3 +254,22 @@ def test_a_run_whose_vllm_fails_goes_on_with_the_own_sampler(tmp_path):
     again = Args(out=str(tmp_path / "run"), resume=True)
     assert open_run(again, "opd.py")[1] is None
     files.unlock(tmp_path / "run")
+
+
+def test_a_run_with_two_samplers_or_two_precisions_is_neither(tmp_path):
+    from common.results import read_run
+    from opd import Args
+
+    def start(about, **flags):
+        args = Args(out=str(tmp_path / "run"), steps=120, **flags)
+        write_config(open_run(args, "opd.py")[0], args, "opd.py", about)
+        files.unlock(tmp_path / "run")
+    start({"computed_in": "bfloat16", "sampled_by": "vllm"}, sampler="vllm")
+    for _ in range(2):
+        start({"computed_in": "float32", "sampled_by": "own"}, resume=True)
+    config = read_json(tmp_path / "run/config.json")
+    assert config["computed_in"] == "bfloat16+float32" and config["sampled_by"] == "vllm+own"
+    assert config["sampler"] == "own"               # with which a further --resume goes on
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 120, "eval": {"accuracy": 0.5, "n": 9}}\n')
+    run = read_run(tmp_path / "run")
+    assert run.settings["sampler"] == "vllm+own" and run.computed_in == "bfloat16+float32"

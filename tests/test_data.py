@@ -2,6 +2,7 @@
 import ast
 import json
 import math
+import time
 
 import pytest
 from conftest import ROOT
@@ -22,6 +23,7 @@ from common.data import (
 from common.grading import grade
 from common.models import load_tokenizer
 from common.origin import hash_of
+from common.tables import read_json_rows
 
 GSM = ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72")
@@ -361,7 +363,7 @@ def test_only_text_is_a_problem_or_a_solution(tmp_path):
     for line, said in (('{"problem": 2.5, "answer": 1}', "no text as its problem"),
                        ('{"problem": "p \\ud83d", "answer": 1}', "UTF-8"),
                        ('{"problem": "p", "answer": 1, "answer": 2}', "twice"),
-                       ('{"problem": "p", "answer": 1e999}', "neither text nor a number")):
+                       ('{"problem": "p", "answer": Infinity}', "neither text nor a number")):
         (tmp_path / "a.jsonl").write_text(line)
         with pytest.raises(Mistake, match=said):
             load_benchmark(str(tmp_path / "a.jsonl"))
@@ -624,3 +626,10 @@ def test_the_hash_of_problems_sees_what_is_asked_and_what_is_shown():
     for changed in ([{**row, "problem": "r"}], [{**row, "answer": "2"}], [{**row, "solution": None}], [row, row], []):
         assert hash_of(changed, shown) != first
     assert hash_of([row]) == hash_of([{**row, "solution": None}])
+
+
+def test_a_large_file_of_json_is_read_in_linear_time(tmp_path):
+    row = json.dumps({"problem": "x" * 400, "answer": "1"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(row * 20000)
+    begun = time.process_time()
+    assert len(read_json_rows(tmp_path / "a.jsonl")) == 20000 and time.process_time() - begun < 3

@@ -50,9 +50,8 @@ GRADED = [
     (box("2.5 million dollars"), r"2{,}500{,}000", True, "a factor and a unit"),
     (box("5 thousand"), "5", False, "a thousand in letters"),
     (box("3 billion"), r"3 \times 10^9", True, "a billion"),
-    (box("3 dozen"), "3", False, "a dozen is a factor"),
+    (box("3 dozen"), "3", True, "how many dozen?"),
     (box("3 dozen eggs"), r"3 \text{ dozen}", True, "a dozen on both sides"),
-    (box("3 dozen"), "36", True, "a dozen is twelve"),
     (box("12 ab"), "12 xy", False, "letters are a product"),
     (box("7 minus x"), "7", False, "a word for a sign"),
     (box("7 squared"), "7", False, "a word for a power"),
@@ -72,8 +71,19 @@ GRADED = [
     *[(box(said), gold, False, "a factor is no unit") for said, gold in (
         ("5 hundred thousand", "500"), ("5 Million", "5"), (r"$5$ million", "5"), (r"\frac{1}{2} \text{ million}", r"\frac{1}{2}"),
         (r"2\pi \text{ million}", r"2\pi"))],
+    *[(box(said), gold, True, "a product in another order") for said, gold in (
+        (r"\frac{bh}{2}", r"\frac{1}{2} bh"), (r"\frac{1}{2}hb", r"\frac{1}{2} bh"), ("10 yx", "10 xy"), ("10yx", "10 xy"),
+        (r"10 \cdot xy", "10 xy"), ("x^{2}zy", "x^{2} yz"), (r"ab\sqrt{3}", r"\sqrt{3} ab"))],
+    *[(box(said), gold, False, "a product is not its factor") for said, gold in (
+        ("x^{2}", "x^{2} yz"), (r"\sqrt{3}", r"\sqrt{3} ab"), (r"\pi r^{2}", r"\pi r^{2} hk"), ("5 and a half", "5"))],
+    *[(box(said), gold, True, "a unit in another case or number") for said, gold in (
+        ("5 wk", "5 wks"), ("5 mo", "5 mos"), ("50 USD", "50 usd"), ("50 INR", "50 Rs"), ("2 GHz", "2 Ghz"))],
+    *[(box(said), gold, True, "factors in a list") for said, gold in (
+        ("5 million, 2 million", "2 million, 5 million"), ("5 million and 2 million", "2 million and 5 million"),
+        ("2 million, 5 million", "2000000, 5000000"))],
     *[(box(said), gold, verdict, "the half of the day") for said, gold, verdict in (
-        ("3am", "3", False), ("3 a m", "3", False), ("3am", "3ma", True), ("2pm", "2mp", True),
+        ("3am", "3", True), ("3 a m", "3", False), ("3 PM", "3PM", True), ("3p.m.", "3 p.m.", True), ("8am", "8 a.m.", True),
+        ("t = 3 pm", "3 pm", True), ("3 pm", "t = 3 pm", True), ("t = 3 am", "3 pm", False), ("3 pm EST", "3 pm", True),
         ("5 pm, 8 am", "8 am, 5 pm", True), ("8 AM, 5 PM", "8 am, 5 pm", True), ("(8 am, 5 pm)", "(8 AM, 5 PM)", True),
         ("(8 am, 5 am)", "(8 AM, 5 PM)", False), (r"\text{2:30 PM}", r"2:30 \text{ PM}", True), ("2:30pm", r"2:30 \text{ PM}", True),
         (r"\text{2:30 AM}", r"2:30 \text{ PM}", False), ("2:30 PM", "2:30", True), ("2:30", "2:30 PM", False))],
@@ -552,14 +562,17 @@ DIFFERENCES = {
     "it does not know i in a gold without a root": ["\\sqrt{-1}"],
     "it leaves out am and pm": [
         "2:30 \\text{ AM}", "2:30 p.m.", "10 am", "2:30 PM", "\\text{2:30 PM}", "5 pm, 8 am", "8 AM, 5 PM",
-        "3am", "3 a m"],
+        "3am", "3 a m", "3 PM", "3p.m.", "8am", "t = 3 pm", "3 pm", "t = 3 am", "3 pm EST"],
     "it takes a million for a unit": [
         "5\\text{ million}", "2.5 million dollars", "3 billion", "1.5 million", "2 millions", "3 dozen", "5 dozen",
         "3 dozen eggs", "5 hundred thousand", "\\text{5 million}", "2\\pi \\text{ million}",
         "\\frac{1}{2} \\text{ million}"],
     "it reads a unit in plain letters as a product": [
         "6 in", "10 Kg", "12 Hz", "12\\text{ Hz}", "60 Hz", "12 km", "5 CM", "5 kWh", "72 KM/h", "25 cm squared",
-        "3 apples left over", "3 of them", "5 left over"],
+        "3 apples left over", "3 of them", "5 left over", "5 mo", "5 wk", "50 INR"],
+    "it takes a root for its product with letters, and not the product in another order": [
+        "\\sqrt{3}", "ab\\sqrt{3}"],
+    "a factor in a list": ["2 million, 5 million"],
 }
 
 

@@ -381,8 +381,10 @@ def test_runs_that_all_end_alike_get_a_sentence(all_runs, monkeypatch):
     assert lab_report.standing_still(all_runs) == []
     monkeypatch.setattr(lab_report, "runs", lambda lines, arm, which: (
         {101: 33.0, 102: 33.1} if arm == "GRPO" else {101: 33.0, 102: 40.0}))
+    monkeypatch.setattr(lab, "settings", lambda lines, arm: {("", 1e-3): {}, ("", 3e-3): {}})
+    monkeypatch.setattr(lab, "chosen", lambda lines, arm: {"tuned": ("", 1e-3)})
     (said,) = lab_report.standing_still(all_runs)
-    assert said.startswith('All 2 tuned runs of "GRPO"') and " at 0.001 " in said
+    assert said.startswith('All 2 tuned runs of "GRPO"') and "rate, 0.001, is" in said
 
 
 def test_lines_of_another_benchmark_beside_them_are_not_read(tmp_path):
