@@ -57,9 +57,9 @@ def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
     kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]
     require(
         kept,
-        f"None of the {what} fits: the model's context is {context} tokens, the shortest has "
-        f"{min(len(r['ids']) for r in rows)} and --max_new_tokens is {max_new_tokens}; lower "
-        "--max_new_tokens.",
+        f"No {what.removesuffix('s')} fits: the model's context is {context} tokens, the shortest "
+        f"prompt has {min(len(r['ids']) for r in rows)} and --max_new_tokens is {max_new_tokens}; "
+        "lower --max_new_tokens.",
     )
     if len(kept) < len(rows):
         print(

@@ -140,11 +140,11 @@ class Run:
 
         most = args.max_new_tokens + margin
         self.rows = fitting_prompts(self.rows, longest or plain, student, most)
-        # An evaluation may write more than a rollout, if the context allows it at all.
-        shortest = min(len(plain(row)) for row in self.tests)
-        enough = shortest + 256 <= context_of(student)
-        self.longest_response = max(256 if enough else 1, args.max_new_tokens)
-        most = self.longest_response
+        # An evaluation may write more than a rollout, or less, if the context leaves no choice.
+        lengths, context = [len(plain(row)) for row in self.tests], context_of(student)
+        wanted = (max(256, args.max_new_tokens), args.max_new_tokens, context - max(lengths))
+        most = next((n for n in wanted if min(lengths) + n <= context), wanted[-1])
+        self.longest_response = most
         self.tests = fitting_prompts(self.tests, plain, student, most, "test prompts")
         self.start = 0
         if self.checkpoint:

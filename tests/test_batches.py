@@ -44,7 +44,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(capsys):
     kept = fitting_prompts(rows, lambda row: list(range(row["n"])), model, 8)
     assert [len(r["ids"]) for r in kept] == [5, 12, 8]      # 12 + 8 tokens are exactly the context
     assert "1 of 4 prompts are too long" in capsys.readouterr().out
-    with pytest.raises(Mistake, match="None of the prompts fits.*lower --max_new_tokens"):
+    with pytest.raises(Mistake, match="No prompt fits.*lower --max_new_tokens"):
         fitting_prompts(rows, lambda row: list(range(row["n"])), model, 16)
 
 
