@@ -10,7 +10,7 @@ math-verify compares what is left (`common/judge.py`).
 import re
 
 from common import expressions, judge
-from common.notation import PLAIN_UNIT, THOUSANDS, UNIT, number, unit_and_scale
+from common.notation import THOUSANDS, UNIT, number
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
@@ -25,29 +25,12 @@ DEEPEST = 4  # how often a comparison may look into an answer, as into a list of
 MOST_MEMBERS = 20  # of a list or set, of those that are not written as in the gold
 
 
-# Units of two or three small letters. Two others of that length that differ are two products.
-UNITS = set(
-    "mm cm dm km nm um mi ft yd yds in kg mg lb lbs oz ml dl cl kl hr hrs min sec ms mph kph rpm "
-    "kmh cc sq pt pts qt yr yrs wk wks mo mos ppm bpm psi ha pcs tsp tbs deg rad of".split()
-)
-
-
 def equal(said, gold, budget, depth=0):
     """Whether two tidied answers are equal.
 
     budget: the CPU time that math-verify may use, a judge.Budget.
     depth: how many comparisons this one stands in.
     """
-    # 12 ab is not 12 xy: other letters are another product. With units it is not so.
-    letters = [re.search(PLAIN_UNIT, text) for text in (said, gold)]
-    if all(letters):
-        said_letters, gold_letters = (match[1] for match in letters)
-        both = [re.fullmatch("[a-z]{2,3}", text) for text in (said_letters, gold_letters)]
-        alike = said_letters.startswith(gold_letters) or gold_letters.startswith(said_letters)
-        alike = alike or sorted(said_letters) == sorted(gold_letters)
-        if all(both) and not alike and not {said_letters, gold_letters} & UNITS:
-            return False
-
     # Numbers are compared exactly. math-verify would round, and 0.333333 is not 1/3.
     said_number, gold_number = number(said), number(gold)
     if said_number is not None and gold_number is not None:
@@ -87,16 +70,6 @@ def _packed(text):
 def _compare_words(said, gold, deeper):
     """Words, choices and names of points, letter by letter. math-verify would read a word
     as a product of its letters, and then "tea" equals "eat"."""
-    # math-verify leaves out am and pm. An answer needs the half of the day if the gold has it.
-    clock = r"([\d:.]+) *\\text\{([ap]m)\}(?: [A-Za-z ]+)?"
-    times = [re.fullmatch(clock, text) for text in (said, gold)]
-    if times[0] and times[1]:
-        return times[0][2] == times[1][2] and deeper(times[0][1], times[1][1])
-    if times[1] and "=" not in said:
-        return False
-    if times[0] and "=" not in gold:
-        return deeper(times[0][1], gold)
-
     # AB and BA are names of segments or angles.
     if re.fullmatch(r"[A-Z]{2,}", said) and re.fullmatch(r"[A-Z]{2,}", gold):
         return said == gold
@@ -147,16 +120,9 @@ def _compare_rewritten(said, gold, deeper):
     if gold_named and "=" not in said and len(_split(gold)) == 1:
         return deeper(said, gold_named[2])
     # 18\pi \text{cm}^2 for 18\pi: a unit stands behind one of the two answers.
-    # A unit behind a list belongs to its last member.
-    single = len(_split(said)) == len(_split(gold)) == 1
-    if single and any(re.search(UNIT, text) for text in (said, gold)):
-        (said_bare, said_scale), (gold_bare, gold_scale) = (
-            unit_and_scale(text) if re.search(UNIT, text) else (text, 1) for text in (said, gold)
-        )
-        if said_scale != gold_scale:
-            return False
-        if said_bare and gold_bare and (said_bare, gold_bare) != (said, gold):
-            return deeper(said_bare, gold_bare)
+    bare = [re.sub(UNIT, "", text) for text in (said, gold)]
+    if all(bare) and bare != [said, gold]:
+        return deeper(*bare)
     # \pm 2 for 2, -2: write out both signs, then compare two lists or two sets.
     if "\\pm" in said + gold:
         return deeper(*map(_with_both_signs, (said, gold)))

@@ -258,9 +258,11 @@ def write_config(out, args, script, more=None):
     now = {k: v for k, v in settings(args).items() if k in MAY_CHANGE}
     after = {**(more or {}), **before, **now}
     for key in ("computed_in", "sampled_by"):  # a run that changed on the way is neither of the two
-        known = str(before.get(key, "unknown")).split("+")
-        if more and key in more and more[key] not in known:
+        known = before[key].split("+") if key in before else []  # older versions have none
+        if more and known and more.get(key) not in [None, *known]:
             after[key] = "+".join([*known, more[key]])
+        elif key not in before:
+            after.pop(key, None)
     known = str(before.get("source")).split("+")
     if source is not None and before.get("source") is not None and source not in known:
         # The result is neither the old script's nor the new one's, and --compare must see that.

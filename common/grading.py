@@ -18,7 +18,7 @@ import re
 
 from common.answers import equal
 from common.judge import Budget
-from common.notation import LONGEST_ANSWER, number, tidy
+from common.notation import LONGEST_ANSWER, SCALES, number, tidy
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 # "Final Answer: The final answer is $X$. I hope it is correct." is Minerva's last line. What
@@ -79,7 +79,9 @@ def _last_number(response):
     text = _after_thinking(response)
     if "<think>" in text or BOX.search(text):
         return None
-    numbers = re.findall(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", text[-LONGEST_ANSWER:])
+    scale = rf"(?: (?:{'|'.join(SCALES)})\b)?"  # 5 million
+    digits = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+    numbers = re.findall(digits + scale, text[-LONGEST_ANSWER:])
     return numbers[-1] if numbers else None
 
 

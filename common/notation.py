@@ -46,11 +46,6 @@ def tidy(text):
     part = r"(\d|\\[a-zA-Z]+(?![a-zA-Z{ ])|[a-zA-Z])"
     text = re.sub(rf"(\\frac|\\sqrt) ?{part}", r"\1{\2}", text)
     text = re.sub(rf"(\\frac ?\{{[^{{}}]*\}}) ?{part}", r"\1{\2}", text)
-    # 2:30 p.m., 2:30PM and \text{2:30 PM} are 2:30 \text{pm}.
-    text = re.sub(r"\\text\{ *(\d[\d:]*) *([AaPp])\.?[Mm]\.? *\}", r"\1 \\text{\2m} ", text)
-    half = r"([AaPp])\.?[Mm](?:\.|(?![A-Za-z]))"
-    text = re.sub(rf"(?<=\d) *{half}", r" \\text{\1m}", text)
-    text = re.sub(r"\\text\{ *([AaPp])\.?[Mm]\.? *\}", lambda m: rf"\text{{{m[1].lower()}m}}", text)
     # Currencies are units.
     text = re.sub(r"\\?\$|[£€]", "", text)
     # The empty set has three signs.
@@ -67,12 +62,11 @@ def tidy(text):
 
 
 # A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2.
-UNIT = r"\s*\\text\{([^{}]*)\}(?:\s?\^\s?\{?[23]\}?)?$"
+UNIT = r"\s*\\text\{[^{}]*\}(?:\s?\^\s?\{?[23]\}?)?$"
 # A unit in plain letters: 5 cm, 5 km/h, 5 apples. 5 x is a product.
 WORDS = r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
-PLAIN_UNIT = rf"(?<=[\d}}])\s+({WORDS})(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
-# Behind a number these words change its value, or say which half of the day it is.
-NO_UNIT = r"(?:plus|minus|divided|over|squared|cubed|am|pm)\b|.*\b(?:half|halves)\b"
+PLAIN_UNIT = rf"(?<=[\d}}])\s+{WORDS}(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
+# Words behind a number that are a factor: 5 million dollars.
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # A number with more characters is not read: it would cost time, and no gold is so long.
 LONGEST_NUMBER = 80
@@ -88,33 +82,32 @@ FRACTION = r"(\d+)? ?\\frac ?\{ ?(-?\d+) ?\} ?\{ ?(-?\d+) ?\}"  # \frac{3}{4}   
 
 def unit_and_scale(text):
     """(the answer without its unit, factor): 5 million dollars is 5 and a factor of 10^6."""
-    match = re.search(UNIT, text) or re.search(PLAIN_UNIT, text)
-    if match is None or re.match(NO_UNIT, match[1].lower().strip()):
-        return text, 1
     factor = 1
-    for word in match[1].lower().split():
-        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
-        if scale is None:
-            break
-        factor *= scale
-    return text[: match.start()], factor
+    for pattern in (UNIT, PLAIN_UNIT):
+        if match := re.search(pattern, text):
+            for word in re.findall("[a-z]+", match[0].lower().replace("\\text", " ")):
+                scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
+                if scale is None:
+                    break
+                factor *= scale
+            text = text[: match.start()]
+    return text, factor
 
 
 def number(text):
     r"""The exact value of a plain number as a Fraction, or None for any other text.
 
-    It reads what `plain_number` reads, and behind it a unit or words such as million.
+    It reads what `plain_number` reads, and 5 cm and 5 million.
     """
+    # Take the number out of its wrapper and away from its unit.
     text, factor = unit_and_scale(re.sub(r"^\\text\{([^{}]*)\}$", r"\1", text.strip()).strip())
     value = plain_number(text)
     return None if value is None else value * factor
 
 
 def plain_number(text):
-    r"""The exact value of a plain number as a Fraction, or None for any other text.
-
-    It reads 025, 27.0, 1,234, -3/4, \frac{3}{4}, 3\frac{1}{2} and 1e11.
-    """
+    r"""A number without a unit: 025, 27.0, 1,234, -3/4, \frac{3}{4}, 3\frac{1}{2}, 1e11."""
+    text = text.strip()
     if len(text) > LONGEST_NUMBER:
         return None
 

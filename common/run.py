@@ -141,9 +141,13 @@ class Run:
         most = args.max_new_tokens + margin
         self.rows = fitting_prompts(self.rows, longest or plain, student, most)
         # An evaluation may write more than a rollout, or less, if the context leaves no choice.
-        lengths, context = [len(plain(row)) for row in self.tests], context_of(student)
-        wanted = (max(256, args.max_new_tokens), args.max_new_tokens, context - max(lengths))
-        most = next((n for n in wanted if min(lengths) + n <= context), wanted[-1])
+        lengths, most = sorted(len(plain(row)) for row in self.tests), args.max_new_tokens
+        places = 0, (len(lengths) - 1) // 2, -1
+        short, middle, long = (context_of(student) - lengths[i] for i in places)
+        if long >= most:
+            most = min(max(256, most), long)
+        elif short < most:
+            most = max(1, middle)  # none fits otherwise; half of them do now
         self.longest_response = most
         self.tests = fitting_prompts(self.tests, plain, student, most, "test prompts")
         self.start = 0

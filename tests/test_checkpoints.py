@@ -273,3 +273,14 @@ def test_a_run_with_two_samplers_or_two_precisions_is_neither(tmp_path):
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 120, "eval": {"accuracy": 0.5, "n": 9}}\n')
     run = read_run(tmp_path / "run")
     assert run.settings["sampler"] == "vllm+own" and run.computed_in == "bfloat16+float32"
+
+
+def test_a_run_of_an_older_version_that_is_resumed_stays_in_its_arm(tmp_path):
+    from opd import Args
+    args = Args(out=str(tmp_path / "run"), steps=1)
+    write_config(open_run(args, "opd.py")[0], args, "opd.py")           # nothing is known about how
+    files.unlock(tmp_path / "run")
+    again = Args(out=str(tmp_path / "run"), steps=1, resume=True)
+    write_config(open_run(again, "opd.py")[0], again, "opd.py", {"computed_in": "float32", "sampled_by": "own"})
+    files.unlock(tmp_path / "run")
+    assert not {"computed_in", "sampled_by"} & read_json(tmp_path / "run/config.json").keys()

@@ -41,52 +41,25 @@ EXTRACTED = [
 
 # response, gold, verdict, why
 GRADED = [
-    # what looks like a unit and changes the value
-    (box(r"2:30 \text{ AM}"), r"2:30 \text{ PM}", False, "twelve hours"),
-    (box("2:30 p.m."), r"2:30 \text{ PM}", True, "the same half of the day"),
-    (box("10 am"), r"10 \text{ PM}", False, "twelve hours, in letters"),
-    (box(r"5\text{ million}"), "5", False, "a million is a factor"),
-    (box(r"5\text{ million}"), "5000000", True, "a million is a factor of 10^6"),
-    (box("2.5 million dollars"), r"2{,}500{,}000", True, "a factor and a unit"),
-    (box("5 thousand"), "5", False, "a thousand in letters"),
-    (box("3 billion"), r"3 \times 10^9", True, "a billion"),
-    (box("3 dozen"), "3", True, "how many dozen?"),
-    (box("3 dozen eggs"), r"3 \text{ dozen}", True, "a dozen on both sides"),
-    (box("12 ab"), "12 xy", False, "letters are a product"),
-    (box("7 minus x"), "7", False, "a word for a sign"),
-    (box("7 squared"), "7", False, "a word for a power"),
-    (box("12 cm"), "12", True, "two letters that are a unit"),
-    (box("12 mph"), "12", True, "three letters that are a unit"),
-    (box("1 day"), "1", True, "a short word"),
-    (box("5 men"), r"5 \text{ men}", True, "a short word, twice"),
-    (box("6 in"), r"6 \text{ in}", True, "inches"),
-    *[(box(said), gold, True, "a unit all the same") for said, gold in (
-        ("10 Kg", "10"), ("5 CM", "5"), ("72 KM/h", "72"), ("10 yrs", "10"), ("60 Hz", "60"), ("5 kWh", "5"),
-        ("3 of them", "3"), ("12 Hz", r"12\text{ Hz}"), (r"12\text{ Hz}", "12 Hz"), ("12 yrs", "12 years"),
-        ("10 Kg", r"10\text{ kg}"), ("25 cm squared", "25"), ("25 cm squared", r"25 \text{ cm}^2"),
-        ("3 apples left over", "3"), ("5 left over", "5"), ("5 dozen", r"5\text{ dozen}"), ("12 km", "12 kilometers"))],
-    *[(box(said), gold, True, "a factor, however it is written") for said, gold in (
+    # what looks like a unit and is a factor
+    *[(box(said), gold, True, "a factor") for said, gold in (
+        (r"5\text{ million}", "5000000"), ("2.5 million dollars", r"2{,}500{,}000"), ("3 billion", r"3 \times 10^9"),
         (r"\text{5 million}", r"5 \text{ million}"), (r"5\text{ million}", r"5\text{ Million}"), ("5 million", r"$5$ million"),
-        ("1.5 million", r"\frac{3}{2} \text{ million}"), ("5 hundred thousand", "500000"), ("2 millions", "2000000"))],
+        ("1.5 million", r"\frac{3}{2} \text{ million}"), ("5 hundred thousand", "500000"), ("2 millions", "2000000"),
+        ("5 million, 2 million", "2 million, 5 million"), ("2 million, 5 million", "2000000, 5000000"))],
     *[(box(said), gold, False, "a factor is no unit") for said, gold in (
-        ("5 hundred thousand", "500"), ("5 Million", "5"), (r"$5$ million", "5"), (r"\frac{1}{2} \text{ million}", r"\frac{1}{2}"),
-        (r"2\pi \text{ million}", r"2\pi"))],
-    *[(box(said), gold, True, "a product in another order") for said, gold in (
-        (r"\frac{bh}{2}", r"\frac{1}{2} bh"), (r"\frac{1}{2}hb", r"\frac{1}{2} bh"), ("10 yx", "10 xy"), ("10yx", "10 xy"),
-        (r"10 \cdot xy", "10 xy"), ("x^{2}zy", "x^{2} yz"), (r"ab\sqrt{3}", r"\sqrt{3} ab"))],
-    *[(box(said), gold, False, "a product is not its factor") for said, gold in (
-        ("x^{2}", "x^{2} yz"), (r"\sqrt{3}", r"\sqrt{3} ab"), (r"\pi r^{2}", r"\pi r^{2} hk"), ("5 and a half", "5"))],
-    *[(box(said), gold, True, "a unit in another case or number") for said, gold in (
-        ("5 wk", "5 wks"), ("5 mo", "5 mos"), ("50 USD", "50 usd"), ("50 INR", "50 Rs"), ("2 GHz", "2 Ghz"))],
-    *[(box(said), gold, True, "factors in a list") for said, gold in (
-        ("5 million, 2 million", "2 million, 5 million"), ("5 million and 2 million", "2 million and 5 million"),
-        ("2 million, 5 million", "2000000, 5000000"))],
-    *[(box(said), gold, verdict, "the half of the day") for said, gold, verdict in (
-        ("3am", "3", True), ("3 a m", "3", False), ("3 PM", "3PM", True), ("3p.m.", "3 p.m.", True), ("8am", "8 a.m.", True),
-        ("t = 3 pm", "3 pm", True), ("3 pm", "t = 3 pm", True), ("t = 3 am", "3 pm", False), ("3 pm EST", "3 pm", True),
-        ("5 pm, 8 am", "8 am, 5 pm", True), ("8 AM, 5 PM", "8 am, 5 pm", True), ("(8 am, 5 pm)", "(8 AM, 5 PM)", True),
-        ("(8 am, 5 am)", "(8 AM, 5 PM)", False), (r"\text{2:30 PM}", r"2:30 \text{ PM}", True), ("2:30pm", r"2:30 \text{ PM}", True),
-        (r"\text{2:30 AM}", r"2:30 \text{ PM}", False), ("2:30 PM", "2:30", True), ("2:30", "2:30 PM", False))],
+        (r"5\text{ million}", "5"), ("5 thousand", "5"), ("5 hundred thousand", "500"), ("5 Million", "5"), (r"$5$ million", "5"),
+        (r"\frac{1}{2} \text{ million}", r"\frac{1}{2}"))],
+    ("So there are 5 million people in it.", "5 million", True, "a factor behind the last number"),
+    ("So there are 5 million people in it.", "5", False, "and it is not left out"),
+    *[(box(said), gold, True, "a unit") for said, gold in (
+        ("12 cm", "12"), ("12 mph", "12"), ("1 day", "1"), ("5 men", r"5 \text{ men}"), ("6 in", r"6 \text{ in}"), ("10 Kg", "10"),
+        ("3 of them", "3"), ("12 Hz", r"12\text{ Hz}"), ("25 cm squared", r"25 \text{ cm}^2"), ("49 squared meters", "49"),
+        ("3 dozen", "3"), (r"\{1,2\}\text{ cm}", "1,2"))],
+    *[(box(said), gold, True, "letters in another order") for said, gold in (
+        (r"\frac{a}{2} bc", r"\frac{b}{2} ac"), (r"x^{2} yz + y^{2} xz", r"y^{2} xz + x^{2} yz"), ("2am", "2ma"),
+        (r"\frac{bh}{2}", r"\frac{1}{2} bh"), ("2 ab, 3 xy", "3 xy, 2 ab"), (r"ab\sqrt{3}", r"\sqrt{3} ab"))],
+    (box("2am^2"), "2pm^2", False, "am is a product here"),
     # numbers
     (box("18"), "18", True, "equal"),
     (box("18"), "19", False, "not equal"),
@@ -560,19 +533,12 @@ DIFFERENCES = {
         "\\frac{1}{2^{99}}", "e^{-101}"],
     "thousands in an expression": ["\\frac{20,000}{\\pi}", "1,024-256\\pi"],
     "it does not know i in a gold without a root": ["\\sqrt{-1}"],
-    "it leaves out am and pm": [
-        "2:30 \\text{ AM}", "2:30 p.m.", "10 am", "2:30 PM", "\\text{2:30 PM}", "5 pm, 8 am", "8 AM, 5 PM",
-        "3am", "3 a m", "3 PM", "3p.m.", "8am", "t = 3 pm", "3 pm", "t = 3 am", "3 pm EST"],
     "it takes a million for a unit": [
-        "5\\text{ million}", "2.5 million dollars", "3 billion", "1.5 million", "2 millions", "3 dozen", "5 dozen",
-        "3 dozen eggs", "5 hundred thousand", "\\text{5 million}", "2\\pi \\text{ million}",
-        "\\frac{1}{2} \\text{ million}"],
+        "5\\text{ million}", "2.5 million dollars", "3 billion", "1.5 million", "2 millions", "5 hundred thousand",
+        "\\text{5 million}", "\\frac{1}{2} \\text{ million}", "2 million, 5 million"],
     "it reads a unit in plain letters as a product": [
-        "6 in", "10 Kg", "12 Hz", "12\\text{ Hz}", "60 Hz", "12 km", "5 CM", "5 kWh", "72 KM/h", "25 cm squared",
-        "3 apples left over", "3 of them", "5 left over", "5 mo", "5 wk", "50 INR"],
-    "it takes a root for its product with letters, and not the product in another order": [
-        "\\sqrt{3}", "ab\\sqrt{3}"],
-    "a factor in a list": ["2 million, 5 million"],
+        "6 in", "10 Kg", "12 Hz", "25 cm squared", "3 of them", "3 dozen", "49 squared meters"],
+    "letters in another order": ["2 ab, 3 xy", "2am", "\\frac{a}{2} bc", "ab\\sqrt{3}"],
 }
 
 
