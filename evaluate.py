@@ -31,6 +31,7 @@ from pathlib import Path
 
 from common import files, models
 from common.arguments import Mistake, Parser, require, run_script
+from common.batches import context_of
 from common.compare import compare
 from common.data import (
     BENCHMARKS,
@@ -160,7 +161,7 @@ def longest_response(args, out, tokenizer, rows):
     config = out / "config.json"
     before = files.read_json(config).get("max_new_tokens") if config.exists() else None
     wanted = args.max_new_tokens or before
-    context = getattr(read_config(args.model), "max_position_embeddings", None) or 1 << 30
+    context = context_of(read_config(args.model))
     longest = max(len(prompt_ids(tokenizer, r["prompt"], args.thinking)) for r in rows)
     room = context - longest
     most = f"The model's context is {context} tokens, and the longest prompt has {longest}; "

@@ -40,9 +40,9 @@ def prompts_of_step(step, size, total, seed):
     return chosen
 
 
-def context_of(model):
-    """The most tokens of one text."""
-    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
+def context_of(config):
+    """The most tokens of one text, from a model's config. Without a config there is no limit."""
+    return getattr(config, "max_position_embeddings", None) or 1 << 30
 
 
 def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
@@ -51,7 +51,7 @@ def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
 
     No prompt is ever cut: without its end it has lost the question.
     """
-    context = context_of(model)
+    context = context_of(model.config)
     for row in rows:
         row["ids"] = encode(row)
     kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]

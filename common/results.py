@@ -15,12 +15,12 @@ NEUTRAL = {
     "sampler": "own", "adam_bits": 32, "lora": 0,  # the first versions did not have these
     "off_policy_data": "reference", "beta_norm": "token",  # only the first versions had these
 }
-# What a training run writes down about its problems and its numbers.
-ABOUT = ("trained_on", "tested_on", "computed_in")
-HOW = ("computed_in", "sampled_by")  # with "+" if this changed on the way
+# What a training run writes down beside its flags: hashes of its problems, the type of its numbers,
+# and the sampler, the last two with "+" if they changed on the way.
+ABOUT = ("trained_on", "tested_on", "computed_in", "sampled_by")
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
-    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *HOW, *FREE,
+    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *FREE,
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ class Result:
     trained_on: str | None = None  # hashes of the problems
     tested_on: str | None = None
     computed_in: str | None = None  # the type of its numbers; --dtype can be auto
+    sampled_by: str | None = None
     unfinished: str = ""  # why it cannot be compared yet
     curve: list | None = None  # training run: [(update, accuracy)]
     scores: dict | None = None  # evaluation: {problem: share of right samples}

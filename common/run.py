@@ -143,7 +143,7 @@ class Run:
         # An evaluation may write more than a rollout, or less, if the context leaves no choice.
         lengths, most = sorted(len(plain(row)) for row in self.tests), args.max_new_tokens
         places = 0, (len(lengths) - 1) // 2, -1
-        short, middle, long = (context_of(student) - lengths[i] for i in places)
+        short, middle, long = (context_of(student.config) - lengths[i] for i in places)
         if long >= most:
             most = min(max(256, most), long)
         elif short < most:

@@ -21,7 +21,7 @@ from common.notation import plain_number, tidy
 
 # ======================================================================== reading
 
-# CSV and Parquet are read by the package datasets. Other names are read as JSONL.
+# CSV and Parquet are read by the package datasets. Files with other names are read as JSON.
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 CONTENT = {
     "json": "It must hold one JSON object a line, in UTF-8.",

@@ -36,6 +36,7 @@ from pathlib import Path
 import torch
 
 from common.arguments import Mistake, require
+from common.batches import context_of
 from common.files import write_text
 from common.sampler import Completion, key_seed
 from common.weights import ordinary_weights
@@ -70,8 +71,7 @@ class Engine:
 
         # Prompts may hold a whole solution or rollout (ar_opd.py, hindsight_sd.py).
         # `sample` refuses longer texts.
-        context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        self.longest = min(context, 4096 + 2 * max(256, max_new_tokens))
+        self.longest = min(context_of(model.config), 4096 + 2 * max(256, max_new_tokens))
         self.model = model
         with tempfile.TemporaryDirectory() as folder:
             # The engine begins with random weights. The first call brings the student's
