@@ -244,9 +244,10 @@ def token_weights(drawn, counted, args):
 # ======================================================================== 4. one update
 
 
-def update(student, start, optimizer, rows, drawn, right, args, compute):
+def update(student, start, optimizer, batch, args, compute):
     """--reuse optimizer steps along the gradient of (4) on one batch. start: the frozen pi_0, or
-    None. Returns metrics, and -log p of every token."""
+    None. batch: questions, rollouts, verdicts. Returns metrics, and -log p of every token."""
+    rows, drawn, right = batch
     G, n, responses = args.samples, len(drawn), [c.ids for c in drawn]
     prompts = [rows[i // G]["ids"] for i in range(n)]
     # A reward is 1 or 0, less the penalty of a rollout near the limit.
@@ -348,7 +349,7 @@ def main(argv=None):
             rows, drawn, right, total = collect(student, run.tokenizer, run.rows, args, step)
         if rows:
             metrics, surprise = within_memory(
-                update, student, start, optimizer, rows, drawn, right, args, run.compute
+                update, student, start, optimizer, (rows, drawn, right), args, run.compute
             )
             run.log(step, **metrics, drawn=total)
             run.show(step, drawn[0].ids, surprise[0], "-log p")

@@ -304,9 +304,10 @@ def token_weights(drawn, contexts, args):
 # ======================================================================== 4. one update
 
 
-def update(student, teacher, start, optimizer, rows, drawn, contexts, args, compute):
-    """One optimizer step along the gradient of (5). start: the frozen pi_0, or None.
-    Returns metrics, and the loss (4) of every token."""
+def update(student, teacher, start, optimizer, batch, args, compute):
+    """One optimizer step along the gradient of (5). start: the frozen pi_0, or None. batch:
+    questions, rollouts, contexts. Returns metrics, and the loss (4) of every token."""
+    rows, drawn, contexts = batch
     G, responses = args.samples, [c.ids for c in drawn]
     plain = [rows[i // G]["ids"] for i in range(len(drawn))]
     # A masked rollout has weight 0. It is scored with its plain prompt, so that the code below
@@ -449,8 +450,9 @@ def main(argv=None):
             drawn = rollouts(student, rows, args, step)
         with run.phase("verify"):
             contexts = build_contexts(rows, drawn, run.tokenizer, args, step)
+        batch = rows, drawn, contexts
         metrics, losses = within_memory(
-            update, student, teacher, start, optimizer, rows, drawn, contexts, args, run.compute
+            update, student, teacher, start, optimizer, batch, args, run.compute
         )
         run.log(step, **metrics)
         run.show(step, drawn[0].ids, losses[0], "loss")

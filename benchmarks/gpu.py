@@ -313,12 +313,10 @@ def one_update(method, models, optimizer, way, place, batch, step):
     elif method == "ar_opd":
         ar_opd.update(student, teacher, optimizer, rows, drawn, args, compute)
     elif method == "hindsight_sd":
-        context = peers(rows, drawn, right, args.samples)
-        hindsight_sd.update(
-            student, student, start, optimizer, rows, drawn, context, args, compute
-        )
+        batch = rows, drawn, peers(rows, drawn, right, args.samples)
+        hindsight_sd.update(student, student, start, optimizer, batch, args, compute)
     else:
-        grpo.update(student, start, optimizer, rows, drawn, right, args, compute)
+        grpo.update(student, start, optimizer, (rows, drawn, right), args, compute)
     return compute.clock.stop()
 
 

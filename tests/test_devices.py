@@ -250,11 +250,12 @@ def update_of(method, args, student, teacher, responses, compute):
         prompts = [PROMPTS[0] + [4], None, PROMPTS[1] + [5], PROMPTS[1]]
         contexts = hindsight_sd.Contexts([True, False, False, True], [1, 0, 3, None], prompts)
         pair = copy_there(student), copy_there(student)
-        hindsight_sd.update(student, *pair, optimizer, rows, drawn, contexts, args, compute)
+        batch = rows, drawn, contexts
+        hindsight_sd.update(student, *pair, optimizer, batch, args, compute)
     else:
         rows = [{"ids": p} for p in PROMPTS[:2]]
         right, start = [True, False, False, True], copy_there(student)
-        grpo.update(student, start, optimizer, rows, drawn, right, args, compute)
+        grpo.update(student, start, optimizer, (rows, drawn, right), args, compute)
 
 
 def copy_there(student):

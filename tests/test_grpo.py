@@ -166,7 +166,8 @@ def run(lr=1e-12, right=RIGHT, **changed):
     student, args = copy.deepcopy(STUDENT), settings(**changed)
     optimizer = Recorder(student, lr)
     with unclipped():
-        metrics, _ = grpo.update(student, START, optimizer, ROWS, DRAWN, right, args, compute(args))
+        batch = ROWS, DRAWN, right
+        metrics, _ = grpo.update(student, START, optimizer, batch, args, compute(args))
     return optimizer.gradients, metrics, student
 
 
@@ -290,7 +291,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(reuse, value):
     student, args = spoiled(STUDENT, value), settings(reuse=reuse, beta=.1)
     optimizer = torch.optim.AdamW(student.parameters(), lr=.1)
     before, before_start = weights(student), weights(START)
-    metrics, _ = grpo.update(student, START, optimizer, ROWS, DRAWN, RIGHT, args, compute(args))
+    batch = ROWS, DRAWN, RIGHT
+    metrics, _ = grpo.update(student, START, optimizer, batch, args, compute(args))
     assert_no_step(student, optimizer, before, metrics["grad_norm"])
     assert math.isfinite(metrics["loss"])
     assert all(torch.equal(p, before_start[n]) for n, p in weights(START).items())

@@ -119,9 +119,9 @@ def call(method, dtype):
         args.divergence = "forward"
         prompts = [PROMPTS[0] + [4], None, PROMPTS[1] + [5], PROMPTS[1]]
         contexts = hindsight_sd.Contexts(right, [1, 0, 3, None], prompts)
-        arguments = [average, start, catch, rows, drawn, contexts, args, compute]
+        arguments = [average, start, catch, (rows, drawn, contexts), args, compute]
         return hindsight_sd.update, arguments, compute
-    return grpo.update, [start, catch, rows, drawn, right, args, compute], compute
+    return grpo.update, [start, catch, (rows, drawn, right), args, compute], compute
 
 
 def flat(gradient):

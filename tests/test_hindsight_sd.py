@@ -277,7 +277,7 @@ def gradient(
     batch = ROWS, DRAWN, contexts or Contexts(RIGHT, PEERS, SHOWN)
     with unclipped():
         metrics, losses = hindsight_sd.update(
-            *models, optimizer, *batch, args, compute(args, vocabulary)
+            *models, optimizer, batch, args, compute(args, vocabulary)
         )
     return optimizer.gradient, metrics, losses
 
@@ -373,7 +373,7 @@ def test_the_hybrid_is_half_distillation_and_half_grpo():
         samples=2, overlong="none", advantage="std", norm="sequence", reuse=1, clip_low=.2,
         clip_high=.2, beta=0.0, max_new_tokens=12, micro_tokens=10**6, chunk_logits=2**26,
     )
-    arguments = None, catch, ROWS, DRAWN, RIGHT, args, compute(args)
+    arguments = None, catch, (ROWS, DRAWN, RIGHT), args, compute(args)
     reinforced, _ = gradient_of(grpo.update, STUDENT, *arguments)
     assert close(both, {n: .5 * reinforced[n] + .5 * distilled[n] for n in both}, 2e-6)
 
@@ -381,12 +381,10 @@ def test_the_hybrid_is_half_distillation_and_half_grpo():
 def test_moving_average_and_frozen_teacher():
     teacher, student = tiny_qwen3(seed=1), tiny_qwen3(seed=2)
     optimizer = torch.optim.SGD(student.parameters(), lr=.1)
-    contexts = Contexts(RIGHT, PEERS, SHOWN)
+    batch = ROWS, DRAWN, Contexts(RIGHT, PEERS, SHOWN)
     for kind in ("frozen", "ema"):
         before, args = weights(teacher), settings(teacher=kind)
-        hindsight_sd.update(
-            student, teacher, None, optimizer, ROWS, DRAWN, contexts, args, compute(args)
-        )
+        hindsight_sd.update(student, teacher, None, optimizer, batch, args, compute(args))
         same = all(torch.equal(p, before[n]) for n, p in teacher.named_parameters())
         assert same == (kind == "frozen")
     # the average takes the student's weights AFTER the optimizer's step
@@ -399,13 +397,12 @@ def test_moving_average_and_frozen_teacher():
 def test_a_gradient_that_is_not_finite_changes_neither_the_weights_nor_the_average(kind, value):
     # The average has other weights than the student, so that a step towards it would be seen.
     student, average = spoiled(STUDENT, value), tiny_qwen3(seed=2)
-    args, contexts = settings(teacher=kind, beta=.1), Contexts(RIGHT, PEERS, SHOWN)
+    args = settings(teacher=kind, beta=.1)
+    batch = ROWS, DRAWN, Contexts(RIGHT, PEERS, SHOWN)
     models = student, average if kind == "ema" else student, START
     optimizer = torch.optim.AdamW(student.parameters(), lr=.1)
     before, before_average = weights(student), weights(average)
-    metrics, _ = hindsight_sd.update(
-        *models, optimizer, ROWS, DRAWN, contexts, args, compute(args)
-    )
+    metrics, _ = hindsight_sd.update(*models, optimizer, batch, args, compute(args))
     assert_no_step(student, optimizer, before, metrics["grad_norm"])
     assert math.isfinite(metrics["loss"])
     now = weights(average)

@@ -76,6 +76,16 @@ def test_a_third_of_the_lines_of_a_method_explain_it(method):
     assert lines >= of / 3, f"{lines} of {of} lines"
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_of_a_method_has_at_most_seven_parameters(method):
+    counts = {}
+    for node in ast.walk(ast.parse((ROOT / f"{method}.py").read_text())):
+        if isinstance(node, ast.FunctionDef):
+            counts[node.name] = len([*node.args.args, *node.args.kwonlyargs])
+    assert counts["update"] >= 5
+    assert {name: n for name, n in counts.items() if n > 7} == {}
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("0[0-5]*.ipynb")), ids=lambda f: f.stem)
 def test_a_notebook_fits_a_page_and_says_what_its_figures_show(file):
     """A page shows 88 columns of code, and 9 inches of a figure at 96 dots per inch."""

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import lab_report
 import words
 
+from common.arguments import Mistake
 from common.grading import verify
 
 
@@ -44,18 +45,20 @@ def test_a_problem_has_the_numbers_of_its_solution_and_not_its_results():
         assert given[0] in steps[0] and (row["answer"] not in given or len(given) > 1)
 
 
-def test_no_problem_is_in_two_files(tmp_path):
+def test_no_two_problems_are_equal_up_to_the_name_and_the_things(tmp_path):
+    twins = [f"{name} has 25 {thing} and finds 7 more." for name, thing in (("Tom", "cards"), ("Mia", "coins"))]
+    assert len({words.shape(text) for text in [*twins, twins[0].replace("7", "8")]}) == 2
     words.write_problems(tmp_path)
     splits = {s: [json.loads(x)["problem"] for x in (tmp_path / f"{s}.jsonl").read_text().splitlines()]
               for s in words.SIZES}
     assert {s: len(rows) for s, rows in splits.items()} == words.SIZES
     every = [p for rows in splits.values() for p in rows]
-    assert len(set(every)) == len(every)
+    assert len(set(map(words.shape, every))) == len(every)
 
 
 def line(stage, arm, rate, seed, accuracy=0.3):
     return {"key": words.key(stage, arm, rate, seed), "stage": stage, "arm": arm, "rate": rate, "seed": seed,
-            "accuracy": accuracy, "pass@4": 0.5, "seconds_per_update": 10.0}
+            "accuracy": accuracy, "pass@4": 0.5, "dtype": "auto"}
 
 
 def test_a_learning_rate_is_chosen_when_all_of_them_were_tried():
@@ -77,7 +80,7 @@ def test_the_queue_ends_and_finishes_one_seed_of_all_arms_before_the_next():
     assert not {x["seed"] for x in lines if x["stage"] == "pilot"} & set(tests)
 
 
-@pytest.mark.parametrize("some", [0, 40])
+@pytest.mark.parametrize("some", [0, 44])
 def test_the_table_of_the_report(some, tmp_path, monkeypatch):
     lines = []
     for _ in range(some):
@@ -89,11 +92,9 @@ def test_the_table_of_the_report(some, tmp_path, monkeypatch):
     assert text.startswith("Not run yet") if not some else "| OPD | 1e-05 | 30.0" in text and "| GRPO" in text
 
 
-@pytest.mark.parametrize("updates, folder", [(words.UPDATES, "runs"), (20, "runs-20")])
-@pytest.mark.parametrize("stage, share", [("pilot", 2), ("test", 1)])
-def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
-    stage, share, updates, folder, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("updates, folder", [(words.UPDATES, "runs"), (60, "runs-60")])
+@pytest.mark.parametrize("stage", ["pilot", "test"])
+def test_a_run_makes_so_many_updates_and_its_line_names_the_card(stage, updates, folder, tmp_path, monkeypatch):
     asked = []
 
     def script(flags):      # in the place of opd.py
@@ -101,19 +102,21 @@ def test_a_run_makes_so_many_updates_and_its_line_names_the_card(
         out = Path(asked[-1]["--out"])
         (out / "final").mkdir(parents=True)
         (out / "checkpoint-000030").mkdir()
-        row = {"tokens": 9, "length": 3.0, "seconds": {"total": 1.5}}
-        (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        first = {"step": 0, "eval": {}, "gate": {"plain": [0.3, 0.2, 0.4]}}
+        row = {"step": 1, "tokens": 9, "length": 3.0, "seconds": {"total": 1.5}}
+        (out / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
 
     monkeypatch.setattr(words, "HOME", tmp_path)
     monkeypatch.setattr(words.importlib, "import_module", lambda name: SimpleNamespace(main=script))
     monkeypatch.setattr(words, "accuracy", lambda *place, **more: {"accuracy": 0.5})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card X at {device}")
     found = words.execute(stage, "OPD", 1e-5, 1, "cuda", "auto", updates)
-    assert found["updates"] == updates // share and asked[0]["--steps"] == str(updates // share)
+    assert found["updates"] == updates and asked[0]["--steps"] == str(updates)
     assert Path(asked[0]["--out"]).parent == tmp_path / folder
     assert not Path(asked[0]["--out"]).exists()         # two gigabytes a run would fill the disk
     assert asked[0]["--lora"] == "0" and asked[0]["--adam_bits"] == "32"
-    assert found["card"] == "Card X at cuda" and found["seconds_per_update"] == 1.5
+    assert found["card"] == "Card X at cuda" and found["gate"] == {"plain": [0.3, 0.2, 0.4]}
+    assert found["first"] == found["last"] == {"step": 1, "tokens": 9, "length": 3.0}
     assert "card" not in words.execute("start", "student", 0.0, 0, "cpu", "auto", updates)
 
 
@@ -122,9 +125,19 @@ def test_other_numbers_of_updates_have_their_own_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(words, "HOME", tmp_path)
     (tmp_path / "expert/final").mkdir(parents=True)
     monkeypatch.setattr(words, "execute", lambda *run: line(*run[:4]) | {"seconds": 1, "run": run[4:]})
-    for flags in ([], ["--updates", "20"]):
+    for flags in ([], ["--updates", "60"]):
         monkeypatch.setattr(sys, "argv", ["words.py", "--most", "1", *flags])
         words.main()
-    rows = [json.loads((tmp_path / name).read_text()) for name in ("words.jsonl", "words-20.jsonl")]
-    assert [r["run"] for r in rows] == [["cpu", "auto", words.UPDATES], ["cpu", "auto", 20]]
+    rows = [json.loads((tmp_path / name).read_text()) for name in ("words.jsonl", "words-60.jsonl")]
+    assert [r["run"] for r in rows] == [["cpu", "auto", words.UPDATES], ["cpu", "auto", 60]]
     assert rows[0]["key"] == rows[1]["key"]
+
+
+@pytest.mark.parametrize("flags", [["--dtype", "bfloat16"], ["--device", "cuda"]])
+def test_lines_of_another_precision_or_device_are_not_gone_on_with(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(words, "LINES", tmp_path / "words.jsonl")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card X")
+    words.LINES.write_text(json.dumps(line("start", "student", 0.0, 0)) + "\n")
+    monkeypatch.setattr(sys, "argv", ["words.py", *flags])
+    with pytest.raises(Mistake, match="another --dtype or on another device"):
+        words.main()
