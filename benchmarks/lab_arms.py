@@ -86,20 +86,27 @@ ARMS = {
 HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing"]
 
 # Beside equal updates these are compared at equal time: (an arm, its base).
-EQUAL_TIME = [("TOPD", "OPD"), ("AR-OPD", "Full"), ("HSD", "GRPO"), ("HSD", "answer only")]
+EQUAL_TIME = [
+    ("TOPD", "OPD"), ("forcing", "OPD"), ("AR-OPD", "Full"), ("HSD", "GRPO"),
+    ("HSD", "answer only"),
+]  # fmt: skip
 
 # Controls: (the arm whose setting they take, flags, swapped function). They change one thing.
-CONTROLS = {
-    # Those of the papers' claims come first.
+# Those that a paper's claim names run at both settings of their arm, the others at the tuned one.
+CLAIMED = {
     "suppress low": ("OPD", ["--guidance", "off", "--suppress", "low"], None),
     "suppress high": ("OPD", ["--guidance", "off", "--suppress", "high"], None),
     **{f"AR-OPD, lam {x}": ("AR-OPD", ["--lam", str(x)], None) for x in (0.4, 1.2, 0.8, 1.0)},
     "HSD, no fallback": ("HSD", ["--fallback", "mask"], None),
     **{f"HSD, {p} peer": ("HSD", ["--peer", p], None) for p in ("shortest", "high_ppl", "low_ppl")},
     **{f"HSD, beta {b}": ("HSD", ["--beta", b], None) for b in ("0", "0.1")},
-    # What is taught, and where?
+}
+# What is taught, and where?
+CONTROLS = {
+    **CLAIMED,
     "random positions": ("TOPD", [], "random"),
     "every candidate": ("TOPD", ["--drop_share", "0"], None),
+    "exact plan": ("TOPD", [], "exact"),
     "positional plan": ("TOPD", [], "positional"),
     "shuffled plan": ("TOPD", [], "shuffled"),
     "self target": ("TOPD", [], "self"),
@@ -111,6 +118,8 @@ CONTROLS = {
     "AR-OPD, arithmetic": ("AR-OPD", [], "arithmetic"),
     "AR-OPD, answer kept": ("AR-OPD", ["--partial_answer", "keep"], None),
     "AR-OPD, equal lengths": ("AR-OPD", [], "equal lengths"),
+    "HSD, moving teacher": ("HSD", ["--teacher", "ema", "--ema", "0.01"], None),
+    "HSD, current teacher": ("HSD", ["--teacher", "current"], None),
     "HSD, wrong peer": ("HSD", [], "wrong"),
     "HSD, other question's peer": ("HSD", [], "other"),
     "HSD, peer without answer": ("HSD", [], "no_answer"),
@@ -120,6 +129,9 @@ CONTROLS = {
     "OPD, the start's rollouts": ("OPD", [], "start's rollouts"),
     "OPD, SFT on the teacher's text": ("OPD", [], "teacher's text"),
 }
+
+# HSD gains little here, so four seeds could not see that a wrong hint teaches as well.
+EIGHT_SEEDS = ["HSD, wrong peer", "HSD, other question's peer"]
 
 # Dials: the gain of a method over its base, at three values of its own premise. They are made like
 # controls. A third value is the arm itself, or another start (STARTS of lab.py).

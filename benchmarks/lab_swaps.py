@@ -80,6 +80,11 @@ def random_positions(losses, args):
     return comparison(losses, count, args, key)[0]
 
 
+def exact_plans(costs, epsilon, device="cpu"):
+    """The plan that D is measured with. It is a permutation, so the targets are hard."""
+    return [topd.exact_plan(cost) for cost in costs]
+
+
 def positional_plan(costs, epsilon, device="cpu"):
     """The identity: position i learns the teacher's token i, whatever stands there. So the targets
     are hard, too."""
@@ -213,6 +218,7 @@ SWAPS = {  # {name: (method, {function: its replacement})}
     "start's rollouts": (opd, {"rollouts": rollouts_of_the_start}),
     "teacher's text": (opd, {"rollouts": text_of_the_teacher}),
     "random": (topd, {"candidates": random_positions}),
+    "exact": (topd, {"sinkhorn": exact_plans}),
     "positional": (topd, {"sinkhorn": positional_plan}),
     "shuffled": (topd, {"sinkhorn": shuffled_plan}),
     "self": (topd, {"soft_targets": self_targets}),
