@@ -23,18 +23,20 @@ partial view. lambda = 1 without the clip is the full view. Only lambda > 1 extr
 it, like classifier-free guidance.
 
 [paper] stated there, [code] done by the trainer that the author released, [ours] our choice:
-  [paper]     1. (2) to (5); rho = 0.5, cut at a word; lambda = 0.6; the partial view does not
-              contain the final answer (here: nothing from the sentence with \\boxed on).
-              2. a moving average as the teacher.
+  [paper]     1. (2) to (4), and the forward KL of (5); clip at 5 nats; rho = 0.5, cut at a word;
+              lambda = 0.6; the partial view does not contain the final answer (here: it ends before
+              the sentence with \\boxed, or without a box before the last sentence).  2. a moving
+              average as the teacher.
   [code]      3. a mean over the tokens of a rollout, then over rollouts. So a token of a short
-              rollout weighs more.  4. rate 0.01.  5. clip at 5 nats.  6. one rollout per prompt,
+              rollout weighs more.  4. rate 0.01.  5. the same clip.  6. one rollout per prompt,
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
   [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
               cut. A row whose longest prompt does not fit is left out and counted. A limit that cut
               the END of a prompt would take away the answer and the assistant's turn, more often
-              from the full view, which is longer.
+              from the full view, which is longer.  11. rate and lengths. (The paper: 2e-5 with a
+              cosine and 10 % warm-up, 1,024 tokens, and a prompt that asks for thinking.)
 
 Run it:
     python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -116,18 +118,20 @@ def check(args):
 
 
 def first_part(solution, rho):
-    """The first `rho` of a solution, cut at a word [paper]. A part that would reach into the
-    final answer ends before it.
+    """The first `rho` of a solution, cut at a word [paper]. It ends before the sentence of the
+    answer: the one with a box, or else the last one. With the answer in view there would be
+    nothing left to reach.
 
     >>> first_part("a: 1 + 2 = 3. b: 3 + 4 = 7. The answer is \\\\boxed{7}.", 0.5)
     'a: 1 + 2 = 3. b: 3'
     """
     word_ends = [m.end() for m in re.finditer(r"\S+", solution)]
-    part = solution[: word_ends[max(1, int(len(word_ends) * rho)) - 1]]
-    if "\\boxed" in part:
-        sentences = re.split(r"(?<=[.!?])\s|\n", part[: part.index("\\boxed")])
-        part = " ".join(sentences[:-1]) or sentences[0]  # without the sentence of the answer
-    return part
+    end = word_ends[max(1, int(len(word_ends) * rho)) - 1]
+    box = solution.find("\\boxed")
+    answer = solution[:box] if box >= 0 else solution.rstrip()  # its sentence begins somewhere here
+    starts = [m.end() for m in re.finditer(r"[.!?]\s+|\n\s*", answer)]
+    # A solution of one sentence shows what stands before the box.
+    return solution[: min(end, starts[-1] if starts else len(answer))].rstrip()
 
 
 def views(row, args):
@@ -183,8 +187,8 @@ def anchored_target(partial_logp, full_logp, lam, clip):
 
 
 def forward_kl(target_logp, student_logp):
-    """KL(target || student), [n], from log-probabilities [n, V]. The student pays wherever the
-    target has mass that the student lacks."""
+    """KL(target || student) of (5), [n], from log-probabilities [n, V]. The student pays wherever
+    the target has mass that the student lacks."""
     return (target_logp.exp() * (target_logp - student_logp)).sum(-1)
 
 
@@ -219,7 +223,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         """(sum of the loss, statistics [n, 7]) of a few positions at a time. Four distributions
         over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
-        written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
+        written_logp = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
         zero, view_logp = torch.zeros_like(weight), {}
         with torch.no_grad():  # the target is a constant: no gradient flows into the teacher
             if partial_hidden is not None:
@@ -231,7 +235,8 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
             if args.target == "anchored":
                 pair = view_logp["partial"], view_logp["full"]
                 target_logp, clipped = anchored_target(*pair, args.lam, args.clip)
-        loss = -written if target_logp is None else forward_kl(target_logp, student_logp)  # [n]
+        sft = target_logp is None
+        loss = -written_logp if sft else forward_kl(target_logp, student_logp)  # [n], (5)
         with torch.no_grad():  # only to be looked at
             entropy = -(student_logp.exp() * student_logp).sum(-1)  # [n]
             target_entropy, residual = zero, zero

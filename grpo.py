@@ -31,14 +31,13 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
 [paper] stated in the paper of the variant, [code] done by GRPOTrainer of the package TRL, [ours]
 our choice:
   [paper]     1. GRPO: the advantages and the mean per rollout of (4), and a KL to the start.
-              2. Dr. GRPO does not divide by the deviation. That division gives the largest weight
-              to questions that are almost always or almost never solved. Dr. GRPO does not divide
-              by |o_i| either. With that division long wrong responses are punished least per token,
-              and the model learns to write long when it is wrong.  3. DAPO: a higher upper clip, a
-              mean over tokens, a penalty for rollouts near the limit, and no KL. It draws further
-              questions until enough groups have a signal.  4. the beta term of GRPO is an estimate
-              from the sampled token (k3). The expectation of its gradient is that of
-              KL(pi_0 || pi), the other direction.
+              2. Dr. GRPO does not divide by the deviation. That division raises the weight of a
+              question by 1 / deviation, so most where it is nearly always or nearly never solved.
+              Dr. GRPO does not divide by |o_i| either. With that division long wrong responses are
+              punished least per token, and the model learns to write long when it is wrong.
+              3. DAPO: a higher upper clip, a mean over tokens, a penalty for rollouts near the
+              limit, and no KL. It draws further questions until enough groups have a signal.
+              4. the beta term of GRPO is an estimate from the sampled token (k3).
   [code]      5. the divisor of the deviation is G - 1. Then all advantages are smaller by the same
               factor.  6. the default is DAPO's mean over tokens with beta 0.
   [ours]      7. the divisor of the deviation is G.  8. with --reuse 1 there is one optimizer step
@@ -46,10 +45,12 @@ our choice:
               gradient. From the second step on, log pi_old comes from the FIRST forward pass of
               training. The sampler computes the same numbers in another order of summation, and its
               rounding would look like a ratio.  9. the beta term is the exact KL at the rollout's
-              states, with a small beta.  10. DAPO's penalty is half of the paper's. Its rewards are
+              states, with a small beta. (The gradient of k3 is in expectation that of KL(pi_0 ||
+              pi), the other direction.)  10. DAPO's penalty is half of the paper's. Its rewards are
               +1 and -1, ours are 1 and 0, and only the proportion matters.  11. DAPO draws at most
               --max_rounds times. That costs rollouts, and the metric `drawn` counts all of them. So
-              compare it at equal rollouts or equal time, too.
+              compare it at equal rollouts or equal time, too.  12. DAPO's (4) is over the tokens of
+              the batch. (The paper: over those of a group, then a mean over questions.)
 
 Run it:
     python grpo.py                    the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -117,8 +118,9 @@ class Args(Common):
     max_rounds: int = 4
     """of resample: draw at most so many batches of --prompts questions per update"""
     overlong: str | None = choice(None, "none", "mask", "soft")
-    """rollouts near --max_new_tokens. none: as they are; mask: no loss if they are cut; soft: a
-    penalty that grows with their length (default: by --variant)"""
+    """rollouts near --max_new_tokens. none: as they are; mask: no policy gradient if they are cut
+    (the KL to the start stays); soft: a penalty that grows with their length (default: by
+    --variant)"""
     overlong_share: float = 0.2
     """of soft: the penalty begins this share of --max_new_tokens before the end"""
     beta: float | None = None
@@ -171,9 +173,9 @@ def verdicts(tokenizer, rows, drawn, G):
 def collect(student, tokenizer, rows, args, step):
     """A batch: questions, rollouts, verdicts, and the number of rollouts that were drawn.
 
-    With --no_signal resample, groups that are all right or all wrong are replaced by groups of
-    other questions, until --prompts groups have a signal or --max_rounds are over. So the batch
-    can be smaller than --prompts groups, or empty.
+    With --no_signal resample, groups that are all right or all wrong are replaced by those of a
+    further draw, until --prompts groups have a signal or --max_rounds are over. So the batch can be
+    smaller than --prompts groups, or empty. (A small data set can be asked the same again.)
     """
     kept, drawn, right, total, G = [], [], [], 0, args.samples
     for turn in range(args.max_rounds if args.no_signal == "resample" else 1):
@@ -203,7 +205,7 @@ def penalty(length, args):
 
 
 def advantages(rewards, G, kind):
-    """(2): [n], from rewards [n] in groups of G. A group without differences gets exactly 0. Its
+    """(2): [n], from rewards [n] in groups of G. With std a group without differences gets 0. Its
     deviation is 0 or a rounding error. Divided by that, it would be NaN or noise."""
     R = torch.as_tensor(rewards, dtype=torch.float32).view(-1, G)  # [questions, G]
     centred = R - R.mean(1, keepdim=True)
@@ -266,7 +268,8 @@ def update(student, start, optimizer, batch, args, compute):
         positions, [N, V], would be the largest tensor of the run."""
         all_logp = log_probabilities(student, student_hidden)  # [n, V]
         logp = all_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log pi(o_t)
-        # In the first pass over a batch the policy is the old one: rho = 1, with a gradient (3).
+        # In the first pass over a batch the policy is the old one. Then rho is 1, and its gradient
+        # is that of log pi (3).
         old_logp = logp.detach() if old_logp is None else old_logp
         loss, stopped = clipped_loss(logp, old_logp, advantage, args.clip_low, args.clip_high)
         drift = torch.zeros_like(logp)

@@ -1,5 +1,5 @@
-"""Hindsight self-distillation (HSD): a model learns on its own rollouts, above all on the failed
-ones. Its teacher is the same model after it has seen a successful rollout.
+"""Hindsight self-distillation (HSD): a model learns on its own rollouts, most from the failed ones,
+where the loss is largest. Its teacher is the same model after it has seen a successful rollout.
 
 After Yu Li, Shu Hong and Tian Lan, "Localizing Credit at the Divergence: Path-Conditioned
 Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea. A verifier says only that a
@@ -25,22 +25,27 @@ paper calls it "reverse". Here it is --divergence forward.
   [paper]     1. (1) to (5); G = 8; successful rollouts are trained, too; beta = 1e-3; AdamW with
               betas .9 and .95.  2. the teacher has the CURRENT weights, not an average and not a
               frozen copy.  3. a rollout that was cut without an answer has failed.
-  [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it
-              is exactly on-policy, without ratio and clip. The position at which a rollout leaves
-              its peer is not used in training. How much credit falls there is only measured
-              (`python benchmarks/hindsight_toy.py`).
+  [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it is
+              exactly on-policy, without ratio and clip. The position at which a rollout leaves its
+              peer is not used in training. How much credit falls there is only measured (`python
+              benchmarks/hindsight_toy.py`).
   [ours]      6. temperature 1 and no top-p (the paper: .95), so a peer is an exact sample of the
-              policy.  7. the beta term is the exact KL at the rollout's states, as a mean over
-              its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry no loss
-              (--train failures, --fallback mask).  9. a prompt is never cut. A question whose
-              longest possible prompt does not fit is left out at the start and counted.  10. on
-              the toy the teacher is a frozen copy (--teacher current: the paper's).
+              policy's successes.  7. the beta term is the exact KL at the rollout's states, as a
+              mean over its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry
+              no loss (--train failures, --fallback mask).  9. a prompt is never cut. A question
+              whose longest possible prompt does not fit is left out at the start and counted.
+              10. on the toy the teacher is a frozen copy (--teacher current: the paper's).  11. the
+              sum over the vocabulary in (4) is exact. (The paper finds the estimate from the
+              sampled token unstable.)  12. 8 questions in an update, and a warm-up. (The paper:
+              128, none.)
 
 Run it:
     python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B
-    python hindsight_sd.py --context answer      the baseline without peers (OPSD, 2601.18734)
+    python hindsight_sd.py --context answer      the baseline without peers
+    python hindsight_sd.py --context reference --teacher frozen      close to OPSD (2601.18734)
     python hindsight_sd.py --context answer --rl_weight 0.5      the mean of it and of GRPO
-    python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    as SDPO (2601.20802)
+    python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    three choices of SDPO
+                                                 (2601.20802; it also has a clip and other peers)
     python grpo.py                               the baseline without any teacher
 Before the first update it prints how often the student is right when it GENERATES with each
 context. If the student is no better with a right peer than without one, the teacher has nothing
@@ -288,7 +293,8 @@ def token_weights(drawn, contexts, args):
     """(5): one [n_i, 3] per rollout, the weight of each of its tokens in the distillation, in the
     KL to the start, and in the policy gradient.
 
-    Every group has G rollouts. So the two outer means of (5) are one division by their number n.
+    Every group has G rollouts. So the two outer means of (5) are one division by the number of
+    rollouts, n. A token of a long rollout weighs less than one of a short rollout.
     """
     n, weights = len(drawn), []
     gain = advantages(contexts.right, args.samples) if args.rl_weight else torch.zeros(n)
@@ -321,7 +327,7 @@ def update(student, teacher, start, optimizer, batch, args, compute):
         """(sum of the loss, statistics [n, 6]) of a few positions at a time. Three distributions
         over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V], log s_t
-        written = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log s_t(o_t)
+        written_logp = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log s_t(o_t)
         with torch.no_grad():  # the stopgrad of (3): the teacher can be the student itself
             teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V], log p_t
             teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n]
@@ -335,10 +341,10 @@ def update(student, teacher, start, optimizer, batch, args, compute):
         # (5), and GRPO's policy gradient. The rollouts are exactly on-policy, so GRPO's ratio is 1
         # and is never clipped, and its gradient is that of advantage x log s. The weights are 0
         # where a term is off.
-        loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written
+        loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written_logp
         with torch.no_grad():  # only to be looked at
             kl = divergence(teacher_logp, student_logp, "forward")  # [n]
-            credit = (teacher_written - written).abs()  # [n], |log p_t(o_t) - log s_t(o_t)|
+            credit = (teacher_written - written_logp).abs()  # [n], |log p_t(o_t) - log s_t(o_t)|
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
             stats = torch.stack([distance, kl, drift, credit, *entropies], 1)  # [n, 6]
         return loss.sum(), stats

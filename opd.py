@@ -15,14 +15,12 @@ Sources: Agarwal et al., "On-policy distillation of language models" (GKD, arXiv
 Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505.09388).
 
 [paper] stated in GKD, [code] done by GKDTrainer of the package TRL, [ours] our choice:
-  [paper]     1. rollouts at temperature 1. A share of the batch can be the data's worked solutions
-              instead (--off_policy). A share of 1 is supervised fine-tuning (SFT), the baseline.
-              2. the gradient of (2) goes through p_S at each state. It does not go through the
-              choice of the states, so it ignores that a token changes the later prefixes. The full
-              gradient of the sequence KL has one more term, the later losses times a score
-              function. Its variance is high.  3. the divergence is a choice: reverse KL, forward
-              KL, or a Jensen-Shannon divergence between them (--divergence, --beta).  4. a mean
-              over the tokens of a rollout, then over rollouts.
+  [paper]     1. rollouts at temperature 1. A share of the batch can be text of the data instead,
+              with the same divergence.  2. the gradient of (2) goes through p_S at each state. It
+              does not go through the choice of the states, so it ignores that a token changes the
+              later prefixes.  3. the divergence is a choice: reverse KL, forward KL, or a
+              Jensen-Shannon divergence between them (--divergence, --beta).  4. a mean over the
+              tokens of a rollout, then over rollouts.
   [code]      5. a mean over all tokens of the batch.
   [ours]      6. (3) is that mean over all tokens, so a token weighs the same in every rollout.
               7. reverse KL is the default. It is mode seeking: the student may leave out some of
@@ -30,7 +28,11 @@ Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505
               vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
               code bases do. --estimator topk uses the k largest tokens and one bucket.  9. one
               optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
-              --off_policy). Neither an importance ratio nor its clipping is needed.
+              --off_policy). Neither an importance ratio nor its clipping is needed.  10. with
+              --off_policy a share of the rollouts is replaced by worked solutions of the data. They
+              are learnt by cross-entropy, so a share of 1 is supervised fine-tuning (SFT).  11. the
+              full gradient of a KL between whole texts has one more term: the later losses times a
+              score function. Its variance is high, and note 2 leaves it out.
 
 Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -86,7 +88,8 @@ class Args(Common):
     beta it is about beta times the forward KL"""
     estimator: str = choice("full", "full", "topk", "sampled")
     """full: exact sum over the vocabulary; topk: --top_k tokens and one bucket for the rest;
-    sampled: the sampled token only"""
+    sampled: the sampled token only (all of them need the logits of all tokens, so topk saves no
+    memory here)"""
     top_k: int = 16
     """of --estimator topk: tokens with a bucket of their own"""
     off_policy: float = 0.0
@@ -132,10 +135,10 @@ def rollouts(student, tokenizer, rows, args, step):
         drawn = sample(
             student,
             [r["ids"] for r in rows],
-            n=args.samples,  # (1)
+            n=args.samples,
             max_new_tokens=args.max_new_tokens,
             keys=keys,
-            temperature=args.temperature,
+            temperature=args.temperature,  # (1)
         )
     responses = []
     for i, off in enumerate(off_policy):
@@ -214,7 +217,7 @@ def token_loss(student_logp, teacher_logp, targets, off_policy, args):
         teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_T(y_t)
         advantage = (teacher_written - written).detach()  # [n]
         loss = -advantage * written
-    # The student did not write off-policy text, so (2) does not apply: cross-entropy.
+    # Off-policy text is learnt by cross-entropy (note 10). (2) could be used there, too, as in GKD.
     return torch.where(off_policy, -written, loss)
 
 

@@ -29,29 +29,30 @@ rows sum to a = 1/n each and its columns to b = 1/m each. Here n = m always (not
 keeps both letters to show the order: [n, m] is teacher x student, [m, n] is student x teacher.
 
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
-  [paper]     1. four rollouts per prompt, temperature 1, no filter.  2. a divergent point has
-              high loss AND high D.  3. both windows START AT t, and K = 50.  4. embeddings and
-              optimal transport.  5. (7), (8), (9) with a stop-gradient on the target; AdamW.
-  [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch.  7. the
-              candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
-              8. W_S is the next K tokens of the rollout, so nothing is generated and its logits
-              are there.  9. a column of gamma sums to 1/m. We divide it by 1/m and take the mean
-              over i. The paper takes the sum over i without dividing. The gradient is the same,
-              because the mean divides by m again.
-              10. where windows overlap, their losses add up.
+  [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
+              student's own states. The candidates (2) are the positions of the highest losses.
+              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t, and K
+              = 50.  4. embeddings and optimal transport.  5. (7), (8), (9) with a stop-gradient on
+              the target; AdamW.
+  [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch.  7. the candidates
+              are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).  8. W_S is the
+              next K tokens of the rollout, so nothing is generated and its logits are there.  9. a
+              column of gamma sums to 1/m. We divide it by 1/m and take the mean over i. The paper
+              takes the sum over i without dividing. The gradient is the same, because the mean
+              divides by m again.  10. where windows overlap, their losses add up.
   [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
               orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
               synonyms, a limit of this E. (The toy's synonyms are close to each other, see
-              benchmarks/README.md.)  12. a and b are uniform.  13. two plans. D is defined as
-              a minimum, so (5) takes the exact plan. That plan is a permutation: as a target it
-              would be one token for each position. So (7) takes a softer plan, by Sinkhorn's
-              algorithm with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's
-              candidates.  15. the teacher decodes greedily.
-              16. lambda = 0.1, on the toy 0.03 (the paper gives no value).  17. the student's
-              window ends with the rollout, the teacher's where the teacher writes an end token.
-              Both are cut to the shorter one. A candidate with fewer than K/2 tokens of the
-              rollout left is skipped.  18. a short rollout has 2 candidates, or 1 below 20
-              tokens. Note 17 can skip them.
+              benchmarks/README.md.)  12. a and b are uniform.  13. two plans. D is defined as a
+              minimum, so (5) takes the exact plan. That plan is a permutation: as a target it would
+              be one token for each position. So (7) takes a softer plan, by Sinkhorn's algorithm
+              with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
+              teacher decodes greedily.  16. lambda = 0.1, on the toy 0.03 (the paper gives no
+              value).  17. the student's window ends with the rollout, the teacher's where the
+              teacher writes an end token. Both are cut to the shorter one. A position with fewer
+              than K/2 tokens of the rollout behind it is no candidate. The next highest loss takes
+              its place.  18. a short rollout has 2 candidates, or 1 below 20 tokens.  19. rate and
+              batch. (The paper: 2e-6 and 4 rollouts; ours are below.)
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -129,7 +130,11 @@ def check(args):
     in_range(args, "lam", "[0, inf)", "it is the weight of a loss")
     in_range(args, "candidate_share", "(0, 0.1]", "it is a share of the tokens")
     in_range(args, "drop_share", "[0, 1)", "it is a share of the candidates")
-    in_range(args, "epsilon", "[0.001, 10]")
+    in_range(args, "epsilon", "[0.005, 10]", "a smaller one is not reached in 500 iterations")
+    require(
+        args.suppress == "none" or args.drop_share > 0,
+        "--suppress needs false alarms to scale down, and with --drop_share 0 there are none.",
+    )
     return args
 
 
@@ -155,7 +160,7 @@ def rollouts(student, rows, args, step):
 def reverse_kl(student_logp, teacher_logp):
     """(1): KL(student || teacher) at every state, [n], from log-probabilities [n, V].
 
-    F.kl_div(a, b) would be KL(b || a), so the sum is written out.
+    The sum is written out, because F.kl_div(log_p, q) would be KL(q || p).
     """
     return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
 
@@ -169,10 +174,10 @@ def candidates(losses, args):
     """
     N = len(losses)
     count = min(max(2, round(args.candidate_share * N)), max(1, N // 10))  # notes 7 and 18
-    highest = losses.topk(min(count, N)).indices.tolist()
-    # Near the end too little future is left to be compared (note 17). Such a position is not
-    # replaced by another one.
-    return sorted(t for t in highest if N - t >= args.window_size / 2)
+    # Near the end too little future is left to be compared. So only positions with at least half a
+    # window behind them can be candidates (note 17).
+    early = losses[: max(0, math.floor(N - args.window_size / 2) + 1)]
+    return sorted(early.topk(min(count, len(early))).indices.tolist())
 
 
 # ======================================================================== 3. the two futures
@@ -234,8 +239,8 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     B, L, most = hidden.shape[0], hidden.shape[1], max(windows_in_row.values())
     branch = torch.tensor(branch, device=device)  # [P]
 
-    # Rows with fewer windows get unused branches. These see one token of the stem, because
-    # attention over nothing would be NaN. Their tokens are never read.
+    # Rows with fewer windows get unused branches, with one token of the stem. They make all rows
+    # alike. What they write is never read.
     length = torch.ones(B, most, dtype=torch.long, device=device)
     length[rows, branch] = prefix
     sees_stem = torch.arange(L, device=device) < length[:, :, None]  # [B, most, L]: y_<t only
@@ -278,8 +283,8 @@ def embed(teacher, windows):
 
 
 def ground_cost(teacher_vectors, student_vectors):
-    """(4): C [P, n, m] from [P, n, width] and [P, m, width]. The same token costs 0. Two
-    different tokens cost about 1 where their embeddings are nearly orthogonal (note 11)."""
+    """(4): C [P, n, m] from [P, n, width] and [P, m, width]. With static vectors the same token
+    costs 0. Different ones cost about 1 where they are nearly orthogonal (note 11)."""
     u = torch.nn.functional.normalize(teacher_vectors.float(), dim=-1)
     v = torch.nn.functional.normalize(student_vectors.float(), dim=-1)
     return (1 - u @ v.transpose(1, 2)).clamp(min=0)
@@ -307,7 +312,7 @@ def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
     has no mass. Each iteration sets the rows first and then the columns, the student's side. So
     the columns sum to 1/m up to rounding, and every position gets its full target. The iterations
     end when every row, the teacher's side, sums to 1/n with a relative error of at most
-    `tolerance`.
+    `tolerance`. A very small epsilon needs more than `iterations`, so `check` refuses it.
     """
     if not costs:
         return []
@@ -401,7 +406,8 @@ def scales(losses, kept, dropped, args, step):
 
     low: the candidates with the lowest D, the false alarms if D measures what we hope. high: as
     many others, drawn at random from those with a higher D. The factor, median / l_t, is a
-    constant. If a gradient went through it, the student could lower the factor by raising l_t.
+    constant. With a gradient through it, factor x loss would be the median itself, and the chosen
+    token would get no gradient at all.
     """
     factors = [torch.ones(len(x)) for x in losses]
     order = uniforms(("suppress", args.seed, step), len(kept)).argsort().tolist()
@@ -454,7 +460,7 @@ def look_ahead(student, teacher, batch, args, compute):
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
             # Room in the cache for the windows. No rollout has more candidates than a tenth of
-            # its tokens (note 18).
+            # its tokens, or one (note 18).
             most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]
@@ -468,13 +474,14 @@ def look_ahead(student, teacher, batch, args, compute):
         for i, x in zip(chosen, losses.split([len(responses[i]) for i in chosen])):
             spots += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
 
-        # (3): the teacher continues the prompt and y_<t of every candidate.
+        # The teacher continues the prompt and y_<t of every candidate.
         with compute.phase("windows"):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in spots]
             teacher_windows, after = [], None
             if places:
                 more = dict(contextual=contextual, size=compute.chunk)
-                teacher_windows, after = continuations(teacher, hidden, cache, places, K, **more)
+                written = continuations(teacher, hidden, cache, places, K, **more)  # (3)
+                teacher_windows, after = written
         student_windows = [responses[i][t : t + K] for i, t, _ in spots]  # (3): in the rollout
         # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
         # text at once would make its end token the target of all K positions.

@@ -62,7 +62,7 @@ MUTANTS = [
     (TOPD, "max(1, N // 10))", "max(1, N))", "topd"),
     (TOPD, "losses.topk(min(count, N)).indices",
      "losses.topk(min(count, N), largest=False).indices", "topd"),
-    (TOPD, "if N - t >= args.window_size / 2", "if N - t > args.window_size / 2", "topd"),
+    (TOPD, "args.window_size / 2) + 1)]", "args.window_size / 2))]", "topd"),
     (TOPD, "[responses[i][t : t + K] for", "[responses[i][t + 1 : t + 1 + K] for", "topd"),
     (TOPD, "len(prompts[i]) + t) for i, t, _ in spots]",
      "len(prompts[i]) + t + 1) for i, t, _ in spots]", "topd"),

@@ -341,6 +341,13 @@ def test_the_first_part_is_cut_at_a_word_and_never_holds_the_answer():
     assert ar_opd.first_part(lines, .6).startswith("First 2 + 2 = 4.\nThen")
     assert "boxed" not in ar_opd.first_part(lines, .95)
     assert "boxed" not in ar_opd.first_part("\\boxed{5}", .5)
+    # It never reaches INTO the answer's sentence, and without a box that is the last sentence.
+    assert ar_opd.first_part(SOLUTION, .85) == "a: 1 + 2 = 3. b: 3 + 4 = 7. c: 7 - 1 = 6."
+    assert ar_opd.first_part("3 + 4 = 7\n#### 7", .95) == "3 + 4 = 7"
+    assert ar_opd.first_part("First 3 + 4 = 7. Then 7 + 1 = 8. It is 8. ", .95) == "First 3 + 4 = 7. Then 7 + 1 = 8."
+    # One sentence: what stands before the box, and without a box its first words.
+    assert ar_opd.first_part("As x = 1.5 we get \\boxed{3} at once", .9) == "As x = 1.5 we get"
+    assert ar_opd.first_part("x is 3 and y is 4", .5) == "x is 3"
     for i in range(50):
         # the toy's own solutions are cut where the toy's training documents are cut
         row = world.make_row(random.Random(i), 4)

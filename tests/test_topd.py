@@ -402,13 +402,14 @@ def test_candidates_are_the_highest_losses_that_have_half_a_window_left():
     # (2), with notes 7 and 17.
     losses = torch.rand(400, generator=torch.Generator().manual_seed(0))
     args = settings(candidate_share=0.0225, window_size=12)
-    highest = losses.argsort(descending=True)[:9].tolist()
-    assert topd.candidates(losses, args) == sorted(t for t in highest if 400 - t >= 6)
-    late = torch.zeros(400)
+    highest = [t for t in losses.argsort(descending=True).tolist() if 400 - t >= 6]
+    assert topd.candidates(losses, args) == sorted(highest[:9])
+    late = torch.arange(400, 0, -1).float() / 1000
     late[[100, 394, 395]] = torch.tensor([1.0, 2.0, 3.0])
-    found = topd.candidates(late, args)
-    # 6 tokens left are half of 12, and 5 are not.
-    assert 100 in found and 394 in found and 395 not in found
+    # 6 tokens left are half of 12, and 5 are not: then the next highest loss takes the place.
+    assert topd.candidates(late, args) == [0, 1, 2, 3, 4, 5, 6, 100, 394]
+    # Half a window can be half a token more: 12 of 13 are 6.5, so 7 must be left.
+    assert topd.candidates(late, settings(candidate_share=0.0225, window_size=13)) == [*range(8), 100]
     short = settings(candidate_share=0.0225, window_size=2)
     for n, most in ((68, 2), (19, 1), (30, 2), (5, 1), (1, 1), (1000, 22)):
         assert len(topd.candidates(torch.arange(n, 0, -1).float(), short)) <= most
