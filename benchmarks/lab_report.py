@@ -315,7 +315,8 @@ def caption_for_the_readme(lines):
     text = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, tuned on "
         "validation problems within one limit of pilots for all; 95 % intervals over seeds; times "
-        "on one CPU core. The first two train `toy/student`, AR-OPD `toy/reader`, the last two `toy/reader2`. "
+        "on one CPU core. The first two train `toy/student`, AR-OPD `toy/reader`, the last two "
+        "`toy/reader2`. "
         f"Without flags the scripts make 120 updates of 64{more}. A claim holds if its whole "
         "interval lies above 0 (corrected for four claims). It does not hold if the interval lies "
         "below half of the paper's difference. [RESULTS.md](RESULTS.md): all claims, also at "
