@@ -131,7 +131,18 @@ def load_model(name, device, dtype, tokenizer=None):
         raise Mistake(missing_model(name, "model", error)) from None
     model = model.to(device).eval()
     check_architecture(model, name)
+    without_dropout(model)
     return model if tokenizer is None else know(model, tokenizer)
+
+
+def without_dropout(model):
+    """No dropout in training either. The sampler has none, so with it the rollouts would be those
+    of another model, and a model that is its own teacher would differ from itself."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 NEEDED = (

@@ -339,3 +339,17 @@ def test_the_highest_id_belongs_to_the_vocabulary():
     tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 1, "<end>": 3}, eos_token_id=3, __len__=None)
     model = SimpleNamespace(config=SimpleNamespace(eos_token_id=3))
     assert know(model, tokenizer).vocabulary == 4
+
+
+def test_a_model_has_no_dropout_in_training_either(tmp_path):
+    model = tiny_qwen3()
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(tmp_path)
+    loaded, ids = load_model(str(tmp_path), CPU, torch.float32), torch.arange(20)[None]
+    assert loaded.config.attention_dropout == 0.5
+    with torch.no_grad():
+        calm, training = (loaded.train(mode)(ids).logits for mode in (False, True))
+        assert torch.equal(calm, training)
+        # Only the look at the modules makes that so.
+        loaded.model.layers[0].self_attn.attention_dropout = 0.5
+        assert not torch.equal(calm, loaded(ids).logits)
