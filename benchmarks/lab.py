@@ -468,9 +468,10 @@ def queue(lines):
 
 
 def known_times(which="times"):
-    """{arm: time of an update}, relative to the arm's base, or in `seconds` on one core."""
+    """{arm: time of an update}, relative to the arm's base, or in `seconds` on one core; `ranges`:
+    the smallest and the largest ratio of a round."""
     file = RESULTS / "times.json"
-    return read_json(file)[which] if file.exists() else {}
+    return read_json(file).get(which, {}) if file.exists() else {}
 
 
 def fitting_updates(arm, base):
@@ -562,9 +563,13 @@ def status(lines):
 # ======================================================================== times, and a quick look
 
 
-def times(updates=6, rounds=3):
-    """The time of an update, relative to the first arm of the family. All arms make a few updates
-    in turn, so whatever else the machine does slows all of them alike."""
+BASES = {"T": "OPD", "A": "Full", "H": "GRPO"}
+
+
+def times(updates=6, rounds=6):
+    """The time of an update, relative to the base of the arm's family. All arms make a few updates
+    in turn, so whatever else the machine does slows all of them alike. Every round has a ratio of
+    its own. Their median counts, and their range says how far to trust it."""
     seconds = {arm: [] for arm in ARMS}
     for number in range(rounds):
         for arm, spec in ARMS.items():
@@ -577,14 +582,28 @@ def times(updates=6, rounds=3):
                 with prepared(module, job), contextlib.redirect_stdout(nothing):
                     module.main([*flags, "--out", f"{out}/run"])
                 rows = [r for r in read_jsonl(Path(out, "run", "metrics.jsonl")) if "tokens" in r]
-            seconds[arm] += [r["seconds"]["total"] for r in rows[1:]]  # the first warms up
+            # The first update warms up.
+            seconds[arm].append(statistics.median(r["seconds"]["total"] for r in rows[1:]))
         print(f"round {number + 1} of {rounds} done", flush=True)
-    medians = {arm: statistics.median(s) for arm, s in seconds.items()}
-    base = {"T": "OPD", "A": "Full", "H": "GRPO"}
-    relative = {a: round(m / medians[base[ARMS[a].family]], 3) for a, m in medians.items()}
-    shown = {a: round(m, 3) for a, m in medians.items()}
-    write_json(RESULTS / "times.json", {"times": relative, "seconds": shown, **origin()})
-    print("\n".join(f"{a:<16} {m:.2f} s  {relative[a]:.2f}" for a, m in shown.items()))
+    found = summary_of_times(seconds)
+    write_json(RESULTS / "times.json", {**found, **origin()})
+    for arm, (low, high) in found["ranges"].items():
+        ratio = f"{found['times'][arm]:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{arm:<16} {found['seconds'][arm]:.2f} s  {ratio}")
+
+
+def summary_of_times(seconds):
+    """From {arm: one number of seconds per round}: the ratios to the base arms, their ranges over
+    the rounds, and the seconds."""
+    ratios = {
+        arm: [own / base for own, base in zip(of, seconds[BASES[ARMS[arm].family]])]
+        for arm, of in seconds.items()
+    }
+    return {
+        "times": {arm: round(statistics.median(of), 3) for arm, of in ratios.items()},
+        "ranges": {arm: [round(min(of), 3), round(max(of), 3)] for arm, of in ratios.items()},
+        "seconds": {arm: round(statistics.median(of), 3) for arm, of in seconds.items()},
+    }
 
 
 def quick():

@@ -252,6 +252,14 @@ def before(lines, arm):
     return 100 * made[0]["toy"]["accuracy"] if made else None
 
 
+def with_range(arm, times):
+    """The time of an update, and the smallest and the largest one of the rounds."""
+    if arm not in times:
+        return "not measured yet"
+    low, high = lab.known_times("ranges").get(arm, (1.0, 1.0))
+    return f"{times[arm]:.2f}" + (f" ({low:.2f} to {high:.2f})" if low < high else "")
+
+
 def table_of_methods(lines, times):
     rows = []
     for arm, spec in lab.ARMS.items():
@@ -261,7 +269,7 @@ def table_of_methods(lines, times):
             none = which == "paper" and spec.paper is None
             cells.append("-" if none else counted(runs(lines, arm, which).values()))
         cells.append(counted(runs(lines, arm, "tuned", split="toy-heldout").values()))
-        cells.append(f"{times[arm]:.2f}" if arm in times else "not measured yet")
+        cells.append(with_range(arm, times))
         needs = NEEDS.get(arm, {"T": "a teacher", "A": "solutions", "H": "a verifier"}[spec.family])
         rows.append([arm, needs, f"toy/{spec.start}", *cells])
     heads = ["arm", "needs", "start", "before", "after, paper's setting", "after, tuned"]
@@ -526,7 +534,7 @@ def table_of_other_claims(lines, times):
     rows.insert(4, ["T7", "OPD repairs the forked token, not the tokens after it", "not run: the "
                     "paper shows it in one example, without a number", ""])
     for name, arm, base, paper in (("T8", "TOPD", "OPD", 1.41), ("H10", "HSD", "GRPO", 2.15)):
-        found = f"{times[arm]:.2f}" if arm in times else "not measured yet"
+        found = with_range(arm, times)
         rows.append([name, f"an update costs {paper} times {base}'s", found, "`lab.py --times`"])
     rows.append(["H9", "the sampled-token estimator is unstable", "not run: hindsight_sd.py sums "
                  "over the vocabulary only", ""])  # fmt: skip
@@ -668,7 +676,8 @@ def text(lines, folder):
         "## The methods",
         table_of_methods(lines, times),
         "The time of an update is relative to OPD's (arms of the first group), Full's (second) and "
-        "GRPO's (third).",
+        "GRPO's (third): the median of several rounds in which all arms made a few updates in turn, "
+        "and in brackets the smallest and the largest one.",
         *standing_still(lines),
         "The scripts as they are, with twice the rollouts in an update and half as many updates "
         "again, over eight seeds:",

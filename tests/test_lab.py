@@ -437,3 +437,15 @@ def test_a_pair_counts_when_all_of_its_models_are_there(tmp_path, monkeypatch):
         assert not lab.complete(1) and lab.starts() == []
         (tmp_path / "toy/pair1" / name).mkdir(parents=True)
     assert lab.complete(1) and (1, "teacher") in lab.starts() and (1, "reader3") not in lab.starts()
+
+
+def test_the_time_of_an_update_is_a_median_of_rounds_with_its_range(all_runs, tmp_path, monkeypatch):
+    found = lab.summary_of_times({"OPD": [1.0, 2.0, 1.0], "TOPD": [1.5, 2.0, 2.0], "GRPO": [3.0] * 3})
+    assert found["times"] == {"OPD": 1.0, "TOPD": 1.5, "GRPO": 1.0}
+    assert found["ranges"]["TOPD"] == [1.0, 2.0] and found["ranges"]["OPD"] == [1.0, 1.0]
+    assert found["seconds"] == {"OPD": 1.0, "TOPD": 2.0, "GRPO": 3.0}
+    monkeypatch.setattr(lab, "RESULTS", tmp_path)
+    (tmp_path / "times.json").write_text(json.dumps(found))
+    assert lab_report.with_range("TOPD", found["times"]) == "1.50 (1.00 to 2.00)"
+    assert lab_report.with_range("OPD", found["times"]) == "1.00"
+    assert lab_report.with_range("DAPO", found["times"]) == "not measured yet"
