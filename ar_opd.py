@@ -135,7 +135,7 @@ def first_part(solution, rho):
 
 
 def views(row, args):
-    """The user's turn in the three prompts. Both privileged views have the same wording around
+    """(2): the user's turn in the three prompts. Both privileged views have the same wording around
     the solution. So they differ in what they show, and in nothing else."""
     shown_answer = row["answer"] if args.partial_answer == "keep" else None
     half = first_part(row["solution"], args.rho)

@@ -164,7 +164,7 @@ def rollouts(student, rows, args, step, first=0):
 
 
 def verdicts(tokenizer, rows, drawn, G):
-    """R_i of every rollout, a list of bool. A rollout that was cut without an answer has failed."""
+    """(1): R_i of every rollout, a list of bool. One that was cut without an answer has failed."""
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
     return dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))

@@ -676,8 +676,8 @@ def text(lines, folder):
         "## The methods",
         table_of_methods(lines, times),
         "The time of an update is relative to OPD's (arms of the first group), Full's (second) and "
-        "GRPO's (third): the median of several rounds in which all arms made a few updates in turn, "
-        "and in brackets the smallest and the largest one.",
+        "GRPO's (third): the median of several rounds in which all arms made a few updates in "
+        "turn, and in brackets the smallest and the largest one.",
         *standing_still(lines),
         "The scripts as they are, with twice the rollouts in an update and half as many updates "
         "again, over eight seeds:",
