@@ -53,7 +53,7 @@ def test_a_page_fits_the_narrowest_screen_and_its_target_can_be_read(chrome, nam
     open_page(chrome, name, width=320, dark=True)
     assert chrome.run("document.documentElement.scrollWidth <= innerWidth"), chrome.run(WIDE)
     chrome.run("location.hash = document.querySelector('.l[id], h2[id]')?.id ?? ''")
-    chrome.until("location.hash === '' || document.querySelector(':target')")
+    chrome.until("location.hash === '' || document.querySelector(':target') !== null")
     assert [f for f in chrome.run(CONTRAST) if f[0] < 4.5] == []
 
 
