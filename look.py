@@ -16,8 +16,9 @@ where a rollout first goes wrong.
 Every token has a colour: in opd and topd its loss, in ar_opd the residual log q_full - log q_part,
 in hindsight_sd the credit log p - log s, in grpo the advantage of its rollout.
 
-topd underlines the candidates, and numbers the divergent points among them. Below stand their
-two windows, with the strongest links of the transport plan and the distance D.
+topd underlines the candidates, and numbers those that are kept. Dropped are those whose D is among
+the lowest 30 % of the rollouts shown here. Below stand the two windows of each kept one, with the
+strongest links of the transport plan and the distance D.
 
 hindsight_sd shows failed rollouts. Is the token at which a rollout leaves its peer the mistake?
 To find out, the model goes on from this token, and from the peer's, several times each.
@@ -226,8 +227,8 @@ def see_topd(method, cases, setting):
         mine = [p for p in points if p.row == i]
         s.marked = {p.t for p in mine}
         for p in mine:
-            false_alarm = "" if p.weights is not None else ", a false alarm by this measure"
-            s.notes[p.t] += f"; candidate, D {p.distance:.2f}{false_alarm}"
+            kept = "kept" if p.weights is not None else "dropped"
+            s.notes[p.t] += f"; candidate, D {p.distance:.2f}, {kept}"
         for n, p in enumerate((p for p in mine if p.weights is not None), 1):
             s.numbers[p.t] = n
             windows = setting.texts(p.teacher), setting.texts(p.student)
@@ -479,10 +480,12 @@ SELF = (
 VIEWS = {
     "opd": View(OPD, "the loss, in opd.py KL(student || teacher)"),
     "topd": View(
-        f"{OPD} A numbered token is a divergent point: from there on the teacher would write "
-        "something else. Its two windows stand below the text. A line is mass of the transport "
-        "plan: the student's token is drawn to the teacher's. D is the cost of the plan, 0 for the "
-        "same tokens. An underlined token without a number is a false alarm by this measure.",
+        f"{OPD} An underlined token is a candidate. D is the cost of carrying the teacher's next "
+        "tokens onto the student's, 0 for the same tokens. A candidate without a number is "
+        "dropped, because its D is among the lowest 30 % of the rollouts shown here (in training: "
+        "of the batch). A candidate with a number is kept: its D is among the others. Its two "
+        "windows stand below the text. A line is mass of the transport plan: the student's token "
+        "is drawn to the teacher's.",
         "the loss, in opd.py KL(student || teacher)",
         marked="a candidate",
     ),

@@ -30,7 +30,10 @@ function open(token) {
   add(panel, "p", own ? own.title : note);
   const button = add(panel, "button", "×");
   button.ariaLabel = "close";
-  button.onclick = close;
+  button.onclick = () => {
+    close();
+    token.focus({ preventScroll: true }); // the button is gone, and the focus with it
+  };
   const lists = add(panel, "div"), number = pane.closest("article").id.slice(1) - 1;
   lists.className = "lists";
   for (const [reader, tokens] of Object.entries(own ? data[number][pane.dataset.method] : {})) {
@@ -82,5 +85,8 @@ for (const tab of all("[name=method]")) {
   if (tab.checked) show(tab.value);
 }
 const filter = document.getElementById("only-wrong");
-filter.onchange = () => document.body.classList.toggle("only-wrong", filter.checked);
+filter.onchange = () => {
+  document.body.classList.toggle("only-wrong", filter.checked);
+  if (filter.checked && chosen?.closest("article.right")) close(); // its rollout is hidden now
+};
 filter.onchange(); // a browser may remember the tick

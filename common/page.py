@@ -195,7 +195,8 @@ def linked_rows(upper, lower, links, first):
     width = max(upper_end, lower_end) + 10
     return "".join(
         [
-            f'<svg width="{width:.0f}" height="118" role="group">',
+            f'<svg width="{width:.0f}" height="118" role="group" '
+            f'aria-label="{lower_name} to {upper_name}: strong links of the plan">',
             *(line(*end) for end in ends),
             row_of_texts(24, upper_name, upper_texts, upper_centres, lower_texts, above),
             row_of_texts(108, lower_name, lower_texts, lower_centres, upper_texts, below),

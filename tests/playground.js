@@ -2,9 +2,10 @@
 // page, and hands over what they computed.
 //
 // numbers(): twenty cases, to be computed again in Python. click_through(): everything is touched,
-// and something has to change. restore_a_link(): a view that an address describes. nameless():
-// elements that a screen reader could not name, or that no key reaches. sticking_out(): buttons
-// and fields beyond the edge of the text.
+// and something has to change. at_a_bad_moment(): the same while something else is being written.
+// open_link() and restore_a_link(): views that an address describes. refused(): what the editor
+// says of a problem. nameless(): elements that a screen reader could not name, or that no key
+// reaches. sticking_out(): buttons and fields beyond the edge of the text.
 "use strict";
 
 const CASES = 20;
@@ -50,10 +51,9 @@ function case_of_teacher(row, seed) {
   const losses = (kind) => {
     return rounded(ids.map((_, t) => opd.divergence(student.logp[t], teacher.logp[t], kind)));
   };
-  problem = { ids: prompt };
   STEMS["opd teacher"] = new Stem(model("teacher"));
   const logp = { student: student.logp, teacher: teacher.logp };
-  const rollout = { ids, logp };
+  const rollout = { problem: { ids: prompt }, ids, logp };
   const { points } = topd_points(rollout);
   return {
     ids,
@@ -108,7 +108,8 @@ function case_of_group(row, seed) {
   const prompt = TOKENS.prompt_ids(row.problem);
   const group = Array.from({ length: 4 }, (_, j) => {
     const rollout = { ids: write("reader", prompt, seed, j), seen: {} };
-    rollout.problem = { parsed: world.parse(row.problem, DATA.table), answer: row.answer };
+    const parsed = world.parse(row.problem, DATA.table);
+    rollout.problem = { text: row.problem, parsed, answer: row.answer };
     judge(rollout);
     return rollout;
   });
@@ -117,7 +118,6 @@ function case_of_group(row, seed) {
   const j = hindsight_sd.choose_peer(i, right, uniform(seed, 99, i));
   const text = j === null ? null : group[j].text.trim();
   group[i].logp = read_anew("reader", prompt, group[i].ids).logp;
-  problem = { text: row.problem };
   const shown = { key: "selftest", text, answer: row.answer, name: "" };
   const { credit, losses } = with_context(group[i], shown);
   const rewards = right.map(Number);
@@ -189,6 +189,16 @@ async function click_through() {
   await until(() => !$("#opd-look").textContent.includes("…/"), "the worth of the words");
   await click('#opd-look [data-do="descend"]', "#opd-look");
   await until(() => descent, "the descent");
+  const next = $('#opd-look [data-step="1"]');
+  next.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true }));
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  if (!next.isConnected) throw new Error("a button went away below the pointer");
+  next.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  await click('#opd-look [data-do="descend"]', "#opd-look");
+  await click('#opd-look [data-do="descend"]', "#opd-look");
+  await click('#opd-look [data-step="1"]', "#opd-look");
+  await click('#opd-look [data-do="descend"]', "#opd-look"); // of another token, at the first click
+  if (!is_moving()) throw new Error("the first click did not start the descent");
   await click('#opd-look [data-do="descend"]', "#opd-look");
   await slide("temperature", 0.5, "#opd-text");
   await settled();
@@ -261,7 +271,108 @@ async function click_through() {
   await until(() => OPD.drawn.startsWith("a: starts with 5") && OPD.ready, "an own problem");
   await click("#examples [data-example]", "#opd-text", 1);
   await settled();
+  await click_all_examples();
   return { refused, accepted: $("#own-says").textContent };
+}
+
+// The section is drawn, and something of it is chosen.
+const is_drawn = () => {
+  const rollouts = { opd: OPD, topd: OPD, ar_opd: AR_OPD }[S.tab];
+  const is_chosen = rollouts ? rollouts.ready : group_is_ready() && one_is_chosen();
+  return is_chosen && $(`#${S.tab}-look`).children.length > 0;
+};
+
+// Every example of every tab, twice. The second click asks for what is there already.
+async function click_all_examples() {
+  for (const tab of NAMES) {
+    change_tab(tab);
+    await until(is_drawn, tab);
+    for (let k = 0; k < 2 * EXAMPLES[tab].length; k++) {
+      const chip = visible("#examples [data-example]")[Math.floor(k / 2)];
+      chip.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      await until(is_drawn, `example ${k / 2} of ${tab}`);
+      const tokens = visible(`#${tab}-text .token`);
+      tokens[1].dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      if (tab === "hindsight_sd") await click(`#${tab}-text .token`, `#${tab}-look`, 4);
+    }
+  }
+}
+
+// ======================================================================== bad moments
+
+const texts_of = (list) => [...new Set(list.map((b) => b.problem.text))];
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+// Clicks that come while something is being written, or after it was changed elsewhere.
+async function at_a_bad_moment() {
+  // Each tab has a problem of its own, and the tab is left while the group is written.
+  await open_link("#tab=opd");
+  change_tab("hindsight_sd");
+  await until(() => GROUP_NOW.list.length > 1, "the start of a group");
+  change_tab("opd");
+  await wait(30);
+  change_tab("hindsight_sd");
+  await until(is_drawn, "the group");
+  const group = texts_of(GROUP_NOW.list);
+  const of_one_problem = group.length === 1 && group[0] === problem.text;
+  change_tab("opd");
+  await until(is_drawn, "the rollout");
+  change_tab("hindsight_sd");
+  await until(is_drawn, "the group that is there already");
+
+  // The choice of a rollout is forgotten, and the group is there already.
+  await open_link("#tab=hindsight_sd&problem=9");
+  await until(is_drawn, "the group of problem 9");
+  change_tab("opd");
+  ACTS.roll();
+  await until(is_drawn, "a new rollout");
+  change_tab("hindsight_sd");
+  await until(is_drawn, "the group of problem 9, again");
+
+  // The worth of a word is counted, and the tab is left.
+  await open_link("#tab=opd");
+  const b = OPD.rollout;
+  $('#opd-look [data-do="worth"]').click();
+  await wait(30);
+  change_tab("ar_opd");
+  await until(() => !b.stakes[OPD.at], "the end of the count");
+  const is_counted = $("#opd-look").textContent.includes(`/${CONTINUATIONS} right`);
+
+  // rho is moved while AR-OPD writes, and between two branches.
+  await until(is_drawn, "AR-OPD");
+  ACTS.roll();
+  await slide("rho", 0.8, "#ar_opd-solution");
+  await until(is_drawn, "AR-OPD");
+  const rho = AR_OPD.rho;
+  const [t, v] = [3, TOKENS.id[" 7"]];
+  const logp = AR_OPD.rollout.logp.partial[t];
+  const anew = read_anew("reader", AR_OPD.views(problem)[1].prompt, AR_OPD.rollout.ids).logp[t];
+  const is_off = Math.max(...logp.map((x, i) => Math.abs(x - anew[i])));
+  await AR_OPD.branch(t, v, false);
+  AR_OPD.turn_to(0);
+  await slide("rho", 0.3, "#ar_opd-solution");
+  await AR_OPD.branch(t, v, false);
+  return { of_one_problem, is_counted, rho, is_off, branches: AR_OPD.list.length };
+}
+
+// ======================================================================== links and own problems
+
+// What a link chooses.
+async function open_link(link) {
+  history.replaceState(null, "", link);
+  await restore();
+  await until(is_drawn, link);
+  return { ...S };
+}
+
+// What the editor says of a problem; "" if it takes it.
+function refused(text) {
+  try {
+    read_own(text);
+    return "";
+  } catch (error) {
+    return error.message;
+  }
 }
 
 // A link restores what is seen: a branch, a token, a divergence.
@@ -299,7 +410,7 @@ function sticking_out() {
 
 function numbers() {
   const flags = ["rho", "lam", "clip", "K", "candidate_share", "drop_share", "epsilon"];
-  const before = { S: { ...S }, problem };
+  const before = { ...S };
   Object.assign(S, DEFAULTS);
   const cases = Array.from({ length: CASES }, (_, i) => {
     const row = DATA.problems[i];
@@ -311,8 +422,7 @@ function numbers() {
     };
   });
   const used = Object.fromEntries(flags.map((name) => [name, S[name]]));
-  Object.assign(S, before.S);
-  problem = before.problem;
+  Object.assign(S, before);
   for (const name in STEMS) delete STEMS[name];
   return { flags: used, cases };
 }

@@ -48,6 +48,15 @@ def test_a_page_fits_the_screen_and_can_be_read(chrome, name, dark, width):
     assert chrome.errors == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_fits_the_narrowest_screen_and_its_target_can_be_read(chrome, name):
+    open_page(chrome, name, width=320, dark=True)
+    assert chrome.run("document.documentElement.scrollWidth <= innerWidth"), chrome.run(WIDE)
+    chrome.run("location.hash = document.querySelector('.l[id], h2[id]')?.id ?? ''")
+    chrome.until("location.hash === '' || document.querySelector(':target') !== null")
+    assert [f for f in chrome.run(CONTRAST) if f[0] < 4.5] == []
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_print_is_black_on_white_and_fits_the_paper(chrome, dark):
     """The screen's colours must not reach the paper, and no line may be cut off at its edge."""

@@ -120,6 +120,8 @@ def test_a_tap_opens_both_lists_and_a_second_one_shows_another_token(page, file,
     assert page.run("document.documentElement.scrollWidth") <= width
     page.run("document.querySelector('#panel button').click()")
     assert not page.run(OPEN)
+    # The focus returns to the token: the button that had it is gone.
+    assert page.run("document.activeElement.closest('article').id + document.activeElement.dataset.i") == "r24"
 
 
 def test_the_links_of_a_token_stand_out(page):
@@ -179,6 +181,12 @@ def test_the_filter_shows_wrong_rollouts_only(page):
     assert page.run(shown) == ["wrong"] * 2
     page.run("document.getElementById('only-wrong').click()")
     assert len(page.run(shown)) == 4
+    # The panel of a rollout that is hidden now goes with it, and that of another one stays.
+    for article, stays in (("r1", True), ("r2", False)):
+        tap(page, f"#{article} .pane[data-method=opd] .rollout [data-i='3']")
+        page.run("document.getElementById('only-wrong').click()")
+        assert page.run(OPEN) == stays
+        page.run("document.getElementById('only-wrong').click()")
 
 
 def test_the_contents_lead_to_the_rollouts(page):
@@ -210,7 +218,7 @@ def test_a_script_that_is_not_ours_does_not_run(page):
 
 def test_everything_that_can_be_operated_has_a_name(page):
     tap(page, "#r1 .pane[data-method=opd] .rollout [data-i='0']")
-    nameless = "[...document.querySelectorAll('input, button, a, summary, [role=button]')].filter(e => !(e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim()))"
+    nameless = "[...document.querySelectorAll('input, button, a, summary, [role=button], svg[role=group]')].filter(e => !(e.ariaLabel || !e.matches('svg') && e.textContent.trim() || e.closest('label')?.textContent.trim()))"
     assert page.run(f"{nameless}.length") == 0
 
 

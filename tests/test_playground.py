@@ -23,6 +23,7 @@ from common.data import privileged_prompt, prompt_ids
 from common.grading import verify
 from common.models import load_model, load_tokenizer
 from docs import build_playground
+from toy import world
 
 PAGE = build_playground.PAGE
 SOURCES = sorted([*build_playground.SOURCE.iterdir(), ROOT / "tests/playground.js", ROOT / "tests/browser.py"])
@@ -253,6 +254,133 @@ def test_a_click_on_everything_changes_something_and_makes_no_error(page):
 
 
 @pytest.mark.slow
+def test_clicks_at_a_bad_moment_mix_nothing_up(page):
+    found = page.run("at_a_bad_moment()", seconds=300)
+    assert found.pop("is_off") < 1e-4
+    assert found == {"of_one_problem": True, "is_counted": False, "rho": 0.8, "branches": 2}
+    assert page.errors == []
+
+
+PROBLEM = "a: starts with 5 coins. c: doubles the coins. How many coins at the end? Answer briefly."
+REFUSED = {
+    "second start": PROBLEM.replace("c:", "b: starts with 7 coins. c:"),
+    "start late": PROBLEM.replace("How", "d: begins with 7 coins. How"),
+    "coins": PROBLEM.replace("starts with", "finds"),
+    "How many": PROBLEM.replace(" Answer", " How many coins at the end? Answer"),
+    "9 # 0": PROBLEM.replace("c:", "b: finds 9 # 0 stones. c:"),
+    "d: halves the coins": PROBLEM.replace("How", "d: loses 9 coins. d: halves the coins. How").replace("d: l", "b: l"),
+    "label": PROBLEM.replace("c:", "a:"),
+}
+
+
+@pytest.mark.slow
+def test_an_own_problem_is_one_that_the_python_takes(page):
+    """And the models have to know its words, and to have room for it."""
+    assert page.run(f"refused({json.dumps(PROBLEM)})") == ""
+    for word, text in REFUSED.items():
+        said = page.run(f"refused({json.dumps(text)})")
+        assert said and (word in said or word == "start late" and "second start" in said), (word, said)
+        with pytest.raises(ValueError):
+            world.parse(text)
+    assert '"apples"' in page.run(f"refused({json.dumps(PROBLEM.replace('coins', 'apples'))})")
+    more = "".join(f"{label}: {'wins' if i % 2 else 'drops'} 1 coins. " for i, label in enumerate("bdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"))
+    text = PROBLEM.replace("c:", more + "c:").replace("Answer briefly", "Explain each step")
+    assert "too long" in page.run(f"refused({json.dumps(text)})")
+
+
+@pytest.mark.slow
+def test_a_verdict_is_that_of_the_python(page):
+    cases = [(rf"It is \boxed{{{box}}}.", gold) for box, gold in (("30.", "30"), ("5 so", "5"), ("5 a", "5"), ("5 5", "55"), ("-5", "5"), ("5:", "5"), ("", "5"))]
+    cases += [(text, "12") for text in ("The answer is -12}", "The answer is 12}", "16 - 12", "14 -12", "12.5", "12.", r"12 \boxed{")]
+    for text, gold in cases:
+        assert page.run(f"world.verify({json.dumps(text)}, {json.dumps(gold)}, false)") == verify(text, gold, False), text
+
+
+ODD = {  # link: what it chooses. What it may not say is left out, or taken to the nearest limit.
+    "tab=toString&constructor=1": {"tab": "opd"},
+    "tab=grpo&rollout=99": {"tab": "grpo", "rollout": 7},
+    "tab=grpo&variant=toString&flipped=99,x": {"variant": "grpo", "flipped": ""},
+    "tab=opd&at=1.5&temperature=-1": {"at": 2, "temperature": 0},
+    "tab=opd&path=3:14.5": {"path": ""},
+    "tab=opd&kind=toString": {"kind": "reverse"},
+    "tab=topd&K=-3&epsilon=0": {"K": 4, "epsilon": 0.001},
+    "tab=topd&K=1000&plan=none&position=2.5": {"K": 24, "plan": "sinkhorn"},
+    "tab=ar_opd&lam=99&rho=0.52&ar_seed=-4.5": {"lam": 1.5, "rho": 0.5, "ar_seed": 0},
+    "tab=hindsight_sd&peer=99&problem=1e9": {"problem": 29},
+}
+
+
+@pytest.mark.slow
+def test_an_odd_link_opens_something(page):
+    for link, chosen in ODD.items():
+        found = page.run(f"open_link('#{link}')")
+        assert {name: found[name] for name in chosen} == chosen, link
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_a_link_to_a_candidate_of_a_branch_restores_it(page):
+    found = page.run("open_link('#tab=topd&candidate_share=0.1&candidate=31&position=1&path=43:46')")
+    assert (found["candidate"], found["position"], found["path"]) == (31, 1, "43:46")
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_what_grpo_says_follows_from_the_verdicts_as_they_are_turned(page):
+    page.run("open_link('#tab=grpo&problem=8&flipped=0')")
+    text = "$('#group-says').textContent + $('#grpo-says').textContent"
+    right = page.run("grpo_numbers().right")
+    assert page.run(text).startswith(f"{sum(right)} of 8 are right.")
+    turned = "right_ones().map((ok, i) => (ok ? i : -1)).filter((i) => i >= 0).join(',')"
+    page.run(f"S.flipped = {turned}; set_variant('dapo')")  # now nobody is right
+    said = page.run(text)
+    assert "0 of 8 are right. All verdicts agree." in said and "Mean R = 0.00" in said and "never uses" in said
+    # A penalty makes the rewards differ. It makes no signal.
+    page.run("GROUP_NOW.list[2].ids = Array(160).fill(5); show_grpo()")
+    assert page.run("grpo_numbers().advantages.some((A) => A !== 0)")
+    said = page.run(text)
+    assert "Mean R = −0.06" in said and "never uses" in said
+    page.run("GROUP_NOW.drawn = ''")  # the next test draws another group
+
+
+@pytest.mark.slow
+def test_a_screen_reader_and_a_keyboard_get_what_they_need(page):
+    page.run("open_link('#tab=opd')")
+    page.run("$('#skip').click()")
+    assert page.run("document.activeElement.id") == "opd-text"
+    assert page.run("$('#clip').getAttribute('aria-valuetext')") == "5 nats"
+    page.run("slide('clip', 6.5, '#clip-is')")
+    assert page.run("$('#clip').getAttribute('aria-valuetext')") == "off"
+    page.run("set_lambda(1.2)")
+    assert page.run("$('#lam').getAttribute('aria-valuetext')") == "1.20"
+    # What is read out loud stays as it is while the arrow keys move.
+    kept = page.run("(async () => { const says = $('#opd-says').firstChild; await press('#opd-text', 'ArrowRight', '#opd-look'); return says.isConnected; })()")
+    assert kept
+    assert page.run("$('#temperature-says').hidden")
+    page.run("slide('temperature', 0.5, '#temperature-says')")
+    assert "not a sample" in page.run("$('#temperature-says').textContent") and not page.run("$('#temperature-says').hidden")
+    # The tab is left before the change of the temperature draws something.
+    page.run("slide('temperature', 1, '#temperature-says').then(() => change_tab('ar_opd'))")
+    page.run("new Promise((done) => setTimeout(done, 300))")
+    assert page.run("S.tab") == "ar_opd"
+    assert page.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 360, 412])
+def test_a_finger_can_move_every_slider(page, width):
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    seen = []
+    for tab in METHODS:
+        page.run(f"change_tab({json.dumps(tab)})")
+        page.until("is_drawn()")
+        seen += page.run("visible('input[type=range]').map((e) => [e.id, e.getBoundingClientRect().width])")
+    assert len(seen) >= 9
+    assert [s for s in seen if s[1] < 100] == []
+    assert page.errors == []
+
+
+@pytest.mark.slow
 def test_a_link_restores_a_view(page):
     found = page.run("restore_a_link()")
     assert all(set(v["link"][1:].split("&")) - {"tab=opd"} <= set(v["now"][1:].replace("%3A", ":").split("&")) for v in found["views"]), found["views"]
@@ -267,7 +395,7 @@ def test_everything_that_can_be_operated_has_a_name(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tab", METHODS)
-@pytest.mark.parametrize("width", [1300, 420])
+@pytest.mark.parametrize("width", [1300, 420, 320])
 def test_nothing_is_wider_than_the_screen(page, tab, width):
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
     page.run(f"change_tab({json.dumps(tab)})")

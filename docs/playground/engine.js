@@ -33,6 +33,13 @@ class Tokenizer {
     this.first_word = this.end + 1; // the ids below it are special tokens
   }
 
+  // The words, digits and signs of a text without special tokens.
+  pieces(text) {
+    // A word at the start of a text or of a line is the same token as in its middle.
+    const spaced = text.replace(/\n(?=\S)/g, "\n ").replace(/^(?=\S)/, " ");
+    return spaced.match(/ ?\\boxed\{| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s/gu) || [];
+  }
+
   encode(text) {
     const ids = [];
     for (const part of text.split(/(<\|(?:pad|unk|user|assistant|end)\|>)/)) {
@@ -40,10 +47,7 @@ class Tokenizer {
         ids.push(this.id[part]);
         continue;
       }
-      // A word at the start of a text or of a line is the same token as in its middle.
-      const spaced = part.replace(/\n(?=\S)/g, "\n ").replace(/^(?=\S)/, " ");
-      const pieces = spaced.match(/ ?\\boxed\{| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s/gu) || [];
-      for (const piece of pieces) ids.push(this.id[piece] ?? this.unknown);
+      for (const piece of this.pieces(part)) ids.push(this.id[piece] ?? this.unknown);
     }
     return ids;
   }

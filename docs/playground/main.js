@@ -66,7 +66,8 @@ $(".tabs").addEventListener("keydown", (event) => {
 });
 $("#skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address holds the view
-  $(`#${S.tab} [tabindex="0"], #${S.tab} button`).focus();
+  const rollout = $(`#${S.tab} [role="listbox"], #${S.tab}-table button`);
+  (rollout || $(`#tab-${S.tab}`)).focus();
 });
 
 // ======================================================================== the problem
@@ -98,7 +99,7 @@ let typing;
 $("#own").addEventListener("input", (event) => {
   const text = event.target.value.trim().replace(/\s+/g, " ");
   try {
-    world.parse(text, DATA.table);
+    read_own(text);
   } catch (error) {
     $("#own-says").innerHTML = `<span class="bad">Not yet.</span> ${escaped(error.message)}`;
     return;
@@ -168,8 +169,8 @@ const soon = (then) => () => {
 const show_if_ready = (rollouts, show) => () => rollouts.ready && show(true);
 const CONTROLS = {
   // name in S and id of the element: [how the value reads, what follows]
-  temperature: [(x) => (x === 0 ? "0, greedy" : x.toFixed(2)), soon(() => show_tab("opd", false))],
-  seed: [null, soon(() => show_tab("opd"))],
+  temperature: [(x) => (x === 0 ? "0, greedy" : x.toFixed(2)), soon(() => show_tab(S.tab, false))],
+  seed: [null, soon(() => show_tab(S.tab))],
   beta: [(x) => x.toFixed(2), show_if_ready(OPD, show_opd)],
   candidate_share: [(x) => `${(100 * x).toFixed(2)} %`, show_if_ready(OPD, show_topd)],
   K: [(x) => `${x} tokens`, show_if_ready(OPD, show_topd)],
@@ -177,7 +178,7 @@ const CONTROLS = {
   lam: [(x) => x.toFixed(2), () => set_lambda(S.lam)],
   clip: [(x) => (x >= CLIP_OFF ? "off" : `${x} nats`), show_if_ready(AR_OPD, show_ar_opd)],
   rho: [(x) => `the first ${Math.round(100 * x)} %`, change_rho],
-  ar_seed: [null, soon(() => show_tab("ar_opd"))],
+  ar_seed: [null, soon(() => show_tab(S.tab))],
   group_seed: [null, soon(() => show_tab(S.tab))],
   ratio: [(x) => x.toFixed(2), () => group_is_ready() && show_grpo()],
 };
@@ -185,7 +186,21 @@ const CONTROLS = {
 function show_control(name) {
   const [text] = CONTROLS[name];
   $(`#${name}`).value = S[name];
-  if (text) $(`#${name}-is`).textContent = text(S[name]);
+  if (!text) return;
+  const said = text(S[name]);
+  $(`#${name}-is`).textContent = said;
+  $(`#${name}`).setAttribute("aria-valuetext", said);
+  if (name === "temperature") show_temperature(said);
+}
+
+// (1) says: a sample at temperature 1. Any other rollout has to say that it is none.
+function show_temperature(said) {
+  $("#topd-temperature").textContent = said;
+  $("#temperature-says").hidden = S.temperature === 1;
+  const both = S.temperature === 0 ? "1" : said;
+  $("#temperature-says").innerHTML =
+    `The rollout is not a sample of ${P_S}, which has temperature 1. Both distributions below ` +
+    `have temperature ${both}.`;
 }
 function show_controls() {
   for (const name in CONTROLS) show_control(name);
@@ -204,8 +219,8 @@ for (const name in CONTROLS) {
 // All controls as S says.
 function restore_controls() {
   show_controls();
-  set_kind(["reverse", "forward", "jsd"].includes(S.kind) ? S.kind : DEFAULTS.kind);
-  set_ar_kind(S.ar_kind === "loss" ? "loss" : DEFAULTS.ar_kind);
+  set_kind(S.kind);
+  set_ar_kind(S.ar_kind);
   set_variant(S.variant);
 }
 
@@ -225,7 +240,7 @@ function show_speed() {
 // Shows what the address says: at the start, and when a visitor opens another link here.
 async function restore() {
   read_address();
-  const { at, path } = S; // drawing the section will overwrite them
+  const { tab, at, path, candidate, position } = S; // drawing the section will overwrite them
   restore_controls();
   try {
     set_problem();
@@ -236,12 +251,14 @@ async function restore() {
   open_editor(S.own !== "");
   OPD.drawn = AR_OPD.drawn = GROUP_NOW.drawn = ""; // a link begins without branches
   const is_plain = at < 0 && path === "";
-  await show_tab(S.tab, is_plain);
-  const rollouts = { opd: OPD, topd: OPD, ar_opd: AR_OPD }[S.tab];
-  if (rollouts && !is_plain) {
-    await rollouts.follow(path);
-    rollouts.select(at);
-  }
+  await show_tab(tab, is_plain);
+  const rollouts = { opd: OPD, topd: OPD, ar_opd: AR_OPD }[tab];
+  if (!rollouts || is_plain || S.tab !== tab) return;
+  await rollouts.follow(path);
+  if (S.tab !== tab) return;
+  Object.assign(S, { candidate, position });
+  rollouts.select(at);
+  if (tab === "topd" && OPD.ready) show_topd(true);
 }
 
 async function start() {

@@ -44,6 +44,14 @@ function fill(element, html) {
   if (key) $(`[data-key="${CSS.escape(key)}"]`, element)?.focus({ preventScroll: true });
 }
 
+// Replaces a sentence that a screen reader reads out, but only by another one: it would read the
+// same sentence again at every arrow key.
+function say(element, html) {
+  if (element.said === html) return;
+  element.said = html;
+  element.innerHTML = html;
+}
+
 // The strength of a token's colour, 0 to 1.
 function heat(x) {
   const share = Math.min(1, Math.abs(x) / RED_FROM);

@@ -58,8 +58,8 @@ function verdict(rollout) {
     : `<span class="bad">wrong (${problem.answer} is right)</span>`;
   let text = `Its answer: <b>${answer}</b>, ${mark}. `;
   if (wrong && fault >= 0) {
-    const unknown = wrong.kind === "fact" && wrong.fault === "slip";
-    const what = unknown ? "a fact of the # table that it does not know" : FAULTS[wrong.fault];
+    const is_fact = wrong.kind === "fact" && wrong.fault === "slip";
+    const what = is_fact ? "a wrong fact of the # table" : FAULTS[wrong.fault];
     const should = wrong.right ? `; <b>${escaped(wrong.right)}</b> would be right` : "";
     text += `It first leaves the truth at <b>✗</b>, token ${fault + 1}: ${what}${should}. `;
   }
@@ -68,7 +68,8 @@ function verdict(rollout) {
 
 // ======================================================================== writing
 
-// A rollout and its branches. views(): who reads it, [{ key, who, prompt }]; the first one writes.
+// A rollout and its branches. views(problem): who reads it, [{ key, who, prompt }]; the first one
+// writes. The problem is that of the rollout: another tab may set another one meanwhile.
 // first(rollout): the token that is looked at first. show(final): draws the section.
 class Rollouts {
   constructor(place, views, first, show) {
@@ -107,13 +108,15 @@ class Rollouts {
     this.at = t;
     if (known >= 0) {
       this.now = known;
+      this.read(this.rollout); // a view may have changed since
       this.show(true);
       return true;
     }
     const logp = {}; // up to t nothing has changed
     for (const name in parent.logp) logp[name] = parent.logp[name].slice(0, t + 1);
     const ids = [...parent.ids.slice(0, t), v];
-    this.list.push({ problem, ids, logp, from: { parent, t, was: parent.ids[t] }, writing: true });
+    const from = { parent, t, was: parent.ids[t] };
+    this.list.push({ problem: parent.problem, ids, logp, from, writing: true });
     this.now = this.list.length - 1;
     return this.grow(this.rollout, run, animate);
   }
@@ -124,7 +127,7 @@ class Rollouts {
 
   // The distributions of all views at every position that has none yet.
   read(rollout) {
-    for (const view of this.views()) {
+    for (const view of this.views(rollout.problem)) {
       const known = (rollout.logp[view.key] ??= []);
       if (known.length >= rollout.ids.length) continue;
       const read = this.stem_of(view, rollout.ids);
@@ -135,7 +138,7 @@ class Rollouts {
   }
 
   async grow(rollout, run, animate) {
-    const views = this.views();
+    const views = this.views(rollout.problem);
     this.read(rollout);
     const stems = views.map((view) => this.stem_of(view, rollout.ids));
     const { ids } = rollout;
@@ -205,17 +208,18 @@ class Rollouts {
 
 // ======================================================================== what a token is worth
 
-// Of CONTINUATIONS texts that the model writes from here, how many end right? null: stale.
-async function continuations_right(name, who, prompt, start, seed, first_stream, is_stale) {
-  const writer = stem(name, who);
-  const { answer } = problem;
+// Of CONTINUATIONS texts that a model writes from here, how many end right? null: stale.
+// writer: { name, who, seed, first_stream }, the name of its stem and its random numbers.
+async function continuations_right(writer, prompt, start, answer, is_stale) {
+  const { name, who, seed, first_stream } = writer;
+  const text = stem(name, who);
   let right = 0;
   for (let k = 0; k < CONTINUATIONS; k++) {
     const ids = [...start];
-    writer.read([...prompt, ...ids]);
+    text.read([...prompt, ...ids]);
     while (ids.length < LONGEST_ROLLOUT && ids.at(-1) !== TOKENS.end) {
-      const token = next_token(writer, prompt.length, { seed, stream: first_stream + k });
-      writer.push([token]);
+      const token = next_token(text, prompt.length, { seed, stream: first_stream + k });
+      text.push([token]);
       ids.push(token);
     }
     const truncated = ids.at(-1) !== TOKENS.end;
@@ -228,12 +232,14 @@ async function continuations_right(name, who, prompt, start, seed, first_stream,
 
 // Fills stakes {token: right continuations} of a few tokens at position t, one after the other.
 async function find_stakes(name, who, rollout, t, tokens, is_stale, show) {
+  const { problem } = rollout;
+  const writer = { name, who, seed: 7, first_stream: 100 };
   const stakes = Object.fromEntries(tokens.map((v) => [v, null]));
   (rollout.stakes ??= {})[t] = stakes;
   show();
   for (const v of tokens) {
     const start = [...rollout.ids.slice(0, t), v];
-    const right = await continuations_right(name, who, problem.ids, start, 7, 100, is_stale);
+    const right = await continuations_right(writer, problem.ids, start, problem.answer, is_stale);
     if (right === null) {
       delete rollout.stakes[t];
       return;

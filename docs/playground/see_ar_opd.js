@@ -2,7 +2,7 @@
 
 const AR_OPD = new Rollouts(
   "ar_opd",
-  () => {
+  (problem) => {
     const users = ar_opd.views(problem.text, problem.solution, S.rho); // (2)
     return Object.entries(users).map(([key, user]) => {
       return { key, who: "reader", prompt: TOKENS.prompt_ids(user) };
@@ -39,6 +39,7 @@ function show_ar_opd(final) {
   const b = AR_OPD.rollout;
   if (!b) return;
   const done = final && !b.writing;
+  if (done && AR_OPD.rho !== S.rho) return change_rho(); // it was moved during the writing
   const residuals = residuals_of(b);
   const by_loss = S.ar_kind === "loss";
   const values = by_loss ? ar_opd_losses(b) : residuals;
@@ -65,7 +66,7 @@ function show_ar_opd(final) {
     : "less (red) or more (green) likely once the rest of the solution is seen";
   show_legend($("#ar_opd-legend"), !by_loss, what);
   if (!done) {
-    $("#ar_opd-says").textContent = "writing …";
+    say($("#ar_opd-says"), "writing …");
     return;
   }
   show_branches($("#ar_opd-branches"), AR_OPD);
@@ -80,9 +81,11 @@ function say_ar_opd() {
   const shortcut = b.shortcuts.size
     ? " A dotted line marks a shortcut: a true value before what it is computed from."
     : "";
-  $("#ar_opd-says").innerHTML =
+  say(
+    $("#ar_opd-says"),
     `${verdict(b)}<b>L = ${mean(ar_opd_losses(b)).toFixed(3)}</b> nats at this λ, the mean over ` +
-    `${b.ids.length} tokens.${shortcut}`;
+      `${b.ids.length} tokens.${shortcut}`,
+  );
 }
 
 // ======================================================================== one token
@@ -224,8 +227,7 @@ function lambda_chart(rows, partial, full, y) {
 
 function set_lambda(lam) {
   S.lam = Math.round(20 * Math.max(0, Math.min(CHART.most, lam))) / 20;
-  $("#lam").value = S.lam;
-  $("#lam-is").textContent = S.lam.toFixed(2);
+  show_control("lam");
   if (!AR_OPD.ready) return;
   if (S.ar_kind === "loss") return show_ar_opd(true); // the colours change, too
   say_ar_opd();
@@ -260,14 +262,16 @@ let gate_run = 0;
 async function gate() {
   const run = ++gate_run;
   const asked = problem;
-  const rho = S.rho;
-  const counted = AR_OPD.views().map(({ key, prompt }) => ({ view: key, prompt, right: null }));
+  const { rho, ar_seed: seed } = S;
+  const views = AR_OPD.views(asked);
+  const counted = views.map(({ key, prompt }) => ({ view: key, prompt, right: null }));
   (asked.gate ??= {})[rho] = counted;
   const is_stale = () => run !== gate_run || asked !== problem;
   show_shown();
   for (const row of counted) {
     const name = `ar_opd gate ${row.view}`;
-    row.right = await continuations_right(name, "reader", row.prompt, [], S.ar_seed, 200, is_stale);
+    const writer = { name, who: "reader", seed, first_stream: 200 };
+    row.right = await continuations_right(writer, row.prompt, [], asked.answer, is_stale);
     if (row.right === null) {
       delete asked.gate[rho];
       return;

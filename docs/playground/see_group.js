@@ -4,6 +4,7 @@ const GROUP_NOW = { list: [], run: 0, drawn: "" };
 
 const group_is_ready = () => GROUP_NOW.list.length === GROUP;
 const chosen_rollout = () => GROUP_NOW.list[S.rollout];
+const one_is_chosen = () => S.rollout >= 0 && S.rollout < GROUP;
 const right_ones = () => GROUP_NOW.list.map((b) => b.right);
 
 function show_group_tab() {
@@ -14,17 +15,21 @@ function show_group_tab() {
 // (1): G rollouts of one question. Rollout j has a stream of random numbers of its own.
 async function roll_group() {
   const drawn = `${problem.text} ${S.group_seed}`;
-  if (GROUP_NOW.drawn === drawn && group_is_ready()) return show_group_tab();
+  if (GROUP_NOW.drawn === drawn && group_is_ready()) {
+    if (!one_is_chosen()) choose_failed(); // an example or another problem has forgotten it
+    return show_group_tab();
+  }
   const run = ++GROUP_NOW.run;
+  const asked = problem; // another tab may set another one while this is written
   const writer = stem("group", "reader");
-  const n = problem.ids.length;
+  const n = asked.ids.length;
   if (GROUP_NOW.drawn !== "") S.rollout = -1; // a link may have chosen one of its first group
   Object.assign(GROUP_NOW, { drawn, list: [] });
   for (let j = 0; j < GROUP; j++) {
     const start = performance.now();
-    const rollout = { problem, ids: [], logp: [], seen: {} };
+    const rollout = { problem: asked, ids: [], logp: [], seen: {} };
     const { ids } = rollout;
-    writer.read(problem.ids);
+    writer.read(asked.ids);
     while (ids.length < LONGEST_ROLLOUT && ids.at(-1) !== TOKENS.end) {
       const token = next_token(writer, n, { seed: S.group_seed, stream: j });
       rollout.logp.push(writer.logp(n + ids.length));
@@ -38,8 +43,12 @@ async function roll_group() {
     show_group_tab();
     await frame();
     if (run !== GROUP_NOW.run) return;
+    if (problem.text !== asked.text) {
+      Object.assign(GROUP_NOW, { drawn: "", list: [] }); // it is not wanted any more
+      return;
+    }
   }
-  if (!(S.rollout >= 0 && S.rollout < GROUP)) choose_failed();
+  if (!one_is_chosen()) choose_failed();
   show_group_tab();
 }
 
@@ -51,14 +60,17 @@ function choose_failed() {
 }
 
 function say_group() {
-  const count = right_ones().filter(Boolean).length;
+  const ready = group_is_ready();
+  // GRPO compares the verdicts as the visitor has turned them over.
+  const right = S.tab === "grpo" && ready ? grpo_numbers().right : right_ones();
+  const count = right.filter(Boolean).length;
   const failed = GROUP - count;
   let text = `writing … ${GROUP_NOW.list.length} of ${GROUP}`;
-  if (group_is_ready()) {
+  if (ready) {
     text = `<b>${count}</b> of ${GROUP} are right. `;
     if (S.tab === "grpo") {
       const silent = count === 0 || count === GROUP;
-      text += silent ? "All agree, so the group says nothing." : "They are compared.";
+      text += silent ? "All verdicts agree." : "They are compared.";
     } else if (count === 0) text += "Nobody has a peer. There is only the answer to be shown.";
     else if (failed === 0) text += "Nobody failed, so there is little to learn here.";
     else {
@@ -68,5 +80,5 @@ function say_group() {
         `probability ${percent(count / GROUP)}, this share is ${share} on average.)`;
     }
   }
-  $("#group-says").innerHTML = text;
+  say($("#group-says"), text);
 }

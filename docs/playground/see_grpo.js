@@ -34,8 +34,9 @@ function show_grpo_equations() {
   const inner = "∑<sub>t</sub> ℓ<sub>it</sub>";
   const [loss, note] = {
     grpo: [
-      `L = mean<sub>i</sub> (1/|o<sub>i</sub>|) ${inner}`,
-      "a token of a long rollout weighs less",
+      `L = mean<sub>i</sub> (1/|o<sub>i</sub>|) ${inner} + β KL(π ‖ π<sub>0</sub>)`,
+      "a token of a long rollout weighs less; the β term, not shown below, holds the model near " +
+        "its start",
     ],
     dr_grpo: [
       `L = ∑<sub>i</sub> ${inner} / (G × ${LONGEST_ROLLOUT})`,
@@ -62,7 +63,7 @@ function show_grpo() {
     $("#grpo-table").innerHTML = "";
     return;
   }
-  if (!(S.rollout >= 0)) choose_failed();
+  if (!one_is_chosen()) choose_failed();
   const { right, rewards, advantages, weights } = grpo_numbers();
   const most = Math.max(...advantages.map(Math.abs));
   const turned = flipped();
@@ -88,26 +89,30 @@ function show_grpo() {
       <tbody>${rows.join("")}</tbody></table>
     <p class="small">weight: of each of its tokens in the loss (4), in thousandths</p>`;
   fill($("#grpo-table"), html);
-  say_grpo(right, advantages);
+  say_grpo(right, rewards);
   look_grpo(advantages[S.rollout]);
   remember();
   show_speed();
 }
 
-function say_grpo(right, advantages) {
-  const count = right.filter(Boolean).length;
-  const silent = advantages.every((A) => A === 0);
+function say_grpo(right, rewards) {
+  const silent = new Set(right).size === 1; // the verdicts decide, as in grpo.py
   const words = {
     grpo: "Rare verdicts weigh most: the deviation is small where nearly all agree.",
     dr_grpo:
       "The two sides balance: the advantages of the group sum to 0, and nothing scales them.",
     dapo: "Every token weighs the same, so a long response weighs more than a short one.",
   }[S.variant];
-  const mean_right = percent(count / GROUP);
-  const none = S.variant === "dapo" ? " DAPO draws another question in its place." : "";
-  $("#grpo-says").innerHTML = silent
-    ? `All verdicts agree, so all advantages are 0: this group says nothing.${none}`
-    : `Mean R = ${mean_right}. A verdict that is turned over bears a mark (!). ${words}`;
+  const average = `Mean R = ${nats(mean(rewards))}.`;
+  const nothing =
+    S.variant === "dapo"
+      ? "In grpo.py DAPO draws another question in place of such a group. So it never uses these " +
+        "advantages."
+      : "So all advantages are 0: this group says nothing.";
+  const html = silent
+    ? `${average} All verdicts agree. ${nothing}`
+    : `${average} A verdict that is turned over bears a mark (!). ${words}`;
+  say($("#grpo-says"), html);
 }
 
 // ======================================================================== one rollout
@@ -131,7 +136,7 @@ function compare_with_hindsight(b) {
   if (b.right || j === null) return;
   const peer = GROUP_NOW.list[j];
   const name = `peer ${j + 1}`;
-  const shown = { key: String(j), text: peer.text.trim(), answer: problem.answer, name };
+  const shown = { key: String(j), text: peer.text.trim(), answer: b.problem.answer, name };
   const { credit } = with_context(b, shown);
   $("#grpo-compared").innerHTML =
     `<p class="note">The credit that HSD gives to the same tokens, with ${name}:</p>` +
@@ -208,7 +213,7 @@ $("#grpo-table").addEventListener("click", (event) => {
 });
 
 function set_variant(variant) {
-  S.variant = variant in grpo.VARIANTS ? variant : DEFAULTS.variant;
+  S.variant = variant;
   mark_choice($("#variant"), S.variant);
   show_grpo_equations();
   remember();

@@ -18,7 +18,7 @@ function shown_peer() {
     const u = uniform(S.group_seed, 99, S.rollout);
     S.peer = String(hindsight_sd.choose_peer(S.rollout, right_ones(), u) ?? "answer");
   }
-  const { answer } = problem;
+  const { answer } = chosen_rollout().problem;
   if (S.peer === "answer") {
     return { key: "answer", text: null, answer, ids: null, name: "the answer alone" };
   }
@@ -30,7 +30,7 @@ function shown_peer() {
 // (3): the distributions of the same model after it has seen the context, at every token.
 function with_context(rollout, shown) {
   if (!rollout.seen[shown.key]) {
-    const user = hindsight_sd.context(problem.text, shown.text, shown.answer);
+    const user = hindsight_sd.context(rollout.problem.text, shown.text, shown.answer);
     const prompt = TOKENS.prompt_ids(user);
     const read = stem("hindsight_sd teacher", "reader").read([...prompt, ...rollout.ids]);
     const teacher = rollout.ids.map((_, t) => read.logp(prompt.length + t));
@@ -90,7 +90,7 @@ function show_peers(shown) {
 function show_hindsight_sd() {
   say_group();
   show_cards();
-  if (!group_is_ready() || S.rollout < 0) return;
+  if (!group_is_ready() || !one_is_chosen()) return;
   const b = chosen_rollout();
   const shown = shown_peer();
   show_cards(); // now with the peer
@@ -120,9 +120,11 @@ function show_hindsight_sd() {
   const what = "credit A: less (red) or more (green) likely after seeing it";
   show_legend($("#hindsight_sd-legend"), true, what);
   const parts = `<b class="t">▾</b> marks token ${tau + 1}, where the two texts part. `;
-  $("#hindsight_sd-says").innerHTML =
+  say(
+    $("#hindsight_sd-says"),
     `${verdict(b)}${tau === null ? "" : parts}The loss peaks at token ${peak + 1}, with ` +
-    `<b>${nats(losses[peak])}</b> nats. Its mean is <b>${nats(mean(losses), 3)}</b>.`;
+      `<b>${nats(losses[peak])}</b> nats. Its mean is <b>${nats(mean(losses), 3)}</b>.`,
+  );
   show_watched(b, shown);
   look_hindsight_sd(b, shown, tau);
   remember();

@@ -2,7 +2,7 @@
 
 const OPD = new Rollouts(
   "opd",
-  () => [
+  (problem) => [
     { key: "student", who: "student", prompt: problem.ids },
     { key: "teacher", who: "teacher", prompt: problem.ids },
   ],
@@ -15,6 +15,8 @@ const OPD = new Rollouts(
 );
 
 let descent = null; // logits that follow the gradient: { rollout, t, logits, steps }
+const is_moving = () => descent && descent.rollout === OPD.rollout && descent.t === OPD.at;
+let held = false; // a button of the panel is being pressed
 
 // (2) of every token. They are kept until the divergence is another one.
 function opd_losses(rollout) {
@@ -49,7 +51,7 @@ function show_opd_equation() {
     ],
     jsd: [
       `${loss} = β KL(${P_T} ‖ M) + (1 − β) KL(${P_S} ‖ M)`,
-      `M = β ${P_T} + (1 − β) ${P_S}; between the two, and never more than log 2`,
+      `M = β ${P_T} + (1 − β) ${P_S}: both are compared with their mixture; never more than log 2`,
     ],
   }[S.kind];
   $("#opd-equation").innerHTML =
@@ -79,7 +81,7 @@ function show_opd(final) {
   const marks = done && b.fault >= 0 ? { [b.fault]: "var(--bad)" } : {};
   show_strip($("#opd-strip"), losses, done ? OPD.at : null, { marks });
   if (!done) {
-    $("#opd-says").textContent = "writing …";
+    say($("#opd-says"), "writing …");
     return;
   }
   show_branches($("#opd-branches"), OPD);
@@ -90,9 +92,11 @@ function show_opd(final) {
     ? ' The loss at <b class="t">▾</b> is that of the text it comes from: it belongs to the ' +
       "state, not to the word that was taken."
     : "";
-  $("#opd-says").innerHTML =
+  say(
+    $("#opd-says"),
     `${verdict(b)}<b>L = ${mean(losses).toFixed(3)}</b> nats, the mean over ${b.ids.length} ` +
-    `tokens. ${share} % of it lies on words, the rest on numbers, labels and signs.${inherited}`;
+      `tokens. ${share} % of it lies on words, the rest on numbers, labels and signs.${inherited}`,
+  );
   look_opd();
   remember_section(OPD);
   show_speed();
@@ -140,7 +144,7 @@ function look_opd() {
   const y = b.ids[at];
   const drawn = b.logp.student[at];
   const t = b.logp.teacher[at];
-  const moving = descent && descent.t === at && descent.rollout === b;
+  const moving = is_moving();
   const s = moving ? log_softmax(descent.logits) : drawn;
   const pushes = opd.push(s, t, S.kind, S.beta);
   const strongest = Math.max(0.02, ...opd.push(drawn, t, S.kind, S.beta).map(Math.abs));
@@ -180,8 +184,11 @@ async function follow_gradient(rollout, t) {
   const mine = { rollout, t, logits: start, steps: 0 };
   descent = mine;
   const teacher = rollout.logp.teacher[t];
-  const is_shown = () => descent === mine && OPD.rollout === rollout && OPD.at === t;
-  while (is_shown() && mine.steps < 400) {
+  while (descent === mine && is_moving() && mine.steps < 400) {
+    if (held) {
+      await frame(); // a button that was replaced now would miss its click
+      continue;
+    }
     for (let k = 0; k < 2; k++, mine.steps++) {
       const step = opd.push(log_softmax(mine.logits), teacher, S.kind, S.beta);
       mine.logits = mine.logits.map((z, v) => z + 0.5 * step[v]);
@@ -208,17 +215,26 @@ $("#opd-look").addEventListener("click", async (event) => {
   }
   if (what === "worth") {
     const tokens = likeliest([b.logp.student[at], b.logp.teacher[at]], 3, [b.ids[at]]).slice(0, 4);
-    const is_stale = () => OPD.rollout !== b || OPD.at !== at;
+    const is_stale = () => {
+      const is_away = S.tab !== "opd" || problem.text !== b.problem.text;
+      return is_away || OPD.rollout !== b || OPD.at !== at;
+    };
     await find_stakes("opd worth", "student", b, at, tokens, is_stale, () => {
       if (!is_stale() && OPD.ready) look_opd();
     });
   }
   if (what === "descend") {
-    if (!descent) return follow_gradient(b, at);
+    if (!is_moving()) return follow_gradient(b, at);
     descent = null;
     look_opd();
   }
 });
+for (const kind of ["pointerdown", "keydown"]) {
+  $("#opd-look").addEventListener(kind, () => (held = true));
+}
+for (const kind of ["pointerup", "pointercancel", "keyup", "blur"]) {
+  addEventListener(kind, () => (held = false));
+}
 $("#opd-branches").addEventListener("click", (event) => {
   const chip = event.target.closest("[data-branch]");
   if (chip) OPD.turn_to(Number(chip.dataset.branch));

@@ -11,8 +11,9 @@ const TOPD = { points: [] };
 function future_of(rollout, t) {
   rollout.futures ??= {};
   if (!rollout.futures[t]) {
-    const read = stem("opd teacher", "teacher").read([...problem.ids, ...rollout.ids]);
-    const branch = read.fork(problem.ids.length + t);
+    const prompt = rollout.problem.ids;
+    const read = stem("opd teacher", "teacher").read([...prompt, ...rollout.ids]);
+    const branch = read.fork(prompt.length + t);
     rollout.futures[t] = topd.continuation(branch, LONGEST_WINDOW, TOKENS.end);
   }
   return rollout.futures[t];
@@ -106,7 +107,7 @@ function show_topd(final) {
     ? `${points.length} candidates of ${b.ids.length} tokens, ${kept.length} kept. (In training ` +
       "the share is dropped over a whole batch.)"
     : "No candidate has half a window behind it.";
-  $("#topd-says").innerHTML = verdict(b) + told;
+  say($("#topd-says"), verdict(b) + told);
   look_topd(point);
   show_windows(point);
   remember_section(OPD);
@@ -129,8 +130,8 @@ function look_topd(point) {
     <table class="candidates"><thead><tr><th>token</th><th>loss</th><th>distance D</th><th></th>
       </tr></thead><tbody>${rows.join("")}</tbody></table>
     <p class="note"><i>D</i> is 0 for two equal windows, and up to about the share of tokens that
-      have no counterpart. A synonym counts little. A high loss with a low <i>D</i> is a false alarm
-      by this measure.</p>`;
+      have no counterpart. A synonym counts little. Dropped are the candidates of the lowest
+      <i>D</i> of this rollout, whatever their <i>D</i> is.</p>`;
   fill($("#topd-look"), html);
 }
 
@@ -156,7 +157,8 @@ function show_windows(point) {
   const html = `
     <div class="two"><div>
       <p class="note"><b class="ink">From token ${point.t + 1} on: D = ${nats(point.distance)}.</b>
-        A line is mass of the plan: the student's token is drawn to the teacher's.
+        A line is a weight of q (7): the student's token is drawn to the teacher's. Weak lines are
+        hidden.
         <span class="cool-text">Green</span> goes to the same word or to a synonym, and costs
         nothing or little. <span class="hot-text">Red</span> goes to another word, and costs up to
         about 1. ${what}</p>
@@ -169,7 +171,8 @@ function show_windows(point) {
         <div class="field" ${S.plan === "exact" ? "hidden" : ""}>
           <label for="epsilon">ε <output>${S.epsilon}</output></label>
           <input type="range" id="epsilon" data-key="epsilon" min="-3" max="0" step="0.1"
-            value="${Math.log10(S.epsilon).toFixed(2)}"></div></div></div>
+            value="${Math.log10(S.epsilon).toFixed(2)}"
+            aria-valuetext="${S.epsilon}"></div></div></div>
       <div>${position_panel(point, positions)}</div></div>`;
   fill(element, html);
   mark_choice($("#plan"), S.plan);
@@ -333,6 +336,7 @@ $("#topd-windows").addEventListener("input", (event) => {
   if (event.target.id !== "epsilon") return;
   S.epsilon = Number(Math.pow(10, Number(event.target.value)).toPrecision(2));
   $("#topd-windows output").textContent = S.epsilon;
+  event.target.setAttribute("aria-valuetext", S.epsilon);
 });
 // The picture is drawn when the slider is let go. If it was replaced before, a finger would lose
 // it.

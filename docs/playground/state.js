@@ -2,6 +2,7 @@
 
 const LONGEST_ROLLOUT = 160; // tokens, --max_new_tokens of the toy
 const GROUP = 8; // G, rollouts in a group
+const SPARE = 16; // tokens of the words around a solution that is shown
 
 const $ = (selector, from = document) => from.querySelector(selector);
 const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
@@ -45,27 +46,53 @@ const DEFAULTS = {
 const CLIP_OFF = 6.5;
 const S = { ...DEFAULTS };
 
+// What a link may say. Of numbers that have a slider or a field, that one knows the limits.
+const WORDS = {
+  tab: (x) => Object.hasOwn(EXAMPLES, x),
+  kind: (x) => ["reverse", "forward", "jsd"].includes(x),
+  plan: (x) => ["sinkhorn", "exact"].includes(x),
+  ar_kind: (x) => ["residual", "loss"].includes(x),
+  variant: (x) => Object.hasOwn(grpo.VARIANTS, x),
+  peer: (x) => /^(\d|answer|other|)$/.test(x),
+  flipped: (x) => x === "" || x.split(",").every((i) => /^\d$/.test(i) && i < GROUP),
+  path: (x) => /^(\d+:\d+(,|$))*$/.test(x),
+  own: () => true, // read_own looks at it
+};
+
+function number_of_link(name, x) {
+  const whole = { min: -1, max: 1e4, step: 1 }; // numbers of tokens, rollouts and problems
+  const most = { problem: DATA.problems.length - 1, rollout: GROUP - 1 };
+  if (name === "epsilon") return Math.max(0.001, Math.min(1, x));
+  const field = $(`#${name}[type]`) || { ...whole, max: most[name] ?? whole.max };
+  const [min, max, step] = [field.min, field.max, field.step].map(Number);
+  const steps = Math.round((Math.max(min, Math.min(max, x)) - min) / step);
+  return Number((min + steps * step).toFixed(4));
+}
+
+let address; // as it was read or written last
+
 function read_address() {
+  address = location.hash;
   Object.assign(S, DEFAULTS);
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (!(name in DEFAULTS)) continue;
-    const is_number = typeof DEFAULTS[name] === "number";
-    if (!is_number) S[name] = text;
-    else if (text !== "" && Number.isFinite(Number(text))) S[name] = Number(text);
+    if (!Object.hasOwn(DEFAULTS, name)) continue;
+    const x = Number(text);
+    if (typeof DEFAULTS[name] === "number") {
+      if (text !== "" && Number.isFinite(x)) S[name] = number_of_link(name, x);
+    } else if (WORDS[name](text)) S[name] = text;
   }
-  if (!(S.tab in EXAMPLES)) S.tab = DEFAULTS.tab;
-  const last = DATA.problems.length - 1;
-  S.problem = Math.max(-1, Math.min(last, Math.round(S.problem)));
 }
 
 let remembering;
 function remember() {
   clearTimeout(remembering); // a slider that is dragged would change the address at each step
   remembering = setTimeout(() => {
+    if (location.hash !== address) return; // another link is about to be opened
     const changed = new URLSearchParams();
     for (const name in DEFAULTS) if (S[name] !== DEFAULTS[name]) changed.set(name, S[name]);
     try {
       history.replaceState(null, "", `#${changed}`);
+      address = location.hash;
     } catch {
       // A strict browser forbids this for a file. The page works without it.
     }
@@ -81,7 +108,7 @@ const EXAMPLES = {
   ],
   topd: [
     ["a slip", { problem: 9, seed: 14, temperature: 1, candidate_share: 0.0225 }],
-    ["a false alarm", { problem: 2, seed: 1, temperature: 1, candidate: 38 }],
+    ["a low distance", { problem: 2, seed: 1, temperature: 1, candidate: 38 }],
     ["many candidates", { problem: 21, seed: 2, temperature: 1, candidate_share: 0.1 }],
   ],
   ar_opd: [
@@ -143,16 +170,36 @@ function problem_number() {
 }
 
 function set_problem() {
-  const row = S.own ? { problem: S.own } : DATA.problems[problem_number()];
+  const row = S.own ? read_own(S.own) : DATA.problems[problem_number()];
   const parsed = world.parse(row.problem, DATA.table);
   problem = {
     text: row.problem,
     parsed,
-    answer: String(parsed.answer),
-    solution: row.solution || world.solve(parsed),
+    answer: row.answer,
+    solution: row.solution,
     ids: TOKENS.prompt_ids(row.problem),
   };
   show_problem();
+}
+
+// A problem that a visitor wrote, as a row of the data. An error says why it can be none.
+function read_own(text) {
+  const parsed = world.parse(text, DATA.table);
+  const unknown = TOKENS.pieces(text).find((piece) => !Object.hasOwn(TOKENS.id, piece));
+  if (unknown) throw new Error(`The models do not know the word "${unknown.trim()}".`);
+  const row = { problem: text, answer: String(parsed.answer), solution: world.solve(parsed) };
+  // The longest text that a model reads: the problem, what it is shown, and a rollout.
+  const shown = Math.max(TOKENS.encode(row.solution).length, LONGEST_ROLLOUT);
+  const around = TOKENS.prompt_ids(privileged_prompt(text, "", row.answer)).length;
+  const most = DATA.configs.reader.longest;
+  const over = around + shown + LONGEST_ROLLOUT + SPARE - most;
+  if (over > 0) {
+    throw new Error(
+      `It is too long, by about ${over} tokens: with a solution and a rollout it must fit into ` +
+        `the ${most} tokens that a model can read.`,
+    );
+  }
+  return row;
 }
 
 function show_problem() {

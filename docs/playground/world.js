@@ -59,14 +59,21 @@ const world = (() => {
     const thing = found.pop();
     const numbers = found.map((x) => TIMES[x] ?? parseInt(x));
     const event = { label, kind, numbers, thing, text, value: -1 };
-    if (kind === "mix") event.fact = table[numbers.join("")];
+    if (kind === "mix") {
+      event.fact = table[numbers.join("")];
+      if (event.fact === undefined) {
+        const fact = numbers.join(" # ");
+        throw new Error(`"${sentence}": there is no fact ${fact}, # takes digits from 1 to 9.`);
+      }
+    }
     return event;
   }
 
   // The problem that a text describes. An error says what is not of this language.
   function parse(text, table) {
-    const [body, tail] = text.split(" How many ");
-    const asked = /^(\w+) at the end\? (.+)$/.exec(tail || "");
+    const [body, ...tails] = text.split(" How many ");
+    if (tails.length > 1) throw new Error('"How many" must stand there once: it is the question.');
+    const asked = /^(\w+) at the end\? (.+)$/.exec(tails[0] || "");
     const style = Object.keys(STYLES).find((s) => asked && STYLES[s] === asked[2]);
     if (!style) {
       throw new Error('It must end like "How many coins at the end? Answer briefly."');
@@ -84,13 +91,13 @@ const world = (() => {
     }
     let now = null;
     for (const event of chain) {
-      const known = event.kind !== "mix" || event.fact !== undefined;
+      const said = `"${event.label}: ${event.text}"`;
+      if (event.kind === "start" && now !== null) {
+        throw new Error(`${said} is a second start of ${thing}: they start once, and first.`);
+      }
       now = event.kind === "start" ? event.numbers[0] : apply(event.kind, now, operand(event));
-      if (now === null || now > LIMIT || !known) {
-        throw new Error(
-          `"${event.label}: ${event.text}" leaves the world: values are whole numbers from 0 to ` +
-            `${LIMIT}, and # takes digits from 1 to 9.`,
-        );
+      if (now === null || now > LIMIT) {
+        throw new Error(`${said} leaves the world: values are whole numbers from 0 to ${LIMIT}.`);
       }
       event.value = now;
     }
@@ -221,7 +228,11 @@ const world = (() => {
 
   // ====================================================================== verdicts and words
 
-  // common/grading.py, for answers that are whole numbers: the last box counts.
+  // common/grading.py, for answers that are whole numbers: the last box counts. Words behind the
+  // number and a full stop change nothing: "5 coins." is 5.
+  const WHOLE = /^(\d+)(?:\s+[A-Za-z]{2,}(?:\s+[A-Za-z]+)*)?\.*$/;
+  const NUMBERS = /-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?/g; // -12 is another number than 12
+
   function extract(text) {
     const at = text.lastIndexOf("\\boxed");
     if (at < 0) return null;
@@ -230,9 +241,10 @@ const world = (() => {
 
   function verify(text, gold, truncated) {
     const boxed = extract(text);
-    if (boxed !== null) return /^\d+$/.test(boxed) && parseInt(boxed) === parseInt(gold);
+    if (boxed !== null) return parseInt(WHOLE.exec(boxed)?.[1]) === parseInt(gold);
     if (truncated || text.includes("\\boxed")) return false;
-    return parseInt((text.match(/\d+/g) || []).at(-1)) === parseInt(gold);
+    const last = (text.match(NUMBERS) || [""]).at(-1);
+    return last !== "" && Number(last.replaceAll(",", "")) === Number(gold);
   }
 
   // The kind of every token: label, operand, operator, value, answer or surface. offsets: the
