@@ -12,15 +12,15 @@ function privileged_prompt(problem, solution = null, answer = null) {
 }
 
 const ar_opd = {
-  // The first `rho` of a solution, cut at a word. A part that would reach into the final answer
-  // ends before it.
+  // The first `rho` of a solution, cut at a word. It ends before the sentence of the answer: the
+  // one with a box, or else the last one.
   first_part(solution, rho) {
     const word_ends = [...solution.matchAll(/\S+/g)].map((m) => m.index + m[0].length);
-    const words = Math.max(1, Math.floor(word_ends.length * rho));
-    const part = solution.slice(0, word_ends[words - 1]);
-    if (!part.includes("\\boxed")) return part;
-    const sentences = part.slice(0, part.indexOf("\\boxed")).split(/(?<=[.!?])\s|\n/);
-    return sentences.slice(0, -1).join(" ") || sentences[0]; // without that of the answer
+    const end = word_ends[Math.max(1, Math.floor(word_ends.length * rho)) - 1];
+    const box = solution.indexOf("\\boxed");
+    const answer = box < 0 ? solution.trimEnd() : solution.slice(0, box);
+    const ends = [...answer.matchAll(/[.!?]\s+|\n\s*/g)].map((m) => m.index + m[0].length);
+    return solution.slice(0, Math.min(end, ends.at(-1) ?? answer.length)).trimEnd();
   },
 
   // (2): the user's turn in the three prompts. Both privileged views have the same wording around

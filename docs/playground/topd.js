@@ -13,11 +13,11 @@ const topd = {
   candidates(losses, candidate_share, K) {
     const N = losses.length;
     const share = Math.max(2, round_half_to_even(candidate_share * N));
-    const count = Math.min(share, Math.max(1, Math.floor(N / 10)), N);
-    const order = losses.map((_, t) => t).sort((a, b) => losses[b] - losses[a] || a - b);
+    const count = Math.min(share, Math.max(1, Math.floor(N / 10)));
     // Near the end too little future is left to be compared.
-    const found = order.slice(0, count).filter((t) => N - t >= K / 2);
-    return found.sort((a, b) => a - b);
+    const early = losses.map((_, t) => t).filter((t) => N - t >= K / 2);
+    const order = early.sort((a, b) => losses[b] - losses[a] || a - b);
+    return order.slice(0, count).sort((a, b) => a - b);
   },
 
   // (3): the teacher's next K tokens, greedily. stem: the teacher has read the prompt and y_<t.
