@@ -14,7 +14,7 @@ from common.notation import THOUSANDS, UNIT, number
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
-NAMED = rf"({NAME}) ?(?:=|\\in(?![a-z])) ?(.+)"
+NAMED = rf"({NAME}) ?(?:=|\\(?:in|approx)(?![a-z])) ?(.+)"
 IN_BRACES = r"\\\{(.*)\\\}"  # a set
 IN_BRACKETS = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"  # a set, a tuple or an interval
 BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?(\d+) ?\}|(\d+))"  # 52_8   2A_{16}
@@ -50,8 +50,8 @@ def equal(said, gold, budget, depth=0):
     # Each step knows some kinds of answers. It returns True or False, or None if the two
     # answers are of no such kind. The order matters: a step relies on those before it.
     for step in (
-        _compare_words, _compare_bases, _compare_ranges, _compare_rewritten, _compare_lists,
-        _compare_brackets, _compare_matrices,
+        _compare_words, _compare_bases, _compare_ratios, _compare_ranges, _compare_rewritten,
+        _compare_lists, _compare_brackets, _compare_matrices,
     ):  # fmt: skip
         verdict = step(said, gold, deeper)
         if verdict is not None:
@@ -80,7 +80,9 @@ def _compare_words(said, gold, deeper):
     # A gold of letters is a word if it says so by \text, or has four letters in a row.
     # Shorter ones may be products: xy.
     is_word = re.fullmatch(r"[A-Za-z][A-Za-z' -]*", gold_word) and (
-        "\\text" in gold or max(map(len, re.findall("[A-Za-z]+", gold_word))) >= 4
+        "\\text" in gold
+        or gold_word.casefold() in ("yes", "no")
+        or max(map(len, re.findall("[A-Za-z]+", gold_word))) >= 4
     )
     # A to E are choices if both sides are such a letter, or one says so by \text. Brackets do
     # not count. What stands behind a choice is its value: (B) 12.
@@ -109,6 +111,18 @@ def _compare_bases(said, gold, deeper):
     if said_match:
         return (said_match[2] or said_match[3]) == "10" and deeper(said_match[1], gold)
     return None
+
+
+def _compare_ratios(said, gold, deeper):
+    """Ratios of three parts or more: 2:4:6 is 1:2:3. Of two parts they may be times: 3:30."""
+    said_parts, gold_parts = (re.split(" ?: ?", text) for text in (said, gold))
+    if min(len(said_parts), len(gold_parts)) < 3 or re.search(r"[<>=|]|\\[{m]", said + gold):
+        return None
+    values = [list(map(number, parts)) for parts in (said_parts, gold_parts)]
+    if None in values[0] + values[1]:
+        return _same_parts(said_parts, gold_parts, deeper, ordered=True)
+    shares = [[v / sum(side) for v in side] if sum(side) else side for side in values]
+    return shares[0] == shares[1]
 
 
 def _compare_rewritten(said, gold, deeper):
@@ -146,13 +160,15 @@ FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
 # \{x \mid x > 3\} and x \in (3, \infty): the set behind the words.
 SET_OF = r"\\\{ ?[A-Za-z] ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\||:)(.*)\\\}"
+ALL_NUMBERS = r"\\mathbb ?(?:R|\{ ?R ?\})"
 LETTER = r"[A-Za-z]|\\theta|\\alpha|\\lambda"
 
 
 def _compare_ranges(said, gold, deeper):
     """Intervals, unions and inequalities: -2 <= x < 7 is [-2, 7)."""
     # Two simple pairs of brackets may be points. `_compare_brackets` knows them.
-    if not any(re.search(rf"\\cup(?![a-z])|{RELATION}", text) for text in (said, gold)):
+    signs = rf"\\cup(?![a-z])|{ALL_NUMBERS}|{RELATION}"
+    if not any(re.search(signs, text) for text in (said, gold)):
         return None
     said_ranges, gold_ranges = _ranges(said), _ranges(gold)
     if not said_ranges or not gold_ranges:
@@ -189,7 +205,7 @@ def _range(piece, letter):
         return (letter, piece) if match[1] != "\\{" and len(points) == 2 else None
     if point := re.fullmatch(rf"({LETTER}) ?= ?([^=]+)", piece):
         return point[1], f"[{point[2]},{point[2]}]"
-    if re.fullmatch(r"\\mathbb ?\{?R\}?", piece):
+    if re.fullmatch(ALL_NUMBERS, piece):
         return letter, r"(-\infty,\infty)"
 
     # 3 > x is x < 3.
@@ -235,12 +251,21 @@ def _compare_lists(said, gold, deeper):
 
     # A list has its parts in any order. 1,234 is a number and not a list.
     if len(gold_parts) > 1 and number(gold) is None:
+        # 6,764, 10,945 is two numbers if it is no list of four.
+        if len(said_parts) != len(gold_parts):
+            said_parts, gold_parts = map(_with_thousands, (said_parts, gold_parts), (said, gold))
         return _same_parts(said_parts, gold_parts, deeper, ordered=False)
     # 1,024-256\pi is one answer and not two.
     if len(said_parts) > 1 and len(_split(joined := _without_separators(said))) == 1:
         return deeper(joined, gold)
     # Several answers are wrong where the gold has one. Otherwise guessing would pay.
     return False if len(said_parts) > 1 else None
+
+
+def _with_thousands(parts, text):
+    """The parts between commas with a space behind them, if all of these are numbers."""
+    wide = text.split(", ")
+    return wide if len(wide) > 1 and all(number(part) is not None for part in wide) else parts
 
 
 def _without_separators(text):

@@ -87,10 +87,16 @@ def _equation(text):
 
 
 def _monic(value):
-    """The equation value = 0, divided by its first coefficient."""
+    """The equation value = 0, without its denominators, divided by its first coefficient."""
     above, _ = value
     if not above:
         raise Unreadable
+    # y = 2/x has the term 2 x^{-1}. The power of x that it lacks goes to all terms: xy = 2.
+    lacking = {}
+    for product in above:
+        for atom, exponent in product:
+            lacking[atom] = max(lacking.get(atom, 0), -exponent)
+    above = multiply(above, {frozenset((a, e) for a, e in lacking.items() if e): Fraction(1)})
     first = above[min(above, key=text_of_product)]
     return {product: c / first for product, c in above.items()}, ONE
 

@@ -1,10 +1,13 @@
 r"""What counts as the answer of a response, and whether a response is right.
 
 An answer is
-* the content of the last \boxed{...} or \fbox{...};
-* if there is no box, the rest of the line after the last "####" (the marker of GSM8K);
+* the content of the last \boxed{...} or \fbox{...} that is not empty;
+* if there is no box, the rest of the line after the last "####" (the marker of GSM8K), if it is a
+  number or nothing comes after it: "#### Step 2" is a heading;
 * if there is neither, the formula in Minerva's "The final answer is $...$.";
 * if there is none of these, and the gold is a number, the last number of the response.
+
+Boxes side by side are one answer if the gold is a list: \boxed{2} or \boxed{5} is 2, 5.
 
 Nothing else counts. A box in the thinking is not an answer. If the last box was cut off,
 there is no answer, whatever stands before it. A grader that searched the text for the gold
@@ -18,12 +21,20 @@ import re
 
 from common.answers import equal
 from common.judge import Budget
-from common.notation import LONGEST_ANSWER, SCALES, number, tidy
+from common.notation import LONGEST_ANSWER, POWER, SCALES, SURE_SEPARATOR, in_latex, number, tidy
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+EMPTY = re.compile(r"\s*\{\s*\}")
 # "Final Answer: The final answer is $X$. I hope it is correct." is Minerva's last line. What
 # stands there without dollars counts only if the line ends as Minerva's does.
-MINERVA = r"(?:is|be):? *(?:\$((?:\\.|[^$\\])+)\$|(.+?)\.? I hope it is correct)"
+FORMULA = r"\$\$?((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]"
+MINERVA = rf"(?:is|be):? *(?:{FORMULA}|(.+?)\.? I hope it is correct)"
+# What may stand before the answer in the line of "####".
+LABEL = r"(?:(?:the )?(?:final )?answer(?: is)?:?|[*: ]+)*"
+# What may stand between two boxes that are one answer, and how many there can be.
+MOST_BOXES = 10
+NAME = r"[a-z](?:_\{?\d\}?)? *="
+BETWEEN = rf"(?:[\s$,;.]|\\[,;() ]|\\q?quad|\\text *\{{ *(?:and|or) *\}}|and|or|{NAME})+"
 
 
 def extract(response):
@@ -38,18 +49,29 @@ def extract(response):
     if "<think>" in text:
         return None
 
-    # The last box wins: a model that corrects itself writes a second one.
+    # The last box wins: a model that corrects itself writes a second one. An empty one is mostly
+    # a quotation of the task.
     boxes = list(BOX.finditer(text))
     if boxes:
-        end = boxes[-1].end()
-        return _in_braces(text[end : end + LONGEST_ANSWER])
-    if "####" in text:
-        line = text.rpartition("####")[2][:LONGEST_ANSWER].strip().split("\n")[0].strip()
-        return line.rstrip(".") or None
+        full = [box for box in boxes if not EMPTY.match(text, box.end())]
+        return _in_braces(text[full[-1].end() :][:LONGEST_ANSWER]) if full else None
+    if "####" in text and (marked := _marked(text.rpartition("####")[2][:LONGEST_ANSWER])):
+        return marked
     _, found, rest = text.rpartition("inal answer ")
     if found and (match := re.match(MINERVA, rest[:LONGEST_ANSWER])):
-        return (match[1] or match[2]).strip() or None
+        return next(filter(None, match.groups())).strip() or None
     return None
+
+
+def _marked(text):
+    """The answer behind "####", or None if it only begins a heading of Markdown."""
+    line, _, rest = text.strip().partition("\n")
+    answer = line[re.match(LABEL, line, re.IGNORECASE).end() :].rstrip("*. ")
+    if answer:
+        return answer if not rest.strip() or number(tidy(answer)) is not None else None
+    # The answer stands in the next line, if this one is only its label.
+    below = rest.strip().partition("\n")[0].lstrip("* ").rstrip("*. ")
+    return below if number(tidy(below)) is not None else None
 
 
 def _after_thinking(response):
@@ -60,8 +82,13 @@ def _in_braces(text):
     r"""What stands behind \boxed in balanced braces, or one token if it has no braces."""
     text = text.lstrip()
     if not text.startswith("{"):
-        token = re.match(r"\\?\w+|\S", text)
+        token = re.match(r"\\[a-zA-Z]+(?: ?\{[^{}]*\})+|\\?\w+|\S", text)  # \boxed\frac{1}{2}
         return token.group() if token else None
+    return text[1 : _closing(text)].strip() or None if _closing(text) else None
+
+
+def _closing(text):
+    """Where the brace closes with which a text begins. None: the box was cut off."""
     depth, i = 0, 0
     while i < len(text):
         if text[i] == "\\":  # \{ and \} are the braces of a set: they group nothing
@@ -69,9 +96,20 @@ def _in_braces(text):
             continue
         depth += (text[i] == "{") - (text[i] == "}")
         if depth == 0:
-            return text[1:i].strip() or None
+            return i
         i += 1
-    return None  # the braces never close: the box was cut off
+    return None
+
+
+GROUP = r" ?\{(?:[^{}]|\{[^{}]*\})*\}"
+SIGN = r"(?:(?:(?<=[=($])|(?<=[=($] )|(?<=\bis ))- ?|-)?"  # a dash with a space may begin an item
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.)])\.\d+"
+SCALE = rf" (?:{'|'.join(SCALES)})\b"  # 5 million
+POWERS = rf"[eE][-+]?\d{{1,3}}(?!\w)|{POWER}|\^(?:\{{[-\d/ ]+\}}|-?\d+)"  # 1e5   2^5
+WHOLE = rf"(?:\d+ ?)?\\[dtc]?frac(?:{GROUP}){{2}}|\d*\\sqrt(?:\[\d+\])?{GROUP}"
+# What stands above or below the line is passed over: the 2 of x^2, the th of 18^{th}.
+BESIDE = rf"(?<=[a-zA-Z0-9)\]}}'])[\^_](?:{GROUP}|-?[a-zA-Z0-9]+)"
+LAST = re.compile(rf"{BESIDE}|({SIGN}(?:{WHOLE}|(?:{DIGITS})(?:{POWERS}|{SCALE})?))")
 
 
 def _last_number(response):
@@ -79,9 +117,9 @@ def _last_number(response):
     text = _after_thinking(response)
     if "<think>" in text or BOX.search(text):
         return None
-    scale = rf"(?: (?:{'|'.join(SCALES)})\b)?"  # 5 million
-    digits = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-    numbers = re.findall(digits + scale, text[-LONGEST_ANSWER:])
+    text = re.sub(r"(?<=[\w)}])–", " ", text[-LONGEST_ANSWER:])  # 3–5 holds no minus
+    text = re.sub(SURE_SEPARATOR, "", re.sub(" +", " ", in_latex(text)))
+    numbers = [match[1] for match in LAST.finditer(text) if match[1]]
     return numbers[-1] if numbers else None
 
 
@@ -98,10 +136,27 @@ def graded_answer(response, gold, truncated=False):
     truncated: the response was cut off. Then its last number is not an answer: that number
     may be the gold by chance.
     """
-    said = extract(str(response))
-    if said is None and not truncated and number(_gold_answer(str(gold))) is not None:
+    said, gold = extract(str(response)), _gold_answer(str(gold))
+    if said is None and not truncated and number(gold) is not None:
         return _last_number(str(response))
+    if said is not None and "," in gold and number(gold) is None:
+        return _boxes_side_by_side(str(response)) or said
     return said
+
+
+def _boxes_side_by_side(response):
+    r"""x=\boxed{2} or x=\boxed{5} as 2, 5. None if there is one box, or more between the boxes."""
+    text, answers, end = _after_thinking(response), [], 0
+    for box in list(BOX.finditer(text))[-MOST_BOXES:]:
+        braces = text[box.end() : box.end() + LONGEST_ANSWER]
+        closing = _closing(braces) if braces.startswith("{") else None
+        if closing is None or "," in braces[:closing]:
+            return None
+        if not re.fullmatch(BETWEEN, text[end : box.start()][:LONGEST_ANSWER]):
+            answers = []
+        answers.append(braces[1:closing].strip())
+        end = box.end() + closing + 1
+    return ", ".join(answers) if len(answers) > 1 else None
 
 
 def grade(response, gold, truncated=False):

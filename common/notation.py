@@ -14,9 +14,14 @@ LONGEST_ANSWER = 1000
 SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
     "∞": r"\infty ", "π": r"\pi ", "√": r"\sqrt ", "∪": r"\cup ", "∈": r"\in ", "°": r"^\circ ",
-    "∅": r"\emptyset ", "~": " ",
+    "∅": r"\emptyset ", "≈": r"\approx ", "½": r"\frac{1}{2}", "~": " ",
 }  # fmt: skip
 UNICODE = str.maketrans(SIGNS)
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")  # 10⁵
+# Separators that can stand between thousands only: 12,\!345 and 12{,}345 and 12\,345.
+SURE_SEPARATOR = r"(?<=\d)(?:,\\!|\{,\}|\\,) *(?=\d{3}(?!\d))"
+# A number in digits or as a word.
+COUNT = r"\d[\d.,]*|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
 # Names of functions, which some write without their backslash.
 FUNCTIONS = "sqrt|pi|sin|cos|tan|arcsin|arccos|arctan|ln|log|exp"
 BARE_NAMES = rf"(?<![\\a-zA-Z])(?:np\.)?({FUNCTIONS})(?![a-zA-Z])"
@@ -24,20 +29,37 @@ BARE_NAMES = rf"(?<![\\a-zA-Z])(?:np\.)?({FUNCTIONS})(?![a-zA-Z])"
 
 def tidy(text):
     """The answer without spacing, sizes, dollar signs, wrappers of text and a full stop."""
-    text = text.strip().strip("$").strip().translate(UNICODE)
-    # 12,\!345 and 12{,}345 and 12\,345 are 12345. 12,345 may also be two numbers.
-    text = re.sub(r"(?<=\d)(?:,\\!|\{,\}|\\,) *(?=\d{3}(?!\d))", "", text)
+    # **42** is bold in Markdown.
+    text = re.sub(r"^\*\*(.*)\*\*$", r"\1", text.strip(), flags=re.DOTALL).strip("$").strip()
+    text = in_latex(text)
+    # 12{,}345 is 12345. 12,345 may also be two numbers.
+    text = re.sub(SURE_SEPARATOR, "", text)
     text = re.sub(r"(?<!\\)\\! *", "", text).replace("{,}", ",")
     # Spacing and sizes: \left( is (, and \, is a space.
     size = "left|right|displaystyle|quad|qquad|[bB]igg?[lr]?"
     text = re.sub(rf"(?<!\\)\\(?:(?:{size})(?![a-zA-Z])|[,;:> ]|$)", " ", text)
-    # One name for each sign.
+    # Bold, large and coloured is the same answer. So are rows of a matrix that are further apart.
+    style = r"\\(?:boldsymbol|bm|bf|large|Large|LARGE|huge|Huge)(?![a-zA-Z])"
+    text = re.sub(rf"{style}|\\(?:text)?color ?\{{\w+\}}", "", text)
+    text = re.sub(r"\\\\ ?\[ ?[\d.]+ ?[a-z]{2} ?\]", r"\\\\", text)
+    text = re.sub(r"^\s*\{([^{}]*)\}\s*$", r"\1", text)  # these braces cannot be seen
+    # One name for each sign. An upright e is a number and no unit. An answer may be "about" 5.
+    text = re.sub(r"\\mathrm ?\{ ?([ei]) ?\}", r" \1", text)
+    text = re.sub(r"^\s*\\(?:approx|simeq)(?![a-z])", "", text)
+    text = re.sub(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime)(?![a-z]))", _primes, text)
+    text = re.sub(r"(?<=[\d.])\\bar ?(?=\{)", r"\\overline", text)
     text = re.sub(r"\\leq(?:slant)?(?![a-zA-Z])|<=", r"\\le ", text)
     text = re.sub(r"\\geq(?:slant)?(?![a-zA-Z])|>=", r"\\ge ", text)
     text = re.sub(r"\\lt(?![a-zA-Z])", "<", re.sub(r"\\gt(?![a-zA-Z])", ">", text))
-    # All wrappers of words become \text{...}.
-    wrapper = r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|operatorname)\s*\{([^{}]*)\}"
-    text = re.sub(wrapper, r" \\text{\1} ", text)
+    # All wrappers of words become \text{...}. The unit \mathrm{m s^{-1}} has braces in it.
+    wrapper = r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|operatorname)\s*\{"
+    for _ in range(4):
+        text = re.sub(rf"([\d}})]\s*{wrapper}[^{{}}]*)\^ ?\{{ ?(-?\d) ?\}}", r"\1^\2", text)
+    text = re.sub(rf"{wrapper}([^{{}}]*)\}}", r" \\text{\1} ", text)
+    # A wrapper may hold several answers: 5 \text{ or 6}, \text{A, C}.
+    text = re.sub(r"\\text\{ *([A-Z](?:, *[A-Z])+) *\}", r"\1", text)
+    second = rf"\\text\{{([^{{}}]*)\b(?:and|or) +({COUNT})([^{{}}]*)\}}"
+    text = re.sub(second, r"\\text{\1}, \2 \\text{\3}", text)
     if "\\text" not in text:
         text = re.sub(BARE_NAMES, r"\\\1 ", text)
     # All fractions become \frac{1}{2}: from \dfrac, \tfrac and \cfrac, from \frac12 and
@@ -53,7 +75,7 @@ def tidy(text):
     # "3 and 5", "3 or 5" and "3; 5" are lists: 3, 5. So is "3, 5, and 7", with a comma before.
     text = re.sub(r", *(?:\\text\{ *(?:and|or) *\}|(?:and|or) )", ", ", text)
     joined = r";|\\text\{ *(?:and|or) *\}|(?<=[\d)}\]]) (?:and|or) (?=[-\d(\\\[]|[a-zA-Z] ?[=<>\\])"
-    text = re.sub(joined, ",", text)
+    text = re.sub(joined, ", ", _both_hold(text))
     # Degrees are a unit, and so is percent: 50\% is 50 and never 0.5. Accepting both would
     # accept an error by a factor of 100.
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
@@ -61,11 +83,43 @@ def tidy(text):
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
 
 
-# A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2.
-UNIT = r"\s*\\text\{[^{}]*\}(?:\s?\^\s?\{?[23]\}?)?$"
-# A unit in plain letters: 5 cm, 5 km/h, 5 apples. 5 x is a product.
-WORDS = r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
-PLAIN_UNIT = rf"(?<=[\d}}])\s+{WORDS}(?:/[a-z]+)?(?:\^\{{?[23]\}}?)?$"
+def in_latex(text):
+    """The text with LaTeX for the signs of Unicode."""
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
+    return text.translate(UNICODE)
+
+
+def _primes(match):
+    return "'" * match[0].count("prime")
+
+
+def _both_hold(text):
+    """2 < x < 5 for x > 2 and x < 5. Where no number is both, "and" was meant as "or"."""
+    one = r" *([a-zA-Z]) ?(<|>|\\[lg]e(?![a-z])) *([^\s,<>]+) *"
+    match = re.fullmatch(rf"{one}(?:and|\\text\{{ *and *\}}){one}", text)
+    if not match or match[1] != match[4]:
+        return text
+    ends = {}  # {is it the lower end: (its sign, read from the lower end; the end)}
+    for sign, end in (match.group(2, 3), match.group(5, 6)):
+        ends[sign in (">", "\\ge")] = ("<" if sign in "<>" else "\\le", end)
+    values = [plain_number(ends[lower][1]) if lower in ends else None for lower in (True, False)]
+    if None in values or values[0] >= values[1]:
+        return text
+    return f"{ends[True][1]} {ends[True][0]} {match[1]} {ends[False][0]} {ends[False][1]}"
+
+
+# A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2, \text{J}/\text{mol},
+# \mu \text{m}.
+RAISED_UNIT = r"(?: ?\^ ?\{? ?-?\d ?\}?)?"
+UNIT_WORD = rf"(?:\\mu ?)?\\text\{{[^{{}}]*\}}{RAISED_UNIT}"
+UNIT = rf"\s*{UNIT_WORD}(?: ?(?:/|\\cdot)? ?{UNIT_WORD})*$"
+# A unit in plain letters: 5 cm, 5 km/h, 5 apples, 5 m/s. 5 x is a product, and 5 or six are two
+# answers.
+WORDS = r"(?!(?:and|or) )[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"
+QUOTIENT = r"(?:[mgJNVWCLK]|mol)/(?:s|m|h|kg|g|mol|K|L|C)"
+PLAIN_UNIT = (
+    rf"(?:(?<=[\d}}])\s+(?:{WORDS}(?:/[a-z]+)?|{QUOTIENT})|(?<=[\d}}])\s*\\Omega){RAISED_UNIT}$"
+)
 # Words behind a number that are a factor: 5 million dollars.
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # A number with more characters is not read: it would cost time, and no gold is so long.

@@ -139,7 +139,6 @@ OTHERWISE = {
     "The answer is $(6, 31, -1)$.": "no box",
     "The answer is 5√7.": "no box",
     "\\boxed{\\text{an ellipse}}$.": "the article",
-    "$x=\\boxed{2}$ and $x=\\boxed{5}$.": "two boxes: the last one counts",
 }
 
 

@@ -37,6 +37,18 @@ EXTRACTED = [
     ("<think>\\boxed{1}</think> so \\boxed{2}", "2", "after the thinking"),
     ("thinking \\boxed{1}</think> no box", None, "the template opened <think> in the prompt"),
     ("<think>\\boxed{1}</think><think>\\boxed{2}", None, "a second thinking that is unfinished"),
+    ("#### Step 2\nSo 9*2 = 18.\nThe answer is 18.", None, "a heading of Markdown"),
+    ("#### Final Answer\n18", "18", "a label, and the number below"),
+    ("#### **Answer:** 18", "18", "a label in the same line"),
+    ("#### **18**.", "18", "bold"),
+    ("#### The final answer is $x+1$.", "$x+1$", "a whole sentence"),
+    ("#### 18\n\nI hope this helps!", "18", "a number, with a sentence behind it"),
+    ("#### 18 apples\nThat is all.", "18 apples", "a number with its unit"),
+    (r"So \boxed{5}, which stands in \boxed{}.", "5", "an empty box quotes the task"),
+    (r"\boxed{5} and \boxed{", None, "but a box that was cut off is none"),
+    (r"\boxed\frac{1}{2}", r"\frac{1}{2}", "a fraction without braces around it"),
+    (r"The final answer is \(\frac{1}{2}\).", r"\frac{1}{2}", "Minerva's line in other mathematics"),
+    (r"The final answer is $$\frac{1}{2}$$", r"\frac{1}{2}", "and displayed"),
 ]
 
 # response, gold, verdict, why
@@ -488,6 +500,78 @@ GRADED = [
      r"\{" + ", ".join(map(str, range(21))) + r"\}", False, "the same in a set"),
 ]
 
+# More ways to write an answer. These are not compared with math-verify.
+WRITTEN = [
+    *[(box(said), "4.45e15", True, "a unit of Minerva") for said in (
+        r"4.45 \times 10^{15}\,\text{s}^{-1}", r"4.45 \times 10^{15} \text{ cm}^{-3}", r"4.45 \times 10^{15}\,\mathrm{m\,s^{-1}}",
+        r"4.45 \times 10^{15}\ \text{J}/\text{mol}", r"4.45\times10^{15}\ \text{erg}\cdot\text{s}^{-1}", r"4.45e15\,\mu\text{m}",
+        r"4.45 \times 10^{15}\,\Omega", "4.45e15 m/s", r"4.45 \times 10^{15} \, \mathrm{W/m^{2}}", r"\approx 4.45 \times 10^{15}",
+        r"x \approx 4.45e15", r"\approx 4.45 × 10¹⁵ cm⁻³")],
+    (box(r"4.45 \times 10^{14}\,\text{s}^{-1}"), "4.45e15", False, "another power of ten"),
+    (box(r"3\mathrm{e}^{2}"), "3e^2", True, "an upright e is a number"),
+    (box(r"3\mathrm{e}^{2}"), "3", False, "and no unit"),
+    (box(r"2+3\mathrm{i}"), "2+3i", True, "an upright i"),
+    (box("5 m/n"), "5", False, "m/n is no unit"),
+    # the last number
+    *[(said, gold, True, "no box: the last number as it is written") for said, gold in (
+        ("So it is 12{,}500 dollars.", "12500"), (r"So $12\,345$.", "12345"), ("The answer is −5.", "-5"), ("so $x = - 4$", "-4"),
+        ("so it is - 4.", "-4"), ("Total:\n- 18", "18"), ("Answer – 18", "18"), ("It is .5", "0.5"), ("It is 1e5.", "100000"),
+        (r"It is $5 \times 10^{3}$ m.", "5000"), ("It is 5 × 10³ m", "5000"), (r"so $x = \frac{14}{3}$.", "14/3"),
+        (r"so $x = -\frac{14}{3}$.", "-14/3"), (r"it is 3\frac{1}{2}", "3.5"), (r"so $x=\sqrt{16}$", "4"), ("it is $2^{10}$", "1024"),
+        ("5 cm^2", "5"), (r"5 \text{ cm}^{2}", "5"), ("the 18^{th}", "18"), (r"$45^\circ$", "45"), ("45°", "45"), ("3–5", "5"),
+        ("It is __18__", "18"), ("It is _18_.", "18"), ("#### Step 2\nSo 9*2 = 18.\nThe answer is 18.", "18"))],
+    (r"so $x = \frac{14}{3}$.", "3", False, "what stands below the line is not the answer"),
+    (r"so $x=\sqrt{16}$", "16", False, "nor what stands under the root"),
+    ("5 cm^2", "2", False, "nor an exponent"),
+    ("#### Step 18\nSo it is 7.", "18", False, "nor the number of a step"),
+    # several answers
+    (r"$x=\boxed{2}$ or $x=\boxed{5}$", "5,2", True, "boxes side by side"),
+    (r"\boxed{2}, no, \boxed{5}", "2,5", False, "boxes with a word between them"),
+    (r"\boxed{2} or \boxed{5}", "5", True, "one answer was asked for: the last box"),
+    (r"\boxed{2},\boxed{5},\boxed{7}", "2,5", False, "a box too many"),
+    (box("6,764 and 10,945"), "6764,10945", True, "thousands in a list"),
+    (box("6,764, 10,945"), "10945, 6764", True, "thousands, and commas with a space"),
+    (box("6,764,10,945"), "6764,10945", False, "all commas alike: four numbers"),
+    (box(r"5 \text{ or 6}"), "5", False, "a second answer is no unit"),
+    (box(r"5\text{ cm or 6 cm}"), "5", False, "nor is one with its unit"),
+    (box("5 or six"), "5", False, "nor is a word"),
+    (box(r"5 \text{ or 6}"), "5,6", True, "two answers"),
+    (box(r"\text{5 or 6}"), "6,5", True, "two answers in one wrapper"),
+    (box(r"5\text{ dollars and change}"), "5", True, "no second answer"),
+    (box("A, C"), r"\text{A, C}", True, "choices"),
+    (box("{1,2}"), r"\{1,2\}", True, "a set without its backslashes"),
+    (box("{1,2}"), "(1,2)", False, "and no pair"),
+    (box("{1,234}"), "1234", True, "braces around a number"),
+    # ranges, equations, ratios
+    (box(r"(-\infty,\infty)"), r"\mathbb{R}", True, "all numbers as an interval"),
+    (box(r"\mathbb R"), r"(-\infty,\infty)", True, "and the other way round"),
+    (box(r"(-\infty,\infty)"), r"\mathbb{Z}", False, "not the integers"),
+    (box("x>2 and x<5"), "(2,5)", True, "both hold"),
+    (box(r"x>2 \text{ and } x \le 5"), r"2<x\le5", True, "both hold, with a wrapper"),
+    (box("x<2 and x>5"), r"(-\infty,2)\cup(5,\infty)", True, "both cannot hold: a union"),
+    (box("x>2 and x<5"), r"(-\infty,5)\cup(2,\infty)", False, "no union if both can hold"),
+    (box("x>2 or x<5"), "(2,5)", False, "or is a union"),
+    (box("xy=2"), r"y=\frac{2}{x}", True, "an equation without its denominator"),
+    (box("xy=3"), r"y=\frac{2}{x}", False, "another equation"),
+    (box("x=0"), "x^2=0", False, "only denominators go"),
+    (box(r"y^{\prime}+y=0"), "y'+y=0", True, "a derivative"),
+    (box(r"y^{\prime\prime}"), "y'", False, "another derivative"),
+    (box("2:4:6"), "1:2:3", True, "a ratio of three parts"),
+    (box("0:2:4"), "0:1:2", True, "a ratio that begins with nothing"),
+    (box("2:4:3"), "2:3:4", False, "a ratio in another order"),
+    (box("a:b:c"), "a:c:b", False, "the same with letters"),
+    # looks
+    (box("yes"), "Yes", True, "a gold that is a short word"),
+    (box("sye"), "Yes", False, "and no product"),
+    (box(r"\begin{pmatrix}1\\[4pt]2\end{pmatrix}"), r"\begin{pmatrix}1\\2\end{pmatrix}", True, "rows further apart"),
+    *[(box(said), "42", True, "bold, large, coloured") for said in (
+        r"\boldsymbol{42}", r"\textcolor{red}{42}", r"{\bf 42}", r"\large 42", "**42**")],
+    (box(r"\boldsymbol{\frac{1}{2}}"), "0.5", True, "a bold fraction"),
+    (box(r"0.\bar{3}"), r"\frac{1}{3}", True, "a bar for a period"),
+    (box("10⁵"), "100000", True, "a raised digit of Unicode"),
+    (box("3½"), "3.5", True, "a half of Unicode"),
+]
+
 HOSTILE = [
     # numbers that are too large to be computed
     "9^{9^{9^{9}}}", "10**10**10", "100000!!!!", "\\int_0^{9^9} x^{x^x} dx",
@@ -559,14 +643,14 @@ def test_extract(response, answer, why):
     assert extract(response) == answer
 
 
-@pytest.mark.parametrize("response,gold,verdict,why", GRADED,
-                         ids=[f"{i}: {c[3]}" for i, c in enumerate(GRADED)])
+@pytest.mark.parametrize("response,gold,verdict,why", GRADED + WRITTEN,
+                         ids=[f"{i}: {c[3]}" for i, c in enumerate(GRADED + WRITTEN)])
 def test_grade(response, gold, verdict, why):
     assert grade(response, gold) is verdict
 
 
 def test_every_gold_accepts_itself():
-    for _, gold, _, why in GRADED:
+    for _, gold, _, why in GRADED + WRITTEN:
         if gold and "####" not in gold and "boxed" not in gold:
             assert grade(box(gold), gold), why
 
