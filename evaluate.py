@@ -8,7 +8,8 @@
 
 An evaluation writes responses.jsonl (one line per sample) and summary.json. If it is
 interrupted, the same command continues it. config.json holds a hash of the model's weights, so
-responses of other weights are never continued. --compare prints a table of arms over seeds,
+responses of other weights are never continued, and a hash of the grading code, so responses that
+other code has graded are graded again. --compare prints a table of arms over seeds,
 each compared to the first one. For training runs it also draws one picture.
 
 Most disagreements between published scores are not about models. They are about five
@@ -42,11 +43,19 @@ from common.data import (
     privileged_prompt,
     prompt_ids,
 )
-from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summarise, wilson
+from common.evaluation import (
+    evaluate,
+    graded_again,
+    majority,
+    mean_interval,
+    pass_at_k,
+    summarise,
+    wilson,
+)
 from common.flags import check_packages
 from common.grading import extract, grade, verify
 from common.hub import read_config
-from common.origin import fingerprint
+from common.origin import fingerprint, grading_hash
 from common.processes import process
 from common.results import NEUTRAL, read_run, same_gold
 from common.run import attach_vllm
@@ -154,6 +163,23 @@ def check_same_prompts(out, tokenizer, rows, records, thinking):
             f"'{out}' holds responses to other prompts: the problems or the model's chat template "
             "have changed; choose another --out.",
         )
+
+
+def grade_again(out, graded_by, done, further):
+    """The stored records, with new verdicts if another version of the grading code gave the old
+    ones."""
+    before, records = out / "config.json", done + further
+    if not records or files.read_json(before).get("graded_by") == graded_by:
+        return done, further
+    again = graded_again(records)
+    changed = sum(new["correct"] != old["correct"] for new, old in zip(again, records))
+    print(
+        f"{out}: another version of the grading code graded its {len(records)} responses, so they "
+        f"are graded again; {changed} verdicts changed"
+    )
+    # Before config.json names this version: whoever is interrupted here grades them once more.
+    files.write_text(out / "responses.jsonl", as_jsonl(again))
+    return again[: len(done)], again[len(done) :]
 
 
 def longest_response(args, out, tokenizer, rows):
@@ -319,9 +345,10 @@ def evaluate_into(out, args, rows, device):
     dtype = models.compute_dtype(args.dtype, device)
     model = models.load_model(args.model, device, dtype, tokenizer)
     models.check_head(tokenizer, [(args.model, model)])
-    config["weights"] = fingerprint(model)
+    config["weights"], config["graded_by"] = fingerprint(model), grading_hash()
     check_origin(out, config["weights"], done + further)
     check_same_prompts(out, tokenizer, rows, done, args.thinking)
+    done, further = grade_again(out, config["graded_by"], done, further)
     if args.sampler == "vllm":
         attach_vllm(model, tokenizer, args, dtype)
 

@@ -68,6 +68,7 @@ from common.arguments import choice, either, require, run_script
 import torch
 
 from common.batches import Collected, log_probabilities, prompts_of_step, rollout_statistics, states
+from common.data import opened_thinking
 from common.diagnostics import signal_statistics
 from common.flags import Common, at_least, in_range, parse
 from common.grading import verify
@@ -165,7 +166,8 @@ def rollouts(student, rows, args, step, first=0):
 
 def verdicts(tokenizer, rows, drawn, G):
     """(1): R_i of every rollout, a list of bool. One that was cut without an answer has failed."""
-    texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
+    begun = opened_thinking(tokenizer)  # a box in thinking that does not end is no answer
+    texts = [begun + tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
     return dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
 

@@ -63,7 +63,7 @@ from common.arguments import choice, either, require, run_script
 import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states
-from common.data import privileged_prompt, prompt_ids
+from common.data import opened_thinking, privileged_prompt, prompt_ids
 from common.diagnostics import gate, group_statistics, masses_at_mistakes, other_rows, say_gate
 from common.flags import Common, in_range, parse
 from common.grading import verify
@@ -150,8 +150,10 @@ def rollouts(student, rows, args, step):
 def verdicts(tokenizer, rows, drawn, G):
     """(1): the texts of the rollouts without their end-of-turn token, and R_i of each."""
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
+    begun = opened_thinking(tokenizer)  # a box in thinking that does not end is no answer
+    whole = [begun + text for text in texts]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
-    return texts, dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
+    return texts, dealt(verify, list(zip(whole, answers, [c.truncated for c in drawn])))
 
 
 def coverage(p, G):

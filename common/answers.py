@@ -14,7 +14,8 @@ from common.notation import THOUSANDS, UNIT, number
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
-NAMED = rf"({NAME}) ?(?:=|\\(?:in|approx)(?![a-z])) ?(.+)"
+NAMED = rf"({NAME}) ?(?:=|\\in(?![a-z])) ?(.+)"
+ABOUT = r"[A-Za-z](?:_\w)? ?\\approx(?![a-z]) ?(.+)"  # v \approx 5
 IN_BRACES = r"\\\{(.*)\\\}"  # a set
 IN_BRACKETS = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"  # a set, a tuple or an interval
 BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?(\d+) ?\}|(\d+))"  # 52_8   2A_{16}
@@ -133,6 +134,8 @@ def _compare_rewritten(said, gold, deeper):
         return deeper(said_named[2], gold)
     if gold_named and "=" not in said and len(_split(gold)) == 1:
         return deeper(said, gold_named[2])
+    if (about := re.fullmatch(ABOUT, said)) and number(gold) is not None:
+        return deeper(about[1], gold)
     # 18\pi \text{cm}^2 for 18\pi: a unit stands behind one of the two answers.
     bare = [re.sub(UNIT, "", text) for text in (said, gold)]
     if all(bare) and bare != [said, gold]:

@@ -46,6 +46,11 @@ def compare(folders, out):
 
     notes = [] if training else _keep_shared_problems(runs)
     notes += _mark_code(runs)
+    if len({run.graded_by for run in runs}) > 1:
+        notes.append(
+            "different versions of the grading code graded these evaluations; give the commands "
+            "that made them once more, and the stored responses are graded again"
+        )
     if len({run.computed_in for run in runs if run.computed_in}) > 1:
         for run in runs:
             run.settings["computed_in"] = run.computed_in or "unknown"
@@ -128,13 +133,18 @@ def _refuse_the_same_seed(groups):
 def _keep_shared_problems(runs):
     """Evaluations are compared on the problems that all of them have. Returns notes."""
     shared = set.intersection(*(set(run.scores) for run in runs))
-    golds = {}
+    golds, asked = {}, {}
     for run in runs:
         for i in shared:
             gold, folder = golds.setdefault(i, (run.golds[i], run.folder))
             sentence = f"'{folder}' and '{run.folder}' have different golds for problem {i}, so "
             sentence += "they are of different problems; evaluate both models on the same ones."
             require(same_gold(gold, run.golds[i]), sentence)
+            if run.asked[i] is not None:  # older evaluations do not know it
+                text, folder = asked.setdefault(i, (run.asked[i], run.folder))
+                sentence = f"'{folder}' and '{run.folder}' have the same gold for problem {i} and "
+                sentence += "ask something else; evaluate both models on the same problems."
+                require(text == run.asked[i], sentence)
     most = max(run.problems for run in runs)
     for run in runs:
         run.scores = {i: run.scores[i] for i in sorted(shared)}

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.arguments import Mistake, require, shorten
+from common.grading import opened
 from common.hub import ROOT, where
 from common.tables import (
     ANSWER_COLUMNS,
     PROBLEM_COLUMNS,
+    check_backslashes,
     check_repetition,
     check_row,
     find_columns,
@@ -31,6 +33,7 @@ from common.tables import (
     read_hub,
     read_own_hub,
     solution_text,
+    warn_of_golds,
     worked_solution,
 )
 
@@ -189,10 +192,13 @@ def load_benchmark(name, split="test", limit=None):
             if not known and text.strip() != f"\\boxed{{{answer}}}":
                 solution = text
         if own:
+            check_backslashes([problem, answer, solution], which)
             check_repetition(first_with, problem, answer, i, source, split)
         prompt = problem if in_repository else f"{problem}\n{INSTRUCTION}"
         same = {"problem": problem, "answer": answer, "prompt": prompt, "solution": solution}
         rows.append({**row, **same})
+    if own:
+        warn_of_golds(rows, source)
     return rows
 
 
@@ -306,6 +312,12 @@ def prompt_ids(tokenizer, user, thinking=False):
         return_dict=True,
     )
     return list(encoded["input_ids"])
+
+
+def opened_thinking(tokenizer):
+    """"<think>" if the chat template opens the thinking in the prompt, else "" (see `opened`)."""
+    has_one = getattr(tokenizer, "chat_template", None)
+    return opened(tokenizer.decode(prompt_ids(tokenizer, "1 + 1"))) if has_one else ""
 
 
 def knows(tokenizer, text):

@@ -1,8 +1,8 @@
 """Evaluation: sample responses to problems, grade them, and count, with intervals.
 
 A record is one graded sample, as a dict: index (which problem), sample (which of its n
-samples), prompt, response, gold, extracted, correct, tokens, truncated. `evaluate` returns
-all records and a summary of them.
+samples), asked (a hash of the problem), prompt, response, gold, extracted, correct, tokens,
+truncated. `evaluate` returns all records and a summary of them.
 
 `extracted` is the answer that was graded. For a gold that is a number it can be the last number
 of the response. It is None if there was nothing to grade.
@@ -15,11 +15,13 @@ from collections import Counter
 
 from scipy.special import stdtrit
 
+from common.answers import equal
 from common.data import prompt_ids
-from common.expressions import compare
-from common.grading import graded_answer, verify
-from common.judge import warm_up
+from common.grading import graded_answer, opened, verify
+from common.judge import Budget, warm_up
 from common.models import no_autocast
+from common.notation import tidy
+from common.origin import hash_of
 from common.processes import dealt
 from common.sampler import sample
 from common.show import progress
@@ -111,17 +113,18 @@ def majority(answers, verdicts):
     among the most frequent ones. A sample without an answer has no vote.
 
     Two ways to write one number (72 and 72.0) are one answer. Right answers all equal the gold, so
-    they share their votes. Wrong ones share them if `compare` finds them equal.
+    they share their votes. Wrong ones share them if `equal` says so. It has no time for
+    math-verify here.
     """
     candidates = []  # [answer, right, votes]
     counted = Counter((a, right) for a, right in zip(answers, verdicts) if a is not None)
     for (answer, right), votes in counted.items():
         for other in candidates:
-            if right == other[1] and (right or compare(answer, other[0])):
+            if right == other[1] and (right or equal(tidy(answer), other[0], Budget(seconds=0))):
                 other[2] += votes
                 break
         else:
-            candidates.append([answer, right, votes])
+            candidates.append([tidy(answer), right, votes])
     most = max((votes for *_, votes in candidates), default=None)
     winners = [right for _, right, votes in candidates if votes == most]
     return sum(winners) / len(winners) if winners else 0.0
@@ -225,6 +228,7 @@ def evaluate(
     missing = [i for i in range(len(rows)) if any((i, j) not in have for j in range(n))]
     prompts = {i: prompt_ids(tokenizer, rows[i]["prompt"], thinking) for i in missing}
     missing.sort(key=lambda i: len(prompts[i]))  # prompts of similar length need little padding
+    asked = {i: hash_of([rows[i]], ["problem"]) for i in missing if "problem" in rows[i]}
     per_batch = max(1, batch // n)
 
     with progress(len(missing), "evaluating", "problem", show=bar) as shown:
@@ -248,7 +252,10 @@ def evaluate(
                 graded_record,
                 [(tokenizer, prompts[i], c, rows[i]["answer"]) for i, _, c in new],
             )
-            fresh = [{"index": i, "sample": j, **g} for (i, j, _), g in zip(new, graded)]
+            fresh = [
+                {"index": i, "sample": j, "asked": asked.get(i), **g}
+                for (i, j, _), g in zip(new, graded)
+            ]
             records += fresh
             if each:
                 each(fresh)
@@ -261,12 +268,28 @@ def graded_record(tokenizer, prompt, completion, gold):
     """What a record says about one sample, apart from its numbers (index, sample)."""
     # Only the new tokens are decoded. A prompt can hold a box, or even the gold answer.
     response = tokenizer.decode(completion.ids, skip_special_tokens=True).strip()
+    asked = tokenizer.decode(prompt)
     return {
-        "prompt": tokenizer.decode(prompt),
+        "prompt": asked,
         "response": response,
         "gold": gold,
-        "extracted": graded_answer(response, gold, completion.truncated),
-        "correct": verify(response, gold, completion.truncated),
+        **verdict_on(asked, response, gold, completion.truncated),
         "tokens": len(completion.ids),
         "truncated": completion.truncated,
     }
+
+
+def verdict_on(prompt, response, gold, truncated):
+    whole = opened(prompt) + response
+    return {
+        "extracted": graded_answer(whole, gold, truncated),
+        "correct": verify(whole, gold, truncated),
+    }
+
+
+def graded_again(records):
+    """The same samples with the verdicts of the grading code as it is now."""
+    return [
+        {**r, **verdict_on(r.get("prompt", ""), r["response"], r["gold"], r["truncated"])}
+        for r in records
+    ]

@@ -24,6 +24,7 @@ from common.judge import Budget
 from common.notation import LONGEST_ANSWER, POWER, SCALES, SURE_SEPARATOR, in_latex, number, tidy
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
+GROUP = r" ?\{(?:[^{}]|\{[^{}]*\})*\}"
 EMPTY = re.compile(r"\s*\{\s*\}")
 # "Final Answer: The final answer is $X$. I hope it is correct." is Minerva's last line. What
 # stands there without dollars counts only if the line ends as Minerva's does.
@@ -82,7 +83,7 @@ def _in_braces(text):
     r"""What stands behind \boxed in balanced braces, or one token if it has no braces."""
     text = text.lstrip()
     if not text.startswith("{"):
-        token = re.match(r"\\[a-zA-Z]+(?: ?\{[^{}]*\})+|\\?\w+|\S", text)  # \boxed\frac{1}{2}
+        token = re.match(rf"\\[a-zA-Z]+(?:{GROUP})+|\\?\w+|\S", text)  # \boxed\frac{1}{2}
         return token.group() if token else None
     return text[1 : _closing(text)].strip() or None if _closing(text) else None
 
@@ -101,7 +102,6 @@ def _closing(text):
     return None
 
 
-GROUP = r" ?\{(?:[^{}]|\{[^{}]*\})*\}"
 SIGN = r"(?:(?:(?<=[=($])|(?<=[=($] )|(?<=\bis ))- ?|-)?"  # a dash with a space may begin an item
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.)])\.\d+"
 SCALE = rf" (?:{'|'.join(SCALES)})\b"  # 5 million
@@ -167,6 +167,18 @@ def grade(response, gold, truncated=False):
     """
     said, gold = graded_answer(response, gold, truncated), _gold_answer(str(gold))
     return said is not None and gold != "" and equal(tidy(said), gold, Budget())
+
+
+def is_gold(text):
+    """Whether a response with this very answer would be right."""
+    said = extract(f"\\boxed{{{text}}}")
+    return said is not None and tidy(said) == _gold_answer(text) != ""
+
+
+def opened(prompt):
+    """What the prompt has already written of the response: "<think>" or nothing. A response is
+    graded together with it, because what stands in unfinished thinking is no answer."""
+    return "<think>" if prompt.rstrip().endswith("<think>") else ""
 
 
 def verify(response, gold, truncated):

@@ -218,11 +218,26 @@ def vocabulary_size(tokenizer):
 def eos_ids(model, tokenizer):
     """Every id that ends a response. Qwen3 lists two of them. A sampler that knows only one of
     them does not stop at the other."""
-    found = {tokenizer.eos_token_id}
+    found = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
     for config in (model.config, getattr(model, "generation_config", None)):
         ids = getattr(config, "eos_token_id", None)
         found |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
     return sorted(i for i in found if i is not None)
+
+
+def end_of_turn(tokenizer):
+    """The special token that the chat template puts behind the assistant's turn, or None. In models
+    that were only pretrained it can be <|im_end|>, while their end token is <|endoftext|>."""
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "the response"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # no template, or one for other conversations: `prompt_ids` says so
+        return None
+    behind = text.rpartition("the response")[2].strip()
+    for i, token in tokenizer.added_tokens_decoder.items():
+        if token.special and behind.startswith(token.content):
+            return i
+    return None
 
 
 # ======================================================================== do they fit together?

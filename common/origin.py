@@ -1,8 +1,10 @@
-"""What made a result: hashes of the script's code, of the problems and of the weights, and the
-versions of the packages. They stand in config.json, because names stay when contents change."""
+"""What made a result: hashes of the script's code, of the grading code, of the problems and of the
+weights, and the versions of the packages. They stand in config.json, because names stay when
+contents change."""
 
 import ast
 import hashlib
+import importlib.metadata
 import inspect
 import sys
 from pathlib import Path
@@ -17,9 +19,21 @@ def source_hash(args):
     and a changed loss shows even in a script with the old name.
     """
     try:
-        tree = ast.parse(Path(inspect.getsourcefile(type(args))).read_text(encoding="utf-8"))
+        return _hash_of_code(inspect.getsourcefile(type(args)))
     except (TypeError, OSError):
         return None
+
+
+def grading_hash():
+    """A hash of the code that decides whether a response is right, and of math-verify's version."""
+    here, rooms = Path(__file__).parent, "grading answers notation expressions algebra judge"
+    codes = [_hash_of_code(here / f"{room}.py") for room in rooms.split()]
+    text = " ".join([*codes, importlib.metadata.version("math-verify")])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hash_of_code(path):
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):  # a lambda has a body, too: one expression

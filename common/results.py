@@ -20,7 +20,7 @@ NEUTRAL = {
 ABOUT = ("trained_on", "tested_on", "computed_in", "sampled_by")
 # These differ between runs of one arm, or say nothing about what a run computes.
 NOT_COMPARED = (
-    "script", "versions", "source", "weights", "model", "seed", *ABOUT, *FREE,
+    "script", "versions", "source", "weights", "graded_by", "model", "seed", *ABOUT, *FREE,
 )  # fmt: skip
 
 
@@ -44,6 +44,8 @@ class Result:
     curve: list | None = None  # training run: [(update, accuracy)]
     scores: dict | None = None  # evaluation: {problem: share of right samples}
     golds: dict | None = None  # evaluation: {problem: gold answer}
+    asked: dict | None = None  # evaluation: {problem: hash of its text, None in old ones}
+    graded_by: str | None = None  # evaluation: hash of the grading code
 
 
 def same_gold(gold, other):
@@ -98,10 +100,10 @@ def _training(folder, config, settings, shared):
 def _evaluation(folder, config, settings, shared):
     """An evaluation asks the problems with the shortest prompts first. So one that was stopped
     has answered the easiest problems, and only summary.json says that it is complete."""
-    by_problem, golds, complete = {}, {}, folder / "summary.json"
+    by_problem, golds, asked, complete = {}, {}, {}, folder / "summary.json"
     for r in files.read_jsonl(folder / "responses.jsonl", ["index", "correct"]):
         by_problem.setdefault(r["index"], []).append(r["correct"])
-        golds[r["index"]] = r.get("gold")
+        golds[r["index"]], asked[r["index"]] = r.get("gold"), r.get("asked")
     require(by_problem, f"'{folder}' has no responses yet; let the evaluation go on.")
     problems = files.read_json(complete).get("n", 0) if complete.exists() else 0
     unfinished = ""
@@ -117,5 +119,6 @@ def _evaluation(folder, config, settings, shared):
     return Result(
         **shared, script=str(config.get("model")), settings=settings,
         source=config.get("weights"), final=sum(scores.values()) / len(scores),
-        problems=problems, unfinished=unfinished, scores=scores, golds=golds,
+        problems=problems, unfinished=unfinished, scores=scores, golds=golds, asked=asked,
+        graded_by=config.get("graded_by"),
     )

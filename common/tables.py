@@ -14,8 +14,8 @@ import tempfile
 from decimal import Decimal
 from pathlib import Path
 
-from common.arguments import Mistake, require
-from common.grading import extract
+from common.arguments import Mistake, require, shorten
+from common.grading import extract, is_gold
 from common.hub import hub_folder, reach_hub
 from common.notation import plain_number, tidy
 
@@ -216,6 +216,36 @@ def check_row(problem, answer, which):
         f"{which} has an empty answer, or one that is neither text nor a number; mend or delete "
         "it.",
     )
+
+
+# What JSON makes of \frac, \boxed, \text, \right if their backslash is not doubled. No tab of a
+# table stands in front of these ends of words.
+ESCAPED = re.compile(
+    r"[\f\x08](?=[a-zA-Z])|\t(?=ext|imes|heta|frac|riangle|ilde)|\r(?=ight|angle|ceil|floor)"
+)
+
+
+def check_backslashes(texts, which):
+    """Refuse a row whose LaTeX has lost its backslashes."""
+    for text in texts:
+        found = ESCAPED.search(text or "")
+        behind = shorten(text[found.end() :], 20) if found else ""
+        require(
+            found is None,
+            f"{which} has a control character in front of '{behind}': a backslash of LaTeX was not "
+            "escaped. JSON writes \\frac as \\\\frac, and json.dumps does so by itself.",
+        )
+
+
+def warn_of_golds(rows, source):
+    """Say how many golds would not accept themselves. No response to their problems is right."""
+    bad = [i for i, row in enumerate(rows) if not is_gold(row["answer"])]
+    if bad:
+        first = shorten(rows[bad[0]]["answer"], 60)
+        print(
+            f"warning: {len(bad)} of the {len(rows)} answers of '{source}' cannot be graded, so no "
+            f"response to them is right; the first is {first!r} in row {bad[0] + 1}"
+        )
 
 
 def is_text_or_number(value):

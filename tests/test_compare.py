@@ -18,12 +18,14 @@ def fake_run(folder, config, *accuracies, n=10):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
-def fake_evaluation(folder, verdicts, model="m", benchmark="toy", seed=0, gold="1", n=None, **more):
+def fake_evaluation(folder, verdicts, model="m", benchmark="toy", seed=0, gold="1", n=None,
+                    asked=None, **more):
     """verdicts: {problem: verdicts of its samples}. n: the problems of the summary, 0: none"""
     folder.mkdir()
     config = {"model": model, "benchmark": benchmark, "seed": seed, **more}
     (folder / "config.json").write_text(json.dumps(config))
-    rows = [{"index": i, "correct": v, "gold": gold} for i, values in verdicts.items()
+    hashes = {} if asked is None else {"asked": asked}
+    rows = [{"index": i, "correct": v, "gold": gold, **hashes} for i, values in verdicts.items()
             for v in values]
     if n != 0:
         (folder / "summary.json").write_text(json.dumps({"n": n or len(verdicts)}))
@@ -164,6 +166,22 @@ def test_runs_on_other_benchmarks_or_with_other_golds_are_refused(tmp_path):
     fake_evaluation(tmp_path / "d", {0: [True]}, "tuned", gold="2")
     with pytest.raises(Mistake, match="different golds for problem 0"):
         compare([tmp_path / "c", tmp_path / "d"], tmp_path / "x.png")
+
+
+def test_other_problems_with_the_same_golds_are_refused(tmp_path):
+    for name, asked in (("a", "1" * 16), ("b", "2" * 16), ("old", None), ("c", "1" * 16)):
+        fake_evaluation(tmp_path / name, {0: [True]}, name, asked=asked)
+    with pytest.raises(Mistake, match="a' and '.*b' have the same gold for problem 0 and ask something"):
+        compare([tmp_path / "a", tmp_path / "old", tmp_path / "b"], tmp_path / "x.png")
+    assert "over 1 problems" in compare([tmp_path / x for x in ("a", "old", "c")], tmp_path / "x.png")
+
+
+def test_different_versions_of_the_grading_code_are_told(tmp_path):
+    for name, code in (("a", "1" * 16), ("b", "2" * 16), ("c", "2" * 16)):
+        fake_evaluation(tmp_path / name, {0: [True]}, name, graded_by=code)
+    said = compare([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png")
+    assert "note: different versions of the grading code" in said and "graded_by" not in said
+    assert "grading code" not in compare([tmp_path / "b", tmp_path / "c"], tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("out, sentence", [

@@ -16,6 +16,7 @@ from common.data import (
     check_prompts,
     checker,
     load_benchmark,
+    opened_thinking,
     privileged_prompt,
     prompt_ids,
     training_and_tests,
@@ -435,6 +436,43 @@ def test_files_that_cannot_be_read(name, content, said, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Mistake, match=said):
         load_benchmark(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("row, behind", [
+    (r'{"problem": "\frac{1}{2} of 6", "answer": "3"}', r"rac.1"), (r'{"problem": "p", "answer": "1\times 2"}', "imes"),
+    (r'{"problem": "p", "answer": "1", "solution": "so \boxed{1}"}', "oxed"), (r'{"problem": "\right)", "answer": "1"}', "ight"),
+    (r'{"problem": "p", "solution": "so \\boxed{\text{no}}"}', "ext")])
+def test_backslashes_that_were_not_escaped_are_refused(row, behind, tmp_path):
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(Mistake, match=f"Row 1 .*front of '{behind}.*was not escaped. JSON writes"):
+        load_benchmark(str(tmp_path / "a.jsonl"))
+
+
+def test_other_control_characters_are_no_backslashes(tmp_path):
+    rows = [{"problem": "a\tb\n\tif x:\r\nneither\tText\f", "answer": r"\\frac{1}{2}"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) for row in rows))
+    assert len(load_benchmark(str(tmp_path / "a.jsonl"))) == 1
+
+
+def test_a_gold_that_would_not_accept_itself_is_named(tmp_path, capsys):
+    rows = [("a", "5"), ("b", r"\frac{1}{2"), ("c", "%"), ("d", r"\{1, 2\}"), ("e", r"so \boxed{2}"), ("f", "yes")]
+    text = "".join(json.dumps({"problem": p, "answer": a}) + "\n" for p, a in rows)
+    (tmp_path / "a.jsonl").write_text(text)
+    load_benchmark(str(tmp_path / "a.jsonl"))
+    said = capsys.readouterr().out
+    assert "warning: 2 of the 6 answers" in said and "frac{1}{2' in row 2" in said
+    (tmp_path / "a.jsonl").write_text(text.splitlines()[0])
+    load_benchmark(str(tmp_path / "a.jsonl"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_template_can_open_the_thinking_in_the_prompt():
+    tokenizer = load_tokenizer("toy/student")
+    assert opened_thinking(tokenizer) == "" == opened_thinking(object())
+    tokenizer.decode = lambda ids: "<user> 1 + 1 <assistant><think>\n"
+    assert opened_thinking(tokenizer) == "<think>"
+    tokenizer.decode = lambda ids: "<assistant><think>\n\n</think>\n\n"
+    assert opened_thinking(tokenizer) == ""
 
 
 def test_a_file_of_a_spreadsheet_has_a_mark_at_its_start(tmp_path):

@@ -12,6 +12,7 @@ from test_files import holder
 import evaluate
 from common.arguments import Mistake
 from common.files import read_jsonl
+from common.origin import grading_hash
 
 COMMAND = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--device", "cpu",
            "--max_new_tokens", 40]
@@ -76,6 +77,44 @@ def test_a_smaller_limit_removes_nothing(tmp_path):
     assert done.returncode == 0 and "5 of 9 samples are there" in done.stdout, done.stderr
     assert answered(out) == [(i, 0) for i in range(9)]
     assert json.loads((out / "summary.json").read_text())["n"] == 9
+
+
+def test_responses_that_other_code_has_graded_are_graded_again(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "e"
+    command = [*map(str, COMMAND[1:]), "--limit", "2", "--out", str(out)]
+    evaluate.main(command)
+    config, whole = ((out / name).read_text() for name in ("config.json", "responses.jsonl"))
+    records = read_jsonl(out / "responses.jsonl")
+    assert json.loads(config)["graded_by"] == grading_hash() and records[0]["asked"] != records[1]["asked"]
+    capsys.readouterr()
+    evaluate.main(command)
+    assert "graded again" not in capsys.readouterr().out
+    # A version that said the opposite.
+    old = [{**r, "correct": not r["correct"], "extracted": "?"} for r in records]
+    for code in ({"graded_by": "0" * 16}, {}):
+        config = {k: v for k, v in json.loads(config).items() if k != "graded_by"} | code
+        (out / "config.json").write_text(json.dumps(config))
+        (out / "responses.jsonl").write_text(evaluate.as_jsonl(old))
+        evaluate.main([*command[:-4], "--limit", "1", "--out", str(out)])    # one of them, and a further one
+        assert "graded its 2 responses, so they are graded again; 2 verdicts ch" in capsys.readouterr().out
+        assert (out / "responses.jsonl").read_text() == whole
+        assert json.loads((out / "config.json").read_text())["graded_by"] == grading_hash()
+        config = (out / "config.json").read_text()
+
+
+def test_the_hash_of_the_grading_code_sees_every_room_and_no_comment(tmp_path, monkeypatch):
+    rooms = "grading answers notation expressions algebra judge".split()
+    for room in rooms:
+        shutil.copy(ROOT / f"common/{room}.py", tmp_path)
+    monkeypatch.setattr("common.origin.__file__", str(tmp_path / "origin.py"))
+    found = {grading_hash()}
+    for room in rooms:
+        path = tmp_path / f"{room}.py"
+        path.write_text(path.read_text() + "# a comment\n")
+        assert len(found | {grading_hash()}) == len(found)
+        path.write_text(path.read_text() + "x = 1\n")
+        found.add(grading_hash())
+    assert len(found) == 1 + len(rooms)
 
 
 def copied_model(folder):

@@ -12,6 +12,7 @@ from common.data import load_benchmark
 from common.evaluation import (
     bounded_interval,
     evaluate,
+    graded_again,
     graded_record,
     majority,
     mean_interval,
@@ -146,6 +147,15 @@ def test_two_ways_to_write_a_number_share_their_votes():
     assert majority(["72", "72", "5", "5.0", r"\frac{10}{2}"], wrong) == 0
 
 
+def test_wrong_answers_share_their_votes_however_they_are_typed(monkeypatch):
+    monkeypatch.setattr("common.judge._ask", lambda *_: pytest.fail("math-verify was asked"))
+    right = [False, False, False, True, True]
+    assert majority(["1,000", "1000", r"\$1000", "5", "5"], right) == 0
+    assert majority(["x=2", "2", "2 cm", "5", "5"], right) == 0
+    assert majority(["1, 2", "2, 1", r"\{1, 2\}", "5", "5"], right) == 0
+    assert majority([r"\sin x", r"\cos(90^\circ - x)", "7", "5", "5"], right) == 1
+
+
 def test_majority_shares_a_tie_and_nobody_votes_with_no_answer():
     assert majority(["1", "2", "2", None], [True, False, False, False]) == 0
     assert majority(["1", "2"], [True, False]) == .5 and majority([None], [False]) == 0
@@ -239,6 +249,13 @@ def test_what_was_graded_is_the_answer_of_a_record():
     assert [r["correct"] for r in found] == [True, False, True, False, False, False]
     summary = summarise(found)
     assert summary["no_answer"] == pytest.approx(2 / 6) and summary["majority"] == .5
+    # Nor is a box in thinking that the chat template has opened in the prompt.
+    for said, verdict in (("so \\boxed{7}", False), ("so </think> \\boxed{7}", True)):
+        tokenizer = Words("<user> 3 + 4 <assistant><think>\n", said)
+        record = graded_record(tokenizer, [0], Completion([1], False, []), "7")
+        assert record["correct"] is verdict and (record["extracted"] == "7") is verdict
+        assert record["response"] == said
+        assert graded_again([{**record, "correct": 2, "extracted": 2}]) == [record]
     # The last number of a response is no answer where the gold is no number.
     record = graded_record(tokenizer, [0], Completion([0], False, []), "x + 1")
     assert record["extracted"] is None and not record["correct"]

@@ -46,6 +46,7 @@ EXTRACTED = [
     ("#### 18 apples\nThat is all.", "18 apples", "a number with its unit"),
     (r"So \boxed{5}, which stands in \boxed{}.", "5", "an empty box quotes the task"),
     (r"\boxed{5} and \boxed{", None, "but a box that was cut off is none"),
+    (r"\boxed\frac{\sqrt{2}}{2}", r"\frac{\sqrt{2}}{2}", "nested braces behind a command"),
     (r"\boxed\frac{1}{2}", r"\frac{1}{2}", "a fraction without braces around it"),
     (r"The final answer is \(\frac{1}{2}\).", r"\frac{1}{2}", "Minerva's line in other mathematics"),
     (r"The final answer is $$\frac{1}{2}$$", r"\frac{1}{2}", "and displayed"),
@@ -512,6 +513,7 @@ WRITTEN = [
     (box(r"3\mathrm{e}^{2}"), "3", False, "and no unit"),
     (box(r"2+3\mathrm{i}"), "2+3i", True, "an upright i"),
     (box("5 m/n"), "5", False, "m/n is no unit"),
+    (box(r"\pi \approx 3.14"), "3.14", False, "a number is no name"),
     # the last number
     *[(said, gold, True, "no box: the last number as it is written") for said, gold in (
         ("So it is 12{,}500 dollars.", "12500"), (r"So $12\,345$.", "12345"), ("The answer is −5.", "-5"), ("so $x = - 4$", "-4"),

@@ -44,6 +44,19 @@ def test_a_model_knows_its_vocabulary_and_its_ends(toy):
     assert wide.ends == sorted({1, 3, 7, tokenizer.eos_token_id})
 
 
+def test_the_end_of_the_assistants_turn_is_an_end(toy):
+    """A pretrained model with a chat template: its end token is another one."""
+    _, _, tokenizer = toy
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|im"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for template, ends in (("{{ m.content }}<|im_end|>\n", {end}), ("{{ m.content }} and on", set()),
+                           ("{{ raise_exception('no') }}", set()), ("{{ m.content }}", set())):
+        tokenizer.chat_template = f"{{% for m in messages %}}{template}{{% endfor %}}"
+        model = know(tiny_qwen3(vocabulary=200), tokenizer)
+        assert set(model.ends) == {1, tokenizer.eos_token_id} | ends
+
+
 def test_toy_models_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert where("toy/student") == str(ROOT / "toy/student")
