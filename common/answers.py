@@ -60,6 +60,9 @@ def equal(said, gold, budget, depth=0):
 
     # What is left is an expression. Only computer algebra knows that \sin(\pi/6) is 1/2.
     verdict = expressions.compare(*map(_without_separators, (said, gold)))
+    # math-verify adds numbers that stand side by side: for it 2 3 is 5, and not only 2 1/2.
+    if verdict is None and re.search(r"(?<![_^\w])\d+ \d+(?![\d ]*/)", said):
+        return False
     return judge.math_verify(said, gold, budget) if verdict is None else verdict
 
 

@@ -251,6 +251,9 @@ GRADED = [
     (box("10,00"), "1000", False, "a comma in the wrong place"),
     (box("1 000"), "1000", True, "a space as separator"),
     (box("1 2"), "12", False, "a space elsewhere is not a separator"),
+    *[(box(said), gold, right, "numbers side by side are no sum") for said, gold, right in (
+        ("5 5", "10", False), ("2 3", "5", False), ("2 3", "6", False), ("x + 2 3", "x + 5", False),
+        ("5 1/2", r"\frac{11}{2}", True), (r"5 \frac{1}{2}", "11/2", True), ("5 11/12", r"\frac{71}{12}", True))],
     (box(r"1\,000"), "1000", True, "LaTeX's thin space is a separator"),
     (box(r"12\,345\,678"), "12345678", True, "two thin spaces"),
     (box("1.000"), "1000", False, "a point is a decimal point"),
