@@ -2,8 +2,8 @@ r"""What counts as the answer of a response, and whether a response is right.
 
 An answer is
 * the content of the last \boxed{...} or \fbox{...} that is not empty;
-* if there is no box, the rest of the line after the last "####" (the marker of GSM8K), if it is a
-  number or nothing comes after it: "#### Step 2" is a heading;
+* if there is no box, the rest of the line after the last "####" (the marker of GSM8K), if it is
+  mathematics or nothing comes after it: "#### Step 2" is a heading;
 * if there is neither, the formula in Minerva's "The final answer is $...$.";
 * if there is none of these, and the gold is a number, the last number of the response.
 
@@ -69,7 +69,9 @@ def _marked(text):
     line, _, rest = text.strip().partition("\n")
     answer = line[re.match(LABEL, line, re.IGNORECASE).end() :].rstrip("*. ")
     if answer:
-        return answer if not rest.strip() or number(tidy(answer)) is not None else None
+        plain = re.sub(r"\\(?:text\w*|begin|end) ?\{[^{}]*\}|\\[a-zA-Z]+", "", answer)
+        mathematics = number(tidy(answer)) is not None or not re.search("[A-Za-z][a-z]{2}", plain)
+        return answer if mathematics or not rest.strip() else None
     # The answer stands in the next line, if this one is only its label.
     below = rest.strip().partition("\n")[0].lstrip("* ").rstrip("*. ")
     return below if number(tidy(below)) is not None else None
