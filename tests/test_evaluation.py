@@ -7,6 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+import grpo
+import hindsight_sd
 from common import evaluation, grading
 from common.data import load_benchmark
 from common.evaluation import (
@@ -259,3 +261,23 @@ def test_what_was_graded_is_the_answer_of_a_record():
     # The last number of a response is no answer where the gold is no number.
     record = graded_record(tokenizer, [0], Completion([0], False, []), "x + 1")
     assert record["extracted"] is None and not record["correct"]
+
+
+def test_a_box_in_thinking_that_the_prompt_has_opened_is_no_answer():
+    class Tokenizer:
+        chat_template = name_or_path = "x"
+        texts = ["<user> 3 + 4 <assistant><think>\n", "so \\boxed{7}", "ok </think> \\boxed{7}"]
+
+        def get_chat_template(self):
+            return self.chat_template
+
+        def apply_chat_template(self, *_, **more):
+            return {"input_ids": [0]}
+
+        def decode(self, ids, skip_special_tokens=False):
+            return self.texts[ids[0]]
+
+    drawn = [Completion([i], False, [0.0]) for i in (1, 2)]
+    assert grpo.verdicts(Tokenizer(), [{"answer": "7"}] * 2, drawn, 1) == [False, True]
+    texts, right = hindsight_sd.verdicts(Tokenizer(), [{"answer": "7"}] * 2, drawn, 1)
+    assert texts == Tokenizer.texts[1:] and right == [False, True]
