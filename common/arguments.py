@@ -53,8 +53,8 @@ def unwritable(path, error):
     """The sentence for a full disk and similar errors of the system."""
     why = getattr(error, "strerror", None) or shorten(error, 120)
     return (
-        f"Writing '{path}' failed ({why}). All complete files are unchanged; make room, then "
-        "continue a run with --resume, or an evaluation with the same command."
+        f"Writing '{path}' failed ({why}). All complete files are unchanged; if the disk is full, "
+        "make room, then continue a run with --resume, or an evaluation with the same command."
     )
 
 

@@ -41,17 +41,27 @@ def prompts_of_step(step, size, total, seed):
 
 
 def context_of(config):
-    """The most tokens of one text, from a model's config. Without a config there is no limit."""
-    return getattr(config, "max_position_embeddings", None) or 1 << 30
+    """The most tokens of one text, from a model's config. Without a config there is no limit.
+
+    "longrope" (Phi-3) computes every position otherwise where a batch has a longer text than the
+    original context. So there the original context is the limit.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    longest = getattr(config, "max_position_embeddings", None) or 1 << 30
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        original = rope.get("original_max_position_embeddings")
+        original = original or getattr(config, "original_max_position_embeddings", None)
+        longest = min(longest, original or longest)
+    return longest
 
 
-def fitting_prompts(rows, encode, model, max_new_tokens, what="prompts"):
-    """The rows whose prompt and response fit into the model's context, with the prompt's ids in
+def fitting_prompts(rows, encode, models, max_new_tokens, what="prompts"):
+    """The rows whose prompt and response fit into the context of all models, the prompt's ids in
     row["ids"]. The others are left out, and their number is printed.
 
     No prompt is ever cut: without its end it has lost the question.
     """
-    context = context_of(model.config)
+    context = min(context_of(model.config) for model in models)
     for row in rows:
         row["ids"] = encode(row)
     kept = [r for r in rows if len(r["ids"]) + max_new_tokens <= context]

@@ -82,7 +82,8 @@ def _write_folder(final, model, tokenizer, state=None):
                 flush_to_disk(file)
         shutil.rmtree(final, ignore_errors=True)
         replace(temporary, final)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises all three
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        # A full disk raises the first, the second or the last.
         shutil.rmtree(temporary, ignore_errors=True)
         raise Mistake(unwritable(final, error)) from None
 

@@ -120,18 +120,33 @@ def load_model(name, device, dtype, tokenizer=None):
     check_family(name)
     say_loading(name, device, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, about = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:
         raise Mistake(missing_model(name, "model", error)) from None
+    # What is missing in the files would be random, and other numbers each time.
+    lost = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})
+    require(
+        not lost,
+        f"'{name}' lacks {len(lost)} of the weights that its config.json asks for, such as "
+        f"{(lost or [''])[0]}; save the whole model again, adapters merged, under its own names.",
+    )
+    # Settings for sampling without do_sample are refused when the model is saved.
+    generation = model.generation_config
+    if generation is not None and any(
+        getattr(generation, key, None) not in (None, 1.0, 50)
+        for key in ("temperature", "top_p", "top_k")
+    ):
+        generation.do_sample = True
     model = model.to(device).eval()
-    check_architecture(model, name)
     without_dropout(model)
+    check_architecture(model, name)
     return model if tokenizer is None else know(model, tokenizer)
 
 
@@ -154,6 +169,11 @@ NEEDED = (
 def check_family(name):
     """Refuse a family that lacks what the sampler and the memory's prediction need, before its
     weights are loaded."""
+    require(
+        not Path(name, "adapter_config.json").exists() or Path(name, "config.json").exists(),
+        f"'{name}' is an adapter and no whole model; merge it with its base model first "
+        "(merge_and_unload of the package peft) and save that.",
+    )
     config = read_config(name)
     lacking = [field for field in NEEDED if config is not None and not hasattr(config, field)]
     require(
@@ -191,9 +211,17 @@ def check_architecture(model, name):
             f"'{name}' computes numbers that are too large for float16; use --dtype bfloat16, "
             "which old cards only emulate, or --dtype float32.",
         )
+        calm = model(input_ids=ids).logits
         require(
-            torch.allclose(logits, model(input_ids=ids).logits, rtol=1e-3, atol=1e-5),
+            torch.allclose(logits, calm, rtol=1e-3, atol=1e-5),
             f"'{name}' does more to its logits than a linear head; it is not supported.",
+        )
+        training = [model.train()(input_ids=ids).logits for _ in range(2)]
+        model.eval()
+        require(
+            all(torch.allclose(calm, x, rtol=1e-2, atol=1e-2) for x in training),
+            f"'{name}' computes other numbers in training than in sampling (it draws at random "
+            "there); it is not supported.",
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from common import checkpoints, fits, models, show, weights
-from common.arguments import Mistake, shorten
+from common.arguments import Mistake, require, shorten
 from common.batches import Compute, context_of, fitting_prompts, prompts_of_step
 from common.data import (
     BENCHMARKS,
@@ -100,6 +100,11 @@ class Run:
         else:
             name = self.checkpoint or args.student
             student = models.load_model(name, self.device, torch.float32, self.tokenizer)
+        require(
+            getattr(student.config, "quantization_config", None) is None,
+            f"'{args.student}' has quantised weights, which cannot learn; use the model as it was "
+            "before.",
+        )
         if fits.with_checkpointing(args, self.device):
             weights.checkpoint_layers(student)
         return student
@@ -139,17 +144,19 @@ class Run:
             return prompt_ids(tokenizer, row["prompt"])
 
         most = args.max_new_tokens + margin
-        self.rows = fitting_prompts(self.rows, longest or plain, student, most)
+        readers = [student, *([] if teacher is None else [teacher]), *more]
+        self.rows = fitting_prompts(self.rows, longest or plain, readers, most)
         # An evaluation may write more than a rollout, or less, if the context leaves no choice.
         lengths, most = sorted(len(plain(row)) for row in self.tests), args.max_new_tokens
         places = 0, (len(lengths) - 1) // 2, -1
-        short, middle, long = (context_of(student.config) - lengths[i] for i in places)
+        context = min(context_of(model.config) for model in readers)
+        short, middle, long = (context - lengths[i] for i in places)
         if long >= most:
             most = min(max(256, most), long)
         elif short < most:
             most = max(1, middle)  # none fits otherwise; half of them do now
         self.longest_response = most
-        self.tests = fitting_prompts(self.tests, plain, student, most, "test prompts")
+        self.tests = fitting_prompts(self.tests, plain, readers, most, "test prompts")
         self.start = 0
         if self.checkpoint:
             state = checkpoints.load_state(self.checkpoint, optimizer, self.device)

@@ -8,7 +8,7 @@ import math
 import torch
 from safetensors.torch import save_file
 
-from common.arguments import Mistake
+from common.arguments import Mistake, require
 from common.files import read_json, write_json
 from common.processes import add_up, process
 
@@ -32,6 +32,12 @@ def adapt(model, rank):
     linear = sorted({n.split(".")[-1] for n, m in modules if isinstance(m, torch.nn.Linear)})
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model
+    )
+    # A mixture of experts can have its experts in one tensor, to which PEFT adds its adapters in
+    # another way. Such a model could not be put together again.
+    require(
+        not any(type(m).__name__ == "ParamWrapper" for m in model.modules()),
+        "--lora cannot adapt the experts of this model; leave --lora out.",
     )
     for p in trainable(model):
         p.data = p.data.float()  # a small step on a bfloat16 number would be rounded to nothing

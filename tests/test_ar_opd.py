@@ -375,7 +375,7 @@ def test_privileged_prompts_are_never_cut_but_left_out_and_counted(toy, capsys):
     def longest(row):
         return prompt_ids(tokenizer, ar_opd.views(row, settings())["full"])
 
-    kept = fitting_prompts(rows, longest, student, 160)
+    kept = fitting_prompts(rows, longest, [student], 160)
     assert kept == [rows[0], rows[2]] and "1 of 3 prompts are too long" in capsys.readouterr().out
     for r in kept:
         text = tokenizer.decode(r["ids"])

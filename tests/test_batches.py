@@ -41,11 +41,28 @@ def test_prompts_of_a_step_are_permutations_and_stateless():
 def test_prompts_that_do_not_fit_are_left_out_and_counted(capsys):
     model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=20))
     rows = [{"n": n} for n in (5, 12, 13, 8)]
-    kept = fitting_prompts(rows, lambda row: list(range(row["n"])), model, 8)
+    kept = fitting_prompts(rows, lambda row: list(range(row["n"])), [model], 8)
     assert [len(r["ids"]) for r in kept] == [5, 12, 8]      # 12 + 8 tokens are exactly the context
     assert "1 of 4 prompts are too long" in capsys.readouterr().out
     with pytest.raises(Mistake, match="No prompt fits.*lower --max_new_tokens"):
-        fitting_prompts(rows, lambda row: list(range(row["n"])), model, 16)
+        fitting_prompts(rows, lambda row: list(range(row["n"])), [model], 16)
+
+
+def test_the_smallest_context_of_all_models_decides(capsys):
+    models = [SimpleNamespace(config=SimpleNamespace(max_position_embeddings=n)) for n in (40, 20)]
+    rows = [{"n": n} for n in (5, 13)]
+    assert len(fitting_prompts(rows, lambda row: list(range(row["n"])), models, 8)) == 1
+
+
+def test_longrope_has_the_original_context():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    long = SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)
+    assert batches.context_of(long) == 4096
+    older = SimpleNamespace(max_position_embeddings=131072, rope_scaling={"type": "longrope"},
+                            original_max_position_embeddings=4096)
+    assert batches.context_of(older) == 4096
+    yarn = SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope | {"rope_type": "yarn"})
+    assert batches.context_of(yarn) == 131072
 
 
 # ------------------------------------------------------------------------ micro-batches

@@ -217,7 +217,7 @@ def test_questions_without_room_for_their_longest_context_are_left_out_and_count
     def longest(row):
         return hindsight_sd.longest_context(row, tokenizer, args)
 
-    kept = fitting_prompts(rows, longest, student, 160)
+    kept = fitting_prompts(rows, longest, [student], 160)
     assert kept == rows[:1] and "1 of 2 prompts are too long" in capsys.readouterr().out
     # a peer of the greatest possible length does not exceed the bound
     real = prompt_ids(tokenizer, hindsight_sd.context(rows[0], " 7" * 160, args))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_qwen3
 from helpers import CPU
+from safetensors.torch import load_file, save_file
 
 from common import hub, size
 from common.arguments import Mistake, choice, either
@@ -366,3 +367,40 @@ def test_a_model_has_no_dropout_in_training_either(tmp_path):
         # Only the look at the modules makes that so.
         loaded.model.layers[0].self_attn.attention_dropout = 0.5
         assert not torch.equal(calm, loaded(ids).logits)
+
+
+def test_weights_that_are_missing_in_the_files_are_refused(tmp_path):
+    # transformers would make them at random, other ones each time, and only warn.
+    tiny_qwen3().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if "layers.0.mlp" not in k}, file, {"format": "pt"})
+    with pytest.raises(Mistake, match="lacks 3 of the weights .* such as model.layers.0.mlp.down_proj.weight"):
+        load_model(str(tmp_path), CPU, torch.float32)
+    save_file({f"_orig_mod.{k}": v for k, v in tensors.items()}, file, {"format": "pt"})
+    with pytest.raises(Mistake, match="lacks .* of the weights"):
+        load_model(str(tmp_path), CPU, torch.float32)
+
+
+def test_settings_for_sampling_do_not_stop_a_model_from_being_saved(tmp_path):
+    tiny_qwen3().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
+    model = load_model(str(tmp_path), CPU, torch.float32)
+    assert model.generation_config.do_sample and model.generation_config.temperature == 0.6
+    model.save_pretrained(tmp_path / "again")
+
+
+def test_a_model_that_draws_at_random_in_training_is_refused(tmp_path, monkeypatch):
+    tiny_qwen3().save_pretrained(tmp_path)
+    kind = type(tiny_qwen3().model.layers[0].mlp)
+    plain = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: torch.nn.functional.dropout(
+        plain(self, x), 0.5, training=self.training))
+    with pytest.raises(Mistake, match="other numbers in training than in sampling"):
+        load_model(str(tmp_path), CPU, torch.float32)
+
+
+def test_an_adapter_is_no_whole_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(Mistake, match="is an adapter and no whole model; merge it"):
+        load_model(str(tmp_path), CPU, torch.float32)

@@ -21,9 +21,12 @@ from helpers import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import opd
 import topd
+from common import weights as learning
+from common.arguments import Mistake
 from common.memory import moment_bytes
 from common.models import load_model
 from common.weights import (
@@ -337,3 +340,19 @@ def test_the_merged_model_says_what_the_adapted_one_says(adapted, tmp_path):
         assert torch.allclose(logits, adapted(ids).logits, atol=1e-4)
         assert not torch.allclose(logits, plain(ids).logits, atol=1e-2)
     assert weights(merged).keys() == weights(plain).keys()
+
+
+@pytest.mark.parametrize("family, whole", [("deepseek_v3", False), ("qwen3_moe", True)])
+def test_lora_refuses_a_mixture_of_experts_that_it_could_not_put_together_again(family, whole):
+    pytest.importorskip("peft")
+    sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8, q_lora_rank=8, kv_lora_rank=8)
+    parts = dict(qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_group=1, topk_group=1, num_experts=4)
+    more = dict(n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1)
+    config = AutoConfig.for_model(family, **sizes, **heads, **parts, **more)
+    model = AutoModelForCausalLM.from_config(config)
+    if whole:
+        assert learning.trainable(learning.adapt(model, 2))
+    else:
+        with pytest.raises(Mistake, match="cannot adapt the experts"):
+            learning.adapt(model, 2)
