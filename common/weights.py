@@ -4,6 +4,7 @@ average, and how they are stored."""
 import copy
 import logging
 import math
+import warnings
 
 import torch
 from safetensors.torch import save_file
@@ -30,9 +31,11 @@ def adapt(model, rank):
     # Qwen3ForCausalLM with a base_model and a head, which the methods use by these names.
     modules = model.base_model.named_modules()
     linear = sorted({n.split(".")[-1] for n, m in modules if isinstance(m, torch.nn.Linear)})
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model
-    )
+    with warnings.catch_warnings():  # PEFT warns of patterns for experts that it sets itself
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model
+        )
     # A mixture of experts can have its experts in one tensor, to which PEFT adds its adapters in
     # another way. Such a model could not be put together again.
     require(
