@@ -35,11 +35,12 @@ def curves(lines, family, path):
         plt.close(figure)
         return None
     # The name of a curve stands at its end, and no two names on top of each other.
-    height = -math.inf
+    height, (low, high) = -math.inf, axis.get_ylim()
+    spread = high - low
     for (x, y), arm, colour in sorted(ends):
-        height = max(y, height + 1.6)
+        height = max(y, height + 0.06 * spread)
         axis.annotate(arm, (x, y), xytext=(x * 1.02, height), color=colour, va="center")
-    axis.set(xlabel="update", ylabel="accuracy (%)", xlim=(0, ends[0][0][0] * 1.25))
+    axis.set(xlabel="update", ylabel="validation accuracy (%)", xlim=(0, ends[0][0][0] * 1.25))
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
