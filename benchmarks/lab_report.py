@@ -330,7 +330,8 @@ def caption_for_the_readme(lines):
         f"Without flags the scripts make 120 updates of 64{more}. A claim holds if its whole "
         "interval lies above 0 (corrected for four claims; the intervals shown are not). It does "
         "not hold if the interval lies below half of the paper's difference. "
-        "[RESULTS.md](RESULTS.md): all claims, also at temperature 1, where some look different; controls; what was not run yet."
+        "[RESULTS.md](RESULTS.md): all claims, also at temperature 1, where some look different; "
+        "controls; what was not run yet."
     )
     return f"<sub>{textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)}</sub>"
 
