@@ -37,7 +37,7 @@ paper calls it "reverse". Here it is --divergence forward.
               10. on the toy the teacher is a frozen copy (--teacher current: the paper's).  11. the
               sum over the vocabulary in (4) is exact. (The paper finds the estimate from the
               sampled token unstable.)  12. 8 questions in an update, and a warm-up. (The paper:
-              128, none.)
+              128, and no warm-up.)
 
 Run it:
     python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B

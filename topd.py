@@ -31,9 +31,9 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
   [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
               student's own states. The candidates (2) are the positions of the highest losses.
-              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t, and K
-              = 50.  4. embeddings and optimal transport.  5. (7), (8), (9) with a stop-gradient on
-              the target; AdamW.
+              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t;
+              K = 50.  4. embeddings and optimal transport.  5. (7), (8), (9) with a stop-gradient
+              on the target; AdamW.
   [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch.  7. the candidates
               are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).  8. W_S is the
               next K tokens of the rollout, so nothing is generated and its logits are there.  9. a
@@ -52,7 +52,7 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               teacher writes an end token. Both are cut to the shorter one. A position with fewer
               than K/2 tokens of the rollout behind it is no candidate. The next highest loss takes
               its place.  18. a short rollout has 2 candidates, or 1 below 20 tokens.  19. rate and
-              batch. (The paper: 2e-6 and 4 rollouts; ours are below.)
+              batch. (The paper: 2e-6 and a batch of 4; ours are below.)
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -133,7 +133,7 @@ def check(args):
     in_range(args, "epsilon", "[0.005, 10]", "a smaller one is not reached in 500 iterations")
     require(
         args.suppress == "none" or args.drop_share > 0,
-        "--suppress needs false alarms to scale down, and with --drop_share 0 there are none.",
+        "--suppress scales down as many candidates as --drop_share drops; with 0 there are none.",
     )
     return args
 

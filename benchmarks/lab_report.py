@@ -510,7 +510,8 @@ def table_of_other_claims(lines, times):
 
     def add(name, text, gaps, unit, sign=1):
         said = verdict([sign * g for g in gaps], Claim(name, text, "", ""))
-        rows.append([name, text, f"{interval(gaps, signed=True)}: {said}", unit])
+        found = f"{interval(gaps, signed=True)}: {said}" if gaps else said
+        rows.append([name, text, found, unit])
 
     shares = [
         {s: 100 * x["toy-heldout"]["shortcuts"] for s, x in of_seeds(lines, arm, "tuned").items()
