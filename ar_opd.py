@@ -155,7 +155,8 @@ def rollouts(student, tokenizer, rows, args, step):
     if args.target == "sft":
         texts = [r["solution"] for r in rows for _ in range(args.samples)]
         ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-        return [[*x, tokenizer.eos_token_id][: args.max_new_tokens] for x in ids]
+        # The end-of-turn token belongs to the text. Without it the student never learns to end.
+        return [[*x, student.turn_end][: args.max_new_tokens] for x in ids]
     drawn = sample(
         student,
         [r["plain"] for r in rows],
@@ -205,7 +206,13 @@ def token_weights(responses, skip_first):
 
 
 VIEWS_OF = {"anchored": ("partial", "full"), "partial": ("partial",), "full": ("full",), "sft": ()}
-STATISTICS = "kl student_entropy target_entropy clipped kl_partial kl_full residual".split()
+# What metrics.jsonl keeps beside the loss. One view has no residual, SFT has no target.
+ONE_VIEW = ("kl", "student_entropy", "target_entropy")
+TWO_VIEWS = (*ONE_VIEW, "clipped", "kl_partial", "kl_full", "residual")
+STATISTICS = {
+    "anchored": TWO_VIEWS, "partial": ONE_VIEW, "full": ONE_VIEW,
+    "sft": ("cross_entropy", "student_entropy"),
+}  # fmt: skip
 
 
 # ======================================================================== 4. one update
@@ -220,34 +227,32 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
     weights, collected = token_weights(responses, args.skip_first), Collected(responses)
 
     def loss_of_positions(student_hidden, partial_hidden, full_hidden, targets, weight):
-        """(sum of the loss, statistics [n, 7]) of a few positions at a time. Four distributions
+        """(sum of the loss, STATISTICS [n, k]) of a few positions at a time. Four distributions
         over all positions, [N, V] each, would not fit into memory."""
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         written_logp = student_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_S(y_t)
-        zero, view_logp = torch.zeros_like(weight), {}
+        view_logp = {}
         with torch.no_grad():  # the target is a constant: no gradient flows into the teacher
             if partial_hidden is not None:
                 view_logp["partial"] = log_probabilities(teacher, partial_hidden)  # [n, V], (2)
             if full_hidden is not None:
                 view_logp["full"] = log_probabilities(teacher, full_hidden)  # [n, V], (2)
             # One view is its own target. (None for anchored, which follows, and for sft.)
-            target_logp, clipped = view_logp.get(args.target), zero
+            target_logp = view_logp.get(args.target)
             if args.target == "anchored":
                 pair = view_logp["partial"], view_logp["full"]
                 target_logp, clipped = anchored_target(*pair, args.lam, args.clip)
         sft = target_logp is None
         loss = -written_logp if sft else forward_kl(target_logp, student_logp)  # [n], (5)
         with torch.no_grad():  # only to be looked at
-            entropy = -(student_logp.exp() * student_logp).sum(-1)  # [n]
-            target_entropy, residual = zero, zero
-            if target_logp is not None:
-                target_entropy = -(target_logp.exp() * target_logp).sum(-1)  # [n]
-            kl_of = {name: forward_kl(logp, student_logp) for name, logp in view_logp.items()}
-            if len(view_logp) == 2:
+            stats = [loss, -(student_logp.exp() * student_logp).sum(-1)]  # [n] each, as STATISTICS
+            if not sft:
+                stats += [-(target_logp.exp() * target_logp).sum(-1)]  # [n]
+            if args.target == "anchored":
+                kl_partial, kl_full = (forward_kl(logp, student_logp) for logp in pair)  # [n] each
                 difference = view_logp["full"] - view_logp["partial"]  # [n, V]
                 residual = difference.gather(1, targets[:, None]).squeeze(1).abs()  # [n]
-            kls = [kl_of.get("partial", zero), kl_of.get("full", zero)]
-            stats = [loss, entropy, target_entropy, clipped, *kls, residual]  # as in STATISTICS
+                stats += [clipped, kl_partial, kl_full, residual]
         return (loss * weight).sum(), torch.stack(stats, 1)
 
     student.train()
@@ -283,7 +288,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         optimizer.zero_grad(set_to_none=True)
     metrics = {
         "loss": loss,
-        **dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist())),
+        **dict(zip(STATISTICS[args.target], torch.cat(stats).mean(0).tolist())),
         "grad_norm": norm,
         **rollout_statistics(responses, student.ends),
     }
@@ -291,6 +296,13 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
 
 
 # ======================================================================== training
+
+
+def curve_of(args):
+    """The right half of curve.png: its title, and which metric it shows."""
+    if args.target == "sft":
+        return "cross-entropy on the solutions", "cross_entropy"
+    return "KL(target || student) on own rollouts", "kl"
 
 
 def main(argv=None):
@@ -343,8 +355,8 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=accuracy())
             title = f"ar_opd.py: {args.student} learns from itself on {args.data} ({args.target})"
-            run.draw(title, "KL(target || student)")
-    run.finish(baseline="python ar_opd.py --target full")
+            run.draw(title, *curve_of(args))
+    run.finish(baseline=f"python ar_opd.py{'' if args.target == 'full' else ' --target full'}")
 
 
 if __name__ == "__main__":

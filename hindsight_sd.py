@@ -467,7 +467,7 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=run.accuracy_and_variety(student))
             title = f"hindsight_sd.py: {args.student} learns from itself on {args.data}"
-            run.draw(f"{title} ({args.context})", "KL(teacher || student)")
+            run.draw(f"{title} ({args.context})", "KL(teacher || student) on own rollouts")
     run.finish(baseline="python grpo.py")
 
 

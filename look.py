@@ -58,6 +58,7 @@ from common.data import (
     check_prompts,
     is_toy,
     load_benchmark,
+    opened_thinking,
     privileged_prompt,
     prompt_ids,
 )
@@ -158,6 +159,7 @@ def case_of(row, group, shown, setting):
         at = report.first_wrong.wrong_at
         wrong = next((i for i, (a, b) in enumerate(offsets(texts)) if a <= at < b), None)
     text = setting.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    text = opened_thinking(setting.tokenizer) + text  # it is graded as the scripts grade it
     return Case(row, group, shown, ids, texts, text, report, wrong)
 
 

@@ -146,7 +146,7 @@ def rollouts(student, tokenizer, rows, args, step):
             # The end-of-turn token belongs to the text. Without it the student never learns to end.
             text = rows[i // args.samples]["solution"]
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            responses.append([*ids, tokenizer.eos_token_id][: args.max_new_tokens])
+            responses.append([*ids, student.turn_end][: args.max_new_tokens])
         else:
             responses.append(drawn[i].ids)
     return prompts, responses, off_policy
@@ -309,8 +309,12 @@ def main(argv=None):
         run.show(step, batch[1][0], kl_of_tokens[0])
         if run.evaluates(step):
             run.log(step, eval=run.accuracy(student))
-            run.draw(f"opd.py: {args.student} learns from {args.teacher} on {args.data}")
-    run.finish(baseline="python opd.py --off_policy 1")
+            texts = {0: "own rollouts", 1: "solutions"}.get(args.off_policy, "both kinds of text")
+            title = f"opd.py: {args.student} learns from {args.teacher} on {args.data}"
+            run.draw(title, f"KL(student || teacher) on {texts}")
+    # SFT needs solutions. And a run of SFT is not compared with itself.
+    other = "opd.py --off_policy 1" if all(r["solution"] for r in run.rows) else "topd.py"
+    run.finish(baseline=f"python {'opd.py' if args.off_policy == 1 else other}")
 
 
 if __name__ == "__main__":

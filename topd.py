@@ -287,7 +287,10 @@ def ground_cost(teacher_vectors, student_vectors):
     costs 0. Different ones cost about 1 where they are nearly orthogonal (note 11)."""
     u = torch.nn.functional.normalize(teacher_vectors.float(), dim=-1)
     v = torch.nn.functional.normalize(student_vectors.float(), dim=-1)
-    return (1 - u @ v.transpose(1, 2)).clamp(min=0)
+    cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)
+    # States that overflowed (float16) are no number. There the loss is none either, so the update
+    # makes no step. But no plan can be computed from such a cost.
+    return cost.nan_to_num(1.0)
 
 
 def exact_plan(cost):
@@ -624,7 +627,8 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=run.accuracy(student))
             run.draw(f"topd.py: {args.student} learns from {args.teacher} on {args.data}")
-    run.finish(baseline="python opd.py")
+    is_opd = args.guidance == "off" and args.suppress == "none"
+    run.finish(baseline=f"python {'topd.py' if is_opd else 'opd.py'}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from common.arguments import Parser, run_script
 from common.batches import prompts_of_step
 from common.data import load_benchmark, prompt_ids
 from common.evaluation import mean_interval, pass_at_k
-from common.flags import parse
+from common.flags import at_least, parse
 from common.grading import grade
 from common.models import load_model, load_tokenizer
 from common.sampler import sample
@@ -106,6 +106,8 @@ def main():
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
     p.add_argument("--rollouts", type=int, default=300, help="per seed (default 300)")
     args = p.parse_args()
+    at_least(args, 1, "seeds")
+    at_least(args, 20, "rollouts")
     torch.set_num_threads(1)
     look_at_views(list(range(args.seeds)), args.rollouts)
 

@@ -35,6 +35,7 @@ from test_grading import GRADED, HOSTILE, against_math_verify  # noqa: E402
 
 from common import judge  # noqa: E402
 from common.arguments import Parser, require, run_script, shorten  # noqa: E402
+from common.flags import at_least  # noqa: E402
 from common.grading import extract, grade  # noqa: E402
 from common.show import progress  # noqa: E402
 
@@ -147,6 +148,7 @@ def main():
     args = p.parse_args()
     require(args.n >= 100, f"--n is {args.n}; percentiles need at least 100.")
     judge.warm_up(wait=True)
+    at_least(args, 1, "n")
     if args.golds:
         return compare_on_golds(args.golds, args.n, args.show)
     if args.cases:

@@ -19,7 +19,7 @@ from common.batches import prompts_of_step
 from common.data import load_benchmark, prompt_ids
 from common.diagnostics import auc, token_at
 from common.evaluation import mean_interval
-from common.flags import parse
+from common.flags import at_least, parse
 from common.models import load_model, load_tokenizer
 from toy import world
 
@@ -204,6 +204,8 @@ def main():
     p.add_argument("--seeds", type=int, default=5, help="seeds 0 .. n-1 (default 5)")
     p.add_argument("--questions", type=int, default=100, help="per seed (default 100)")
     args = p.parse_args()
+    at_least(args, 1, "seeds")
+    at_least(args, 10, "questions")
     torch.set_num_threads(1)
     credits(list(range(args.seeds)), args.questions)
 

@@ -89,6 +89,7 @@ from lab_arms import ARMS, CLAIMED, CONTROLS, EIGHT_SEEDS, EQUAL_TIME, HEADLINE 
 
 from common.arguments import Mistake, Parser, require, run_script  # noqa: E402
 from common.files import lock, read_json, read_jsonl, unlock, write_json, write_text  # noqa: E402
+from common.flags import at_least  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PILOT_SEEDS, SEEDS, FEW = [1001, 1002], range(101, 109), range(101, 105)
@@ -639,6 +640,10 @@ def main():
     args = p.parse_args()
     only = args.only.split(",") if args.only else None
     require(only is None or set(only) <= set(ARMS), f"--only: the arms are {', '.join(ARMS)}.")
+    at_least(args, 1, "jobs most")
+    which, _, of = args.share.partition("/")
+    right = which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)
+    require(right, f"--share is {args.share}; it must be K/N with 1 <= K <= N, such as 1/3.")
     if args.status:
         return status(all_lines())
     if args.times:
@@ -650,7 +655,7 @@ def main():
 
         return report()
     if args.jobs == 1:
-        return work(tuple(map(int, args.share.split("/"))), only, args.most)
+        return work((int(which), int(of)), only, args.most)
     again = [sys.executable, __file__, "--share", args.share, "--most", str(args.most)]
     again += ["--only", args.only] if args.only else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -47,7 +47,7 @@ MUTANTS = [
     (OPD, "return torch.where(off_policy, -written, loss)",
      "return torch.where(off_policy, loss, -written)", "opd"),
     (OPD, "compute.backward(loss / tokens)", "compute.backward(loss / len(responses))", "opd"),
-    (OPD, "[*ids, tokenizer.eos_token_id][: args.max_new_tokens]", "ids[: args.max_new_tokens]",
+    (OPD, "[*ids, student.turn_end][: args.max_new_tokens]", "ids[: args.max_new_tokens]",
      "opd"),
     (OPD, "temperature=args.temperature,", "temperature=1.0,", "opd"),
     (OPD, "log_probabilities(teacher, teacher_hidden, args.temperature)",
@@ -72,7 +72,7 @@ MUTANTS = [
      "itself = torch.ones(most, most, dtype=torch.bool, device=device)", "topd"),
     (TOPD, "return [w[:end] for w, end in zip(windows, ends)], vectors", "return windows, vectors",
      "topd"),
-    (TOPD, "return (1 - u @ v.transpose(1, 2)).clamp(min=0)",
+    (TOPD, "cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)",
      "return (1 + u @ v.transpose(1, 2)).clamp(min=0)", "topd"),
     (TOPD, "] = 1 / len(cost)", "] = 1.0", "topd"),
     (TOPD, "per_student = gamma.T", "per_student = gamma", "topd"),
@@ -215,7 +215,7 @@ MUTANTS = [
     (RESULTS, 'unfinished=unfinished if curve[-1][0] < steps else "",', 'unfinished="",',
      "compare"),
     (VLLM, "self.synchronise()", "pass", "vllm"),
-    (VLLM, "self.check(prompts[k // n], completions[k])", "pass", "vllm"),
+    (VLLM, "self.check(prompts[k // n], completions[k], temperature)", "pass", "vllm"),
 ]  # fmt: skip
 
 # A mutant that no test can see, with the reason: {(file, the line made wrong): why}.

@@ -21,7 +21,7 @@ from common.batches import Compute, prompts_of_step
 from common.data import load_benchmark, prompt_ids
 from common.diagnostics import auc, quartiles, token_at
 from common.evaluation import mean_interval
-from common.flags import parse
+from common.flags import at_least, parse
 from common.models import load_model, load_tokenizer
 from common.sampler import sample, uniforms
 from common.weights import adamw
@@ -280,6 +280,8 @@ def main():
     p.add_argument("--points", type=int, default=60, help="of local, per seed (default 60)")
     p.add_argument("--student", help="of claims: another student than toy/student")
     args = p.parse_args()
+    at_least(args, 1, "seeds")
+    at_least(args, 20, "rollouts points")
     torch.set_num_threads(1)
     seeds = list(range(args.seeds))
     if args.what == "claims":

@@ -162,13 +162,19 @@ FREE = (
 MAY_CHANGE = (*FREE, "sampler")
 
 
-def recall(args, default_out):
+def recall(args, script):
     """With --resume, each flag that is not given is taken from the run that is continued. So
-    `--resume --out FOLDER` is enough."""
-    args.out = args.out or default_out
+    `--resume --out FOLDER` is enough. script: its name without .py."""
+    args.out = args.out or f"runs/{script}-{args.seed}"
     path = Path(args.out) / "config.json"
     if args.resume and path.exists():
         before = read_json(path)
+        other = before.get("script", f"{script}.py")
+        require(
+            other == f"{script}.py",
+            f"'{args.out}' holds a run of {other}; continue it with that script, or choose another "
+            "--out.",
+        )
         for f in dataclasses.fields(args):
             # `out` is where the run lies now, and not where it began: it may have been moved.
             if f.name in before and f.name not in {"out", *args.given}:

@@ -9,7 +9,7 @@ import torch
 
 from common import batches
 from common.batches import log_probabilities, pack, states
-from common.data import privileged_prompt, prompt_ids
+from common.data import opened_thinking, privileged_prompt, prompt_ids
 from common.grading import verify
 from common.sampler import sample
 
@@ -136,7 +136,7 @@ def continuations(model, tokenizer, rows, failed, n=8, max_new_tokens=256, seed=
     """Is the token at tau the cause? The share of right solutions when the model goes on from the
     failed rollout's token at tau, and from the peer's token there. n samples each, from the plain
     prompt: ([share with its own token], [share with the peer's token]), one per failure."""
-    shares = []
+    shares, begun = [], opened_thinking(tokenizer)  # see `opened` of common/grading.py
     for which in (1, 2):  # the place of the rollout, and of its peer, in a failure
         starts = [f[1][: f[3]] + [f[which][f[3]]] for f in failed]
         prompts = [prompt_ids(tokenizer, rows[f[0]]["prompt"]) for f in failed]
@@ -148,7 +148,7 @@ def continuations(model, tokenizer, rows, failed, n=8, max_new_tokens=256, seed=
             answer, verdicts = rows[f[0]]["answer"], []
             for c in drawn[n * i : n * i + n]:
                 ids = s if s[-1] in model.ends else s + c.ids  # the token at tau may end the text
-                text = tokenizer.decode(ids, skip_special_tokens=True)
+                text = begun + tokenizer.decode(ids, skip_special_tokens=True)
                 verdicts.append(verify(text, answer, c.truncated))
             right.append(sum(verdicts) / n)
         shares.append(right)

@@ -79,6 +79,11 @@ def choose(args, device, dtype):
     # A resumed run goes on as it began, even if another amount of memory is free now.
     if args.resume or any(is_toy(name) for name in names if name):
         return
+    require(
+        not all(too_small(row, args) for row in settings(args)),
+        f"--student {args.student} has no fewer weights than {SETTINGS[0]['teacher']}, the largest "
+        "teacher that is chosen without a flag; name a better one with --teacher.",
+    )
     # Several processes must choose alike: the one with the least memory decides.
     free = min(gather(free_memory(device) or 0))
     found = largest(args, device, dtype, free) if free else None

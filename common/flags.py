@@ -79,7 +79,7 @@ GROUPS = {  # the order of --help, after the script's own flags
 def parse(cls, text, argv, script):
     """The command line as an object of `cls`. What cannot work is refused before any loading."""
     args = parse_arguments(cls, text, argv, GROUPS)
-    recall(args, f"runs/{script}-{args.seed}")
+    recall(args, script)
     # Without a GPU, or with a toy model or toy data, the toy's defaults apply.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     open_flags = [f for f in dataclasses.fields(args) if "either" in f.metadata]

@@ -30,6 +30,8 @@ def read_config(name):
     From the hub it is a small file that comes before the weights."""
     from transformers import AutoConfig
 
+    if not Path(where(name)).exists():
+        reach_hub()  # a misspelt name without a network: not half a minute of silence
     with contextlib.suppress(Exception):  # loading the model will say what is wrong
         return AutoConfig.from_pretrained(where(name), trust_remote_code=False)
 

@@ -230,9 +230,12 @@ def know(model, tokenizer):
 
     vocabulary: one more than the tokenizer's highest id. Heads can be wider, because rows are added
     to make the matrix product faster. Logits beyond the vocabulary are always cut off.
-    ends: the ids that end a response.  engine: what draws samples instead of common/sampler.py.
+    ends: the ids that end a response.  turn_end: the one that ends a solution to be learnt.
+    engine: what draws samples instead of common/sampler.py.
     """
     model.vocabulary, model.ends = vocabulary_size(tokenizer), eos_ids(model, tokenizer)
+    behind = end_of_turn(tokenizer)
+    model.turn_end = tokenizer.eos_token_id if behind is None else behind
     model.engine = None
     return model
 

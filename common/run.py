@@ -271,14 +271,18 @@ class Run:
     def _print_evaluation(self, step, row):
         found = row["eval"]
         text = show.percent(found)
-        sampled = [k for k in found if k.startswith("pass@") or k in ("distinct", "shortcuts")]
-        text += "".join(f"  {k} {100 * found[k]:.1f} %" for k in sampled)
+        if "shortcuts" in found:
+            text += f"  shortcuts {100 * found['shortcuts']:.1f} %"
+        names = [k for k in found if k.startswith("pass@") or k == "distinct"]
+        sampled = ", ".join(f"{k} {100 * found[k]:.1f} %" for k in names)
+        sampled = f"   at temperature 1: {sampled}" if names else ""
         if step > 0:
-            self.bar.write(f"update {step:4d}  accuracy {text}")
+            self.bar.write(f"update {step:4d}  accuracy {text}{sampled}")
             return
         teacher = row.get("teacher_accuracy")
         text += "" if teacher is None else f"   teacher {100 * teacher:.1f} %"
-        print(f"before:  student {text}   (greedy, {found['n']} problems of {self.args.benchmark})")
+        tests = f"greedy, {found['n']} problems of {self.args.benchmark}"
+        print(f"before:  student {text}   ({tests}){sampled}")
         if teacher is not None:
             show.warn_small_gap(found["accuracy"], teacher)
 
@@ -290,8 +294,8 @@ class Run:
             for note in notes:
                 self.bar.write(note)
 
-    def draw(self, title, what="KL(student || teacher)", key="kl"):
-        """curve.png: accuracy, and beside it the metric `key`."""
+    def draw(self, title, what="KL(student || teacher) on own rollouts", key="kl"):
+        """curve.png: accuracy, and beside it the metric `key`. what: what this metric is."""
         show.draw_curve(self.metrics.rows, self.out / "curve.png", title, what, key)
 
     def finish(self, baseline):

@@ -14,6 +14,7 @@ import torch
 
 from common import fits
 from common.arguments import harmless
+from common.data import prompt_ids
 from common.files import replace
 from common.memory import memory_budget, peak_memory, resident_memory, room_for_the_run
 from common.models import check_head
@@ -84,8 +85,9 @@ def announce(script, run, teacher=None, more=(), teacher_cache=False):
     announce_models(script, run, teacher)
     announce_data(run)
     announce_memory(run, teacher, more, teacher_cache)
-    # The prompt as the model sees it, with the special tokens of the chat template.
-    print(f"a prompt {harmless(run.tokenizer.decode(run.rows[0]['ids']))!r}")
+    # The student's prompt as it sees it, with the special tokens of the chat template.
+    ids = prompt_ids(run.tokenizer, run.rows[0]["prompt"])
+    print(f"a prompt {harmless(run.tokenizer.decode(ids))!r}")
 
 
 def announce_models(script, run, teacher):
@@ -229,9 +231,9 @@ def pyplot():
     return plt
 
 
-def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl"):
+def draw_curve(rows, path, title, what, key="kl"):
     """curve.png of a run: on the left accuracy with its interval, on the right `key` of the
-    metrics, both over updates. divergence: what `key` is, for the title of the right half."""
+    metrics, both over updates. what: the title of the right half."""
     if process()[0] > 0:
         return
     plt = pyplot()
@@ -242,11 +244,8 @@ def draw_curve(rows, path, title, divergence="KL(student || teacher)", key="kl")
         # null in the metrics is a number that was not finite: a gap in the line.
         values = [math.nan if r[key] is None else r[key] for r in steps]
         right.plot([r["step"] for r in steps], values, color="#c0392b")
-        if key == "kl":
-            name, unit, top = f"{divergence} on own rollouts", "nats per token", None
-        else:
-            name, unit, top = divergence, "share", 1
-        right.set(xlabel="update", ylabel=unit, ylim=(0, top), title=name)
+        unit, top = ("share", 1) if key == "reward" else ("nats per token", None)
+        right.set(xlabel="update", ylabel=unit, ylim=(0, top), title=what)
     whole_updates(left)
     whole_updates(right)
     figure.suptitle(title)

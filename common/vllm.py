@@ -16,8 +16,9 @@ holds a copy of the student. Four things make its text the student's own text:
   4. Its vocabulary is cut to the tokenizer's. Qwen3's head has 267 rows more than there are
      tokens, and the loss does not contain them.
 
-Every call at temperature 1 checks that the weights have arrived: it compares vLLM's
-log-probabilities of one of its texts with the student's. A fixed plan, such as the first two
+Every call without a filter checks that the weights have arrived: it compares vLLM's
+log-probabilities of one of its texts with the student's. (Greedy texts, of evaluations, have no
+log-probabilities. The next update is checked.) A fixed plan, such as the first two
 calls, would not do. Scripts sample several times before their first update, and one small update
 moves the log-probabilities by less than rounding does. The check reads one text, which takes
 little time beside writing all of them.
@@ -159,15 +160,15 @@ class Engine:
             ids = list(answer.outputs[0].token_ids)
             logprobs = [values[i].logprob for values, i in zip(answer.outputs[0].logprobs, ids)]
             completions.append(Completion(ids, ids[-1] not in self.model.ends, logprobs))
-        # With another temperature or a filter the student's log-probabilities are others.
-        if temperature == 1.0 and top_p == 1.0 and top_k == 0:
+        # A filter makes them those of another distribution.
+        if temperature > 0 and top_p == 1.0 and top_k == 0:
             # The longest text: the rounding of one token says little, the mean of many does.
             k = max(range(len(completions)), key=lambda k: len(completions[k].ids))
-            self.check(prompts[k // n], completions[k])
+            self.check(prompts[k // n], completions[k], temperature)
         return completions
 
     @torch.no_grad()
-    def check(self, prompt, completion):
+    def check(self, prompt, completion, temperature=1.0):
         """Stop if vLLM's log-probabilities of its own text are not the student's."""
         ids = torch.tensor([prompt + completion.ids], device=self.model.device)  # [1, L]
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
@@ -176,12 +177,12 @@ class Engine:
         # Never the logits of a whole text at once.
         for h, y in zip(hidden.split(64), targets.split(64)):
             logits = self.model.get_output_embeddings()(h)[:, : self.model.vocabulary]  # [64, V]
-            logp = logits.float().log_softmax(-1)  # [64, V]
+            logp = (logits.float() / temperature).log_softmax(-1)  # [64, V]
             student_logp.append(logp.gather(1, y[:, None]).squeeze(1).cpu())  # [64]
         difference = torch.cat(student_logp) - torch.tensor(completion.logprobs)  # [N]
         away = difference.abs().mean().item()
-        # `not <=` is also true for NaN.
-        if not away <= TOLERANCE:
+        # A temperature divides the logits and their rounding. `not <=` is also true for NaN.
+        if not away * temperature <= TOLERANCE:
             raise Mistake(
                 f"vLLM's log-probabilities are {away:.2f} nats a token away from the student's: "
                 "its copy of the weights is not the student's (another version of vLLM, perhaps). "

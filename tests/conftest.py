@@ -31,7 +31,7 @@ def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
     with torch.no_grad():           # the usual initialisation is so small that every distribution is nearly uniform
         for p in model.parameters():
             p.mul_(8.0 if p.ndim == 2 else 1.0)
-    model.vocabulary, model.ends, model.engine = vocabulary, [1], None
+    model.vocabulary, model.ends, model.engine, model.turn_end = vocabulary, [1], None, 1
     return model.eval()
 
 

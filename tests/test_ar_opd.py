@@ -180,6 +180,10 @@ def test_loss_and_gradient_against_a_direct_computation(changed):
     (total / sequences).backward()
     caught, metrics, _ = gradient(STUDENT, TEACHER, **changed)
     assert metrics["loss"] == pytest.approx((total / sequences).item(), abs=1e-5)
+    # No metric of what this target does not have: a cross-entropy is no KL.
+    found = {k for k in metrics if k.startswith("kl") or k in ("cross_entropy", "clipped")}
+    assert found == {"sft": {"cross_entropy"}, "anchored": {"kl", "kl_partial", "kl_full", "clipped"}}.get(
+        args.target, {"kl"})
     assert close(caught, {n: p.grad for n, p in student.named_parameters()}, 2e-6)
     assert max(g.abs().max() for g in caught.values()) > 1e-3
 
@@ -400,16 +404,19 @@ def test_rollouts_come_from_the_plain_prompt():
 
 
 def test_with_sft_the_response_is_the_solution_with_its_end_token(toy):
-    tokenizer = toy[2]
+    student, _, tokenizer = toy
     rows = [world.make_row(random.Random(i), 3) for i in range(2)]
     args = settings(target="sft", samples=2, max_new_tokens=500)
-    responses = ar_opd.rollouts(None, tokenizer, rows, args, 1)
+    responses = ar_opd.rollouts(student, tokenizer, rows, args, 1)
     assert [tokenizer.decode(r[:-1]).strip() for r in responses] == [
         r["solution"] for r in rows for _ in range(2)
     ]
     assert all(r[-1] == tokenizer.eos_token_id for r in responses)
-    cut = ar_opd.rollouts(None, tokenizer, rows, settings(target="sft", max_new_tokens=9), 1)
+    cut = ar_opd.rollouts(student, tokenizer, rows, settings(target="sft", max_new_tokens=9), 1)
     assert cut == [responses[0][:9], responses[2][:9]]
+    # In a pretrained model the end of a turn and the tokenizer's end token are two tokens.
+    other = SimpleNamespace(turn_end=7)
+    assert [r[-1] for r in ar_opd.rollouts(other, tokenizer, rows, args, 1)] == [7] * 4
 
 
 def test_worked_examples():

@@ -142,17 +142,19 @@ def test_a_run_is_resumed_under_every_name_of_its_folder(tmp_path, monkeypatch):
     files.unlock("runs/x")
     for out in ("runs/x/", "./runs/x", str(tmp_path / "runs/x"), "runs/../runs/x"):
         args = arguments(tmp_path / "code", out=out, resume=True)
-        recall(args, "runs/mine-0")
+        recall(args, "mine")
         assert args.out == out and open_run(args, "mine.py")[1] is None
         files.unlock(out)
     shutil.move("runs/x", "runs/mine-0")                # moved, and not even named
     args = arguments(tmp_path / "code", resume=True)
-    recall(args, "runs/mine-0")
+    recall(args, "mine")
     assert args.out == "runs/mine-0" and open_run(args, "mine.py")[0].name == "mine-0"
     args = arguments(tmp_path / "code", resume=True, seed=1, out="runs/mine-0")
-    recall(args, "runs/mine-0")
+    recall(args, "mine")
     with pytest.raises(Mistake, match="started with other settings .--seed 0"):
         open_run(args, "mine.py")
+    with pytest.raises(Mistake, match="'runs/mine-0' holds a run of mine.py; continue it with"):
+        recall(arguments(tmp_path / "code", resume=True, out="runs/mine-0"), "opd")
 
 
 def test_the_config_knows_the_code_of_its_script(tmp_path):
@@ -232,7 +234,7 @@ def test_what_changed_on_the_way_is_remembered(tmp_path):
     def start(given, more, **flags):
         args = Args(out=str(tmp_path / "run"), **flags)
         args.given = given
-        recall(args, "x")
+        recall(args, "opd")
         write_config(open_run(args, "opd.py")[0], args, "opd.py", more)
         files.unlock(tmp_path / "run")
         return args

@@ -1,5 +1,6 @@
 """common/credit.py: where the credit of hindsight self-distillation falls, against direct
 computations and numbers made by hand."""
+import copy
 import math
 import random
 
@@ -118,3 +119,16 @@ def test_continuations_show_which_token_is_to_blame(toy):
     own_token, peers_token = credit.continuations(teacher, tokenizer, rows, failed, n=16)
     assert peers_token[0] > .7 > .3 > own_token[0]
     assert abs(own_token[1] - peers_token[1]) < .3  # another word is no mistake
+
+
+def test_continuations_inside_opened_thinking_have_no_answer(toy):
+    """The template opens the thinking, and these texts never close it: see `opened`."""
+    _, teacher, tokenizer = toy
+    tokenizer = copy.deepcopy(tokenizer)
+    problem = "a: starts with 14 coins. d: finds 5 coins. How many coins at the end? Answer briefly."
+    ids = tokenizer("d: 14 + 5 = 19.", add_special_tokens=False)["input_ids"]
+    failed, rows = [(0, ids, ids, 5)], [{"prompt": problem, "answer": "19"}]
+    assert sum(sum(x) for x in credit.continuations(teacher, tokenizer, rows, failed, n=4)) > 0
+    decode, asked = tokenizer.decode, prompt_ids(tokenizer, "1 + 1")
+    tokenizer.decode = lambda ids, **more: "<think>" if ids == asked else decode(ids, **more)
+    assert credit.continuations(teacher, tokenizer, rows, failed, n=4) == ([0.0], [0.0])

@@ -237,6 +237,19 @@ def test_processes_choose_for_the_one_with_the_least_memory(monkeypatch):
     assert alone.micro_tokens == 16384 and together.micro_tokens < 16384
 
 
+def test_a_student_without_a_larger_teacher_in_the_table_is_refused(monkeypatch):
+    """Otherwise Qwen3-8B would learn from the default teacher, which has half of its weights."""
+    monkeypatch.setattr(fits, "free_memory", lambda device: 900 * GIB)
+    with pytest.raises(Mistake, match="no fewer weights than Qwen/Qwen3-4B, .* with --teacher"):
+        fits.choose(flags("topd", "--student", "Qwen/Qwen3-8B"), GPU, HALF)
+    named = flags("topd", "--student", "Qwen/Qwen3-8B", "--teacher", "Qwen/Qwen3-4B")
+    fits.choose(named, GPU, HALF)   # somebody's own choice
+    assert named.micro_tokens == 16384
+    alone = flags("grpo", "--student", "Qwen/Qwen3-8B")
+    fits.choose(alone, GPU, HALF)
+    assert alone.micro_tokens == 16384
+
+
 # ------------------------------------------------------------------------ packages
 
 

@@ -603,7 +603,8 @@ DIFFERENCES = {
         "1e11", "10^{11}", "1e-3", "1.5e3", "5.", "1.0e2", "0.\\overline{3}", "6.02\\times10^{23}",
         "6.02\\cdot 10^{23}", "6.02*10^23", "4.5\\times 10^{33}", "\\frac\\pi2",
         "\\frac{1}{4}\\%"],
-    "mixed numbers in a line": ["4 2/3", "1 3/4"],
+    "mixed numbers in a line": ["4 2/3", "1 3/4", "5 1/2", "5 11/12"],
+    "it adds or multiplies numbers side by side": ["5 5", "2 3", "x + 2 3"],
     "separators that are spaces": ["1 000", "1\\,000", "12\\,345\\,678"],
     "units and currencies": [
         "18 dollars", "12.5%", "5 km/h", "\\text{5 apples}", "$5$ dollars", "£5", "€5", "20 °"],

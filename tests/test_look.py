@@ -1,5 +1,6 @@
 """look.py: what it prints, its pages, forks, and that no text of a stranger gets through. What a
 page does in a browser: test_look_page.py."""
+import copy
 import re
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import look
 import topd
 from common import page, seen
 from common.arguments import Mistake
+from common.data import prompt_ids
+from common.sampler import Completion
 from common.show import paint
 
 EVIL = "</script><img src=x onerror=alert(1)>\x1b[2J"
@@ -256,3 +259,20 @@ def test_colours_grow_with_the_value_and_stop_at_the_top():
 def test_no_line_is_longer_than_100_columns(name):
     lines = (ROOT / "common" / name).read_text("utf-8").splitlines()
     assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == [] and len(lines) < 150
+
+
+def test_a_text_in_opened_thinking_is_judged_as_the_scripts_judge_it(toy):
+    """The template opens the thinking, and this text never closes it: see `opened`."""
+    student, _, tokenizer = toy
+    tokenizer = copy.deepcopy(tokenizer)
+    row = {"problem": "p", "prompt": "p", "answer": "19"}
+    ids = tokenizer("d: 14 + 5 = 19. The answer is \\boxed{19}.", add_special_tokens=False)["input_ids"]
+    group = [Completion(ids, False, [])]
+
+    def verdict():
+        setting = look.Setting(student, None, tokenizer, None)
+        return look.as_rollout(look.case_of(row, group, 0, setting), {}).right
+    assert verdict()
+    decode, asked = tokenizer.decode, prompt_ids(tokenizer, "1 + 1")
+    tokenizer.decode = lambda ids, **more: "<think>" if ids == asked else decode(ids, **more)
+    assert not verdict()

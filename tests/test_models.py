@@ -56,6 +56,8 @@ def test_the_end_of_the_assistants_turn_is_an_end(toy):
         tokenizer.chat_template = f"{{% for m in messages %}}{template}{{% endfor %}}"
         model = know(tiny_qwen3(vocabulary=200), tokenizer)
         assert set(model.ends) == {1, tokenizer.eos_token_id} | ends
+        # A solution that is learnt ends as the template ends a turn.
+        assert model.turn_end == (end if ends else tokenizer.eos_token_id)
 
 
 def test_toy_models_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -144,6 +146,23 @@ def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(monkeypatch):
     hub.reach_hub()
     assert len(asked) == 1 and constants.HF_HUB_OFFLINE
     assert hub.sys.modules["datasets"].config.HF_HUB_OFFLINE
+
+
+def test_a_misspelt_model_without_a_network_is_no_long_wait(monkeypatch):
+    from huggingface_hub import constants
+    asked = []
+
+    def unknown(host, port):
+        asked.append(host)
+        raise OSError("no name")
+    monkeypatch.setattr(hub.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub.read_config("nobody/misspelt") is None and asked and constants.HF_HUB_OFFLINE
+    asked.clear()
+    assert hub.read_config("toy/student") is not None and not asked
 
 
 # ------------------------------------------------------------------------ what is not a model

@@ -229,6 +229,9 @@ def test_a_solution_that_is_too_long_is_cut_like_a_rollout():
     for longest, expected in ((12, whole), (11, whole), (10, whole[:10]), (3, whole[:3])):
         args = settings(off_policy=1.0, max_new_tokens=longest)
         assert opd.rollouts(STUDENT, Words(), rows, args, step=1)[1] == [expected] * 2
+    other = SimpleNamespace(turn_end=7)     # it comes from the chat template
+    args = settings(off_policy=1.0, max_new_tokens=12)
+    assert opd.rollouts(other, Words(), rows, args, step=1)[1] == [[*whole[:-1], 7]] * 2
 
 
 def test_rollouts_depend_on_seed_step_prompt_and_sample_only():

@@ -33,6 +33,14 @@ class Tokenizer:
     def get_vocab(self):
         return {str(i): i for i in range(50)}
 
+    name_or_path, chat_template = "tiny", "{{ messages }}"
+
+    def get_chat_template(self):
+        return self.chat_template
+
+    def apply_chat_template(self, messages, **more):
+        return {"input_ids": [1, 2]}
+
     def decode(self, ids):
         return EVIL
 
@@ -44,7 +52,7 @@ def a_run(**more):
         sampler="own", vllm_memory=.3, eval_n=5, gradient_checkpointing=None, **more,
     )
     return SimpleNamespace(
-        args=args, student=tiny_qwen3(), rows=[{"ids": [1] * n} for n in range(1, 11)],
+        args=args, student=tiny_qwen3(), rows=[{"ids": [1] * n, "prompt": "p"} for n in range(1, 11)],
         tokenizer=Tokenizer(), dtype=torch.float32, device=torch.device("cpu"),
         out="runs/x", metrics=SimpleNamespace(rows=ROWS),
     )
@@ -163,7 +171,7 @@ def measured(monkeypatch):
 
 def test_the_legend_of_a_curve_covers_no_curve(tmp_path, monkeypatch):
     boxes = measured(monkeypatch)
-    show.draw_curve(ROWS, tmp_path / "curve.png", "a title")
+    show.draw_curve(ROWS, tmp_path / "curve.png", "a title", "what")
     (legend, left, right, figure), = boxes
     assert not legend.overlaps(left) and not legend.overlaps(right)
     assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1 and figure.y0 <= legend.y0
@@ -176,17 +184,17 @@ def test_a_picture_that_is_open_in_a_viewer_of_windows_does_not_end_a_run(
         raise PermissionError
     monkeypatch.setattr(show, "replace", refused)
     (tmp_path / "curve.png").write_text("old")
-    show.draw_curve(ROWS, tmp_path / "curve.png", "a title")
+    show.draw_curve(ROWS, tmp_path / "curve.png", "a title", "what")
     assert (tmp_path / "curve.png").read_text() == "old"
     assert (tmp_path / "curve.tmp.png").read_bytes()[1:4] == b"PNG"
     assert "curve.png' is open in another program; the new picture is" in capsys.readouterr().out
 
 
 def test_a_curve_before_the_first_update_and_of_a_second_process(tmp_path, monkeypatch):
-    show.draw_curve(ROWS[:1], tmp_path / "first.png", "a title")
+    show.draw_curve(ROWS[:1], tmp_path / "first.png", "a title", "what")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    show.draw_curve(ROWS, tmp_path / "second.png", "a title")
+    show.draw_curve(ROWS, tmp_path / "second.png", "a title", "what")
     assert [f.name for f in tmp_path.iterdir()] == ["first.png"]
 
 

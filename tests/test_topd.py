@@ -159,6 +159,15 @@ def test_sinkhorn_reaches_its_tolerance_with_the_papers_windows():
         assert (plan.sum(0) * 50 - 1).abs().max() < 1e-4
 
 
+def test_states_that_overflowed_give_a_plan_and_no_error():
+    """In float16. The loss of such an update is no number either, so it makes no step."""
+    vectors = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    vectors[0, 2] = math.inf
+    cost = topd.ground_cost(vectors[:1], vectors[1:])[0]
+    assert cost[2].tolist() == [1.0] * 5 and cost.isfinite().all()
+    assert topd.exact_plan(cost).sum().item() == pytest.approx(1.0)
+
+
 def test_plans_of_different_sizes_do_not_disturb_each_other():
     costs = problems(4, [12, 5, 3, 1])
     together = topd.sinkhorn(costs, 0.05, tolerance=1e-5)

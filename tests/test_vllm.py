@@ -192,9 +192,9 @@ def test_many_small_changes_that_stay_behind_are_noticed_when_they_add_up(stand_
     monkeypatch.setattr(LLM, "lost", set(range(2, 100)))
     distances, check = [], made.check
 
-    def watched(prompt, completion):
+    def watched(prompt, completion, temperature):
         distances.append(away(model, prompt, completion))
-        check(prompt, completion)
+        check(prompt, completion, temperature)
 
     monkeypatch.setattr(made, "check", watched)
     with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
@@ -209,12 +209,25 @@ def test_the_longest_text_is_checked_after_its_own_prompt(stand_in, monkeypatch)
     checked = []
     monkeypatch.setattr(made, "check", lambda *text: checked.append(text))
     drawn = draw(model)
-    (prompt, completion), = checked
-    assert len(completion.ids) == max(len(c.ids) for c in drawn)
+    (prompt, completion, temperature), = checked
+    assert len(completion.ids) == max(len(c.ids) for c in drawn) and temperature == 1
     assert away(model, prompt, completion) < 1e-3
     # Here the student's log-probabilities are others.
-    draw(model, temperature=0), draw(model, temperature=.7), draw(model, top_k=3)
+    draw(model, temperature=0), draw(model, top_k=3)
     assert len(checked) == 1
+
+
+@pytest.mark.parametrize("temperature", [.5, 1.0, 1.7])
+def test_weights_that_stay_behind_are_noticed_at_every_temperature(
+    stand_in, monkeypatch, temperature
+):
+    """opd.py --temperature: vLLM gives the log-probabilities at the temperature of the request."""
+    model, made = with_stand_in()
+    draw(model, temperature=temperature)
+    monkeypatch.setattr(LLM, "lost", {2})
+    move(model)
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        draw(model, temperature=temperature)
 
 
 def test_a_script_that_samples_before_its_first_update_is_checked_after_it(
