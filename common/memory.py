@@ -220,10 +220,20 @@ def head_gradient(student):
     return 4 * config.hidden_size * config.vocab_size if all_learn(student) else 0
 
 
-def logit_bytes(student, shape):
-    """Five float32 matrices of logits for a chunk (the logits of both models, their softmaxes,
-    and a gradient), and the head's gradient, which every chunk makes anew before it is added."""
-    return 5 * 4 * shape.chunk * student.config.vocab_size + head_gradient(student)
+def logit_bytes(student, teacher, shape, setup):
+    """Bytes at the worst moment of a chunk. First there are five float32 matrices of logits (the
+    logits of both models, their softmaxes, and a gradient). Then the head gets its gradient, which
+    every chunk makes anew before it is added, and three of them are still there.
+
+    In half precision there are also copies of the heads with float32 weights (`apply_head` of
+    common/batches.py), and the head's gradient comes as a product in half precision.
+    """
+    matrix, copies, gradient = 4 * shape.chunk * student.config.vocab_size, 0, head_gradient(student)
+    if is_half(setup):
+        heads = [m.get_output_embeddings().weight for m in (student, teacher) if m is not None]
+        copies = sum(2 * head.numel() for head in heads if head.dtype == torch.float32)
+        gradient += gradient // 2
+    return copies + max(5 * matrix, 3 * matrix + gradient)
 
 
 # ======================================================================== predicted: the peak
@@ -256,7 +266,7 @@ def memory_budget(student, teacher, shape, setup, more=(), teacher_cache=0):
         CHOICE: choice_bytes(student, shape),
         "student gradients": 4 * count(trainable(student)),
         ACTIVATIONS: activation_bytes(student, shape, setup),
-        LOGITS: logit_bytes(student, shape),
+        LOGITS: logit_bytes(student, teacher, shape, setup),
     }
     if teacher_cache:
         longest = shape.prompt_tokens + shape.completion_tokens

@@ -72,6 +72,11 @@ def percent(summary):
     return f"{100 * summary['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def counted(number, noun):
+    """1 update, 2 updates."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 # ======================================================================== before a run
 
 
@@ -112,9 +117,11 @@ def described(name, model):
 def announce_data(run):
     """How much is learned from what, and on which device."""
     args = run.args
+    sizes = {"update": args.steps, "prompt": args.prompts, "rollout": args.samples}
+    product = " x ".join(counted(number, noun) for noun, number in sizes.items())
     print(
-        f"data     {args.data}: {len(run.rows)} problems; {args.steps} updates x {args.prompts} "
-        f"prompts x {args.samples} rollouts of at most {args.max_new_tokens} tokens"
+        f"data     {args.data}: {counted(len(run.rows), 'problem')}; {product} of at most "
+        f"{args.max_new_tokens} tokens"
     )
     print(
         f"device   {run.student.device}, {str(run.dtype).split('.')[1]}; folder {args.out}; "
@@ -191,7 +198,7 @@ def conclude(run, baseline):
     if "teacher_accuracy" in first:
         teacher = f"; teacher {100 * first['teacher_accuracy']:.1f} %"
     print(
-        f"before:  {percent(first['eval'])}   after {last['step']} updates:  "
+        f"before:  {percent(first['eval'])}   after {counted(last['step'], 'update')}:  "
         f"{percent(last['eval'])}   (greedy, {last['eval']['n']} problems of {args.benchmark}"
         f"{teacher})"
     )

@@ -12,7 +12,7 @@ SYNONYMS = {
     "samples n": "num_generations num_samples rollouts n_samples group_size num_return_sequences",
     "max_new_tokens": "max_length max_tokens max_completion_length max_seq_len max_seq_length",
     "student model": "model model_name model_name_or_path model_path base_model pretrained",
-    "teacher": "teacher_model teacher_model_name_or_path teacher_name teacher_path ref_model",
+    "teacher": "teacher_model teacher_model_name_or_path teacher_name teacher_path",
     "data benchmark": "dataset dataset_name train_file train_data train_dataset data_path",
     "benchmark data": "eval_dataset test_file test_data eval_data tasks task val_file",
     "eval_n limit": "eval_size num_eval max_eval_samples max_samples",
@@ -24,7 +24,7 @@ SYNONYMS = {
     "dtype": "bf16 fp16 torch_dtype precision mixed_precision half",
     "device": "cpu gpu cuda no_cuda use_cpu device_map",
     "lora": "lora_r lora_rank use_lora use_peft peft",
-    "adam_bits": "optim optimizer load_in_8bit",
+    "adam_bits": "optim optimizer",
     "sampler": "use_vllm vllm",
     "vllm_memory": "gpu_memory_utilization vllm_gpu_memory_utilization",
     "beta": "kl_coef kl_beta kl_coeff kl_weight",
@@ -36,6 +36,8 @@ SYNONYMS = {
 NOTES = {
     "--steps": "a run is measured in updates, of --prompts problems each",
     "--prompts": "a batch is --prompts x --samples rollouts",
+    "--max_new_tokens": "it counts the response without its prompt",
+    "--beta": "in opd.py it belongs to --divergence jsd, elsewhere it weighs the KL to the start",
     "--micro_tokens": "a batch is cut into micro-batches by their tokens; the result is the same",
 }
 

@@ -26,7 +26,7 @@ WEIGHTS = 50 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 16 + 16 + 32 
 HEAD = 4 * 50 * 32                              # bytes of the head's gradient
 SHAPE = Shape(rollouts=4, prompt_tokens=10, completion_tokens=20, micro_tokens=120, chunk=30)
 HALVES = Shape(rollouts=4, prompt_tokens=10, completion_tokens=20, micro_tokens=60, chunk=30)
-LOGITS = 5 * 4 * 30 * 50 + HEAD
+LOGITS = 5 * 4 * 30 * 50
 CHOICE = 4 * 50 * (4 + 4 + 3 * 8)               # four texts: logits, log-probabilities, sums
 HELD = (4 + 8 + 4) * WEIGHTS                    # the student, two moments, a teacher in float32
 
@@ -72,7 +72,24 @@ def test_autocast_keeps_copies_of_the_weights_and_halves_the_cache(models):
     assert parts["activations of a micro-batch"] == saved
     assert parts["teacher weights"] == 2 * WEIGHTS
     assert parts["KV cache while sampling"] == 4 * 30 * 2 * 2 * 16 * 2
-    assert total == HELD - 2 * WEIGHTS + saved + LOGITS + HEAD
+    copy_of_the_head = 2 * 50 * 32
+    assert parts["logits of a chunk"] == LOGITS + copy_of_the_head
+    assert total == HELD - 2 * WEIGHTS + saved + LOGITS + copy_of_the_head + HEAD
+
+
+def test_with_few_logits_the_gradient_of_the_head_counts(models):
+    """Qwen3-0.6B's head has 155 million numbers, and a chunk of logits 17 million."""
+    few = dataclasses.replace(SHAPE, chunk=1)
+
+    def logits(teacher, dtype):
+        return memory_budget(models[0], teacher, few, Setup(dtype, False))[0]["logits of a chunk"]
+    assert logits(models[1], torch.float32) == 3 * 4 * 50 + HEAD
+    # Copies of the heads that have float32 weights, and the gradient before it is float32.
+    half = HEAD // 2
+    assert logits(None, torch.bfloat16) == 3 * 4 * 50 + HEAD + 2 * half     # its own teacher
+    assert logits(models[1], torch.bfloat16) == 3 * 4 * 50 + HEAD + 3 * half
+    of_halves = copy.deepcopy(models[1]).to(torch.bfloat16)
+    assert logits(of_halves, torch.bfloat16) == 3 * 4 * 50 + HEAD + 2 * half
 
 
 def test_on_a_card_the_cache_takes_half_of_what_is_free_but_one_rollout_at_least(models):

@@ -91,6 +91,10 @@ def test_backgrounds_go_from_none_to_red():
     assert shades[4] == shades[5] == "\x1b[48;5;196m\x1b[38;5;16mx\x1b[0m"
 
 
+def test_one_is_no_plural():
+    assert [show.counted(n, "update") for n in (0, 1, 2)] == ["0 updates", "1 update", "2 updates"]
+
+
 def test_percent_has_its_interval():
     assert show.percent(SUMMARY) == "50.0 % [40.1, 59.9]"
 
