@@ -228,7 +228,8 @@ def logit_bytes(student, teacher, shape, setup):
     In half precision there are also copies of the heads with float32 weights (`apply_head` of
     common/batches.py), and the head's gradient comes as a product in half precision.
     """
-    matrix, copies, gradient = 4 * shape.chunk * student.config.vocab_size, 0, head_gradient(student)
+    matrix = 4 * shape.chunk * student.config.vocab_size
+    copies, gradient = 0, head_gradient(student)
     if is_half(setup):
         heads = [m.get_output_embeddings().weight for m in (student, teacher) if m is not None]
         copies = sum(2 * head.numel() for head in heads if head.dtype == torch.float32)

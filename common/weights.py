@@ -149,6 +149,11 @@ def share_changed(model, before):
 def checkpoint_layers(model):
     """Gradient checkpointing: keep only each layer's input, and compute the rest again in the
     backward pass."""
+    require(
+        getattr(model, "supports_gradient_checkpointing", True),
+        f"Models of the family {model.config.model_type} cannot compute their activations again in "
+        "the backward pass; use --no-gradient_checkpointing.",
+    )
     # Newer versions of transformers have another name for it and warn about the old one.
     new = getattr(model, "activation_checkpointing_enable", None)
     (new or model.gradient_checkpointing_enable)({"use_reentrant": False})

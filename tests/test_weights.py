@@ -152,6 +152,13 @@ def test_gradient_checkpointing_changes_nothing(method):
     assert len(passes) == (2 if method == "opd" else 3)     # it was indeed computed again
 
 
+def test_a_family_that_cannot_compute_again_is_refused_with_the_flag_that_helps():
+    model = copy.deepcopy(STUDENT)
+    model.supports_gradient_checkpointing = False           # such as JetMoe
+    with pytest.raises(Mistake, match="family qwen3 cannot .* use --no-gradient_checkpointing"):
+        checkpoint_layers(model)
+
+
 # ------------------------------------------------------------------------ the moving average
 
 
