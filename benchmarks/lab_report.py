@@ -322,11 +322,13 @@ def caption_for_the_readme(lines):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
             ends.append(f"`python {lab.ARMS[arm].script}` {after} %")
     more = f", and end at: {', '.join(ends)} (eight seeds)" if ends else ""
+    sft = runs(lines, "SFT (A)", "tuned").values()
+    also = f" SFT on AR-OPD's solutions ends at {interval(sft)} %." if len(sft) >= 4 else ""
     text = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, tuned on "
         "validation problems within one limit of pilots for all; 95 % intervals over seeds; times "
         "on one CPU core. The first two train `toy/student`, AR-OPD `toy/reader`, the last two "
-        "`toy/reader2`. "
+        f"`toy/reader2`.{also} "
         f"Without flags the scripts make 120 updates of 64{more}. A claim holds if its whole "
         "interval lies above 0 (corrected for four claims; the intervals shown are not). It does "
         "not hold if the interval lies below half of the paper's difference. "
@@ -447,6 +449,23 @@ def standing_still(lines):
         "the weights hardly move. So a comparison with it is a comparison with the start."
         for arm in lab.ARMS
         if stands_still(lines, arm, "tuned")
+    ]
+
+
+def against_sft(lines):
+    """Sentences on the plainest way to learn from the same solutions. No claim of the paper
+    compares it with AR-OPD, but a reader who has solutions must know it."""
+    tuned = [runs(lines, arm, "tuned") for arm in ("AR-OPD", "SFT (A)")]
+    gaps = paired(*tuned)
+    if len(gaps) < len(lab.FEW):
+        return []
+    longer = paired(*(runs(lines, a, "tuned", split="toy-heldout") for a in ("AR-OPD", "SFT (A)")))
+    return [
+        "SFT learns the same solutions by cross-entropy, without rollouts. On the test problems "
+        f"AR-OPD - SFT is {interval(gaps, signed=True)}, on the longer problems "
+        f"{interval(longer, signed=True)}. The toy's solutions are short, are written by rules, "
+        "and have words that the student knows, so they are easy to imitate. A toy cannot say how "
+        "that is with the solutions that people write."
     ]
 
 
@@ -684,6 +703,7 @@ def text(lines, folder):
         "GRPO's (third): the median of several rounds in which all arms made a few updates in "
         "turn, and in brackets the smallest and the largest one.",
         *standing_still(lines),
+        *against_sft(lines),
         "The scripts as they are, with twice the rollouts in an update and half as many updates "
         "again, over eight seeds:",
         table_of_scripts(lines),

@@ -112,6 +112,16 @@ def test_equal_settings_are_read_from_the_pilots(all_runs):
     assert lab_report.start_of_pilots(all_runs, "HSD") == "; the start has 25.0 %"
 
 
+def test_sft_stands_beside_the_method_that_learns_from_the_same_solutions(all_runs):
+    said, = lab_report.against_sft(all_runs)
+    ours, sft = (lab_report.runs(all_runs, arm, "tuned") for arm in ("AR-OPD", "SFT (A)"))
+    gaps = lab_report.interval(lab_report.paired(ours, sft), signed=True)
+    assert len(sft) == 4 and f"AR-OPD - SFT is {gaps}, on the longer problems" in said
+    assert "SFT on AR-OPD's solutions ends at" in " ".join(
+        lab_report.caption_for_the_readme(all_runs).split())
+    assert lab_report.against_sft([]) == []
+
+
 def test_the_report_counts_the_pilots(all_runs):
     found = lab.settings(all_runs, "OPD").values()
     first, second = (sum(s in of for of in found) for s in lab.PILOT_SEEDS)
