@@ -24,9 +24,8 @@ it, like classifier-free guidance.
 
 [paper] stated there, [code] done by the trainer that the author released, [ours] our choice:
   [paper]     1. (2) to (4), and the forward KL of (5); clip at 5 nats; rho = 0.5, cut at a word;
-              lambda = 0.6; the partial view does not contain the final answer (here: it ends before
-              the sentence with \\boxed, or without a box before the last sentence).  2. a moving
-              average as the teacher.
+              lambda = 0.6; the partial view does not contain the final answer.  2. a moving average
+              as the teacher.
   [code]      3. a mean over the tokens of a rollout, then over rollouts. So a token of a short
               rollout weighs more.  4. rate 0.01.  5. the same clip.  6. one rollout per prompt,
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
@@ -35,8 +34,10 @@ it, like classifier-free guidance.
   [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
               cut. A row whose longest prompt does not fit is left out and counted. A limit that cut
               the END of a prompt would take away the answer and the assistant's turn, more often
-              from the full view, which is longer.  11. rate and lengths. (The paper: 2e-5 with a
-              cosine and 10 % warm-up, 1,024 tokens, and a prompt that asks for thinking.)
+              from the full view, which is longer.  11. the partial view ends before the sentence
+              with \\boxed, or without a box before the last sentence.  12. rate and lengths. (The
+              paper: 2e-5 with a cosine and 10 % warm-up, 1,024 tokens, and a prompt that asks for
+              thinking.)
 
 Run it:
     python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -111,6 +112,8 @@ def check(args):
     in_range(args, "rho", "(0, 1)", "for the whole solution: --target full")
     in_range(args, "ema", "(0, 1]", "for a teacher that stays as it is: --teacher frozen")
     in_range(args, "skip_first", f"[0, {args.max_new_tokens})", "below --max_new_tokens")
+    if args.target == "sft":
+        args.teacher = "current"  # nothing is asked of it, so no copy takes memory
     return args
 
 
@@ -128,7 +131,8 @@ def first_part(solution, rho):
     word_ends = [m.end() for m in re.finditer(r"\S+", solution)]
     end = word_ends[max(1, int(len(word_ends) * rho)) - 1]
     box = solution.find("\\boxed")
-    answer = solution[:box] if box >= 0 else solution.rstrip()  # its sentence begins somewhere here
+    # The last sentence of this text belongs to the answer.
+    answer = solution[:box] if box >= 0 else solution.rstrip()
     starts = [m.end() for m in re.finditer(r"[.!?]\s+|\n\s*", answer)]
     # A solution of one sentence shows what stands before the box.
     return solution[: min(end, starts[-1] if starts else len(answer))].rstrip()
@@ -196,7 +200,7 @@ def forward_kl(target_logp, student_logp):
 def token_weights(responses, skip_first):
     """(5): the weight of every token, [N] per rollout: 1 / (number of rollouts x number of this
     rollout's tokens). The first `skip_first` tokens of a rollout have weight 0 and are not
-    counted. A rollout without any other token is not counted either."""
+    counted. A rollout that has no more tokens than these is left out of the mean."""
     counted = [max(0, len(r) - skip_first) for r in responses]
     sequences, weights = max(1, sum(c > 0 for c in counted)), []
     for r, c in zip(responses, counted):
@@ -237,7 +241,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 view_logp["partial"] = log_probabilities(teacher, partial_hidden)  # [n, V], (2)
             if full_hidden is not None:
                 view_logp["full"] = log_probabilities(teacher, full_hidden)  # [n, V], (2)
-            # One view is its own target. (None for anchored, which follows, and for sft.)
+            # partial, full: the view is the target. anchored: see below. sft: there is none.
             target_logp = view_logp.get(args.target)
             if args.target == "anchored":
                 pair = view_logp["partial"], view_logp["full"]

@@ -20,6 +20,7 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
                (every token weighs the same)
     Dr. GRPO:  L = sum of all l_it / (rollouts x max_new_tokens)
                (the divisor does not depend on the lengths)                                   (4)
+    (With --beta these two get the KL term of GRPO.)
 
 --variant sets six flags at once. A flag that is given by itself wins:
 
@@ -166,7 +167,9 @@ def rollouts(student, rows, args, step, first=0):
 
 def verdicts(tokenizer, rows, drawn, G):
     """(1): R_i of every rollout, a list of bool. One that was cut without an answer has failed."""
-    begun = opened_thinking(tokenizer)  # a box in thinking that does not end is no answer
+    # Some templates open the thinking in the prompt. It is put back here, so a box in thinking that
+    # was never finished is no answer.
+    begun = opened_thinking(tokenizer)
     texts = [begun + tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
     return dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
@@ -177,7 +180,7 @@ def collect(student, tokenizer, rows, args, step):
 
     With --no_signal resample, groups that are all right or all wrong are replaced by those of a
     further draw, until --prompts groups have a signal or --max_rounds are over. So the batch can be
-    smaller than --prompts groups, or empty. (A small data set can be asked the same again.)
+    smaller than --prompts groups, or empty. (With a small data set a question can come twice.)
     """
     kept, drawn, right, total, G = [], [], [], 0, args.samples
     for turn in range(args.max_rounds if args.no_signal == "resample" else 1):
@@ -210,7 +213,7 @@ def advantages(rewards, G, kind):
     """(2): [n], from rewards [n] in groups of G. With std a group without differences gets 0. Its
     deviation is 0 or a rounding error. Divided by that, it would be NaN or noise."""
     R = torch.as_tensor(rewards, dtype=torch.float32).view(-1, G)  # [questions, G]
-    centred = R - R.mean(1, keepdim=True)
+    centred = R - R.mean(1, keepdim=True)  # (2)
     if kind == "std":
         spread = R.std(1, correction=0, keepdim=True)  # [questions, 1]
         scaled = centred / spread.clamp(min=1e-6)
@@ -279,7 +282,7 @@ def update(student, start, optimizer, batch, args, compute):
             with torch.no_grad():
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
             drift = (all_logp.exp() * (all_logp - start_logp)).sum(-1)  # [n], KL(pi || pi_0)
-        with torch.no_grad():  # only to be looked at; but logp is the old_logp of later steps
+        with torch.no_grad():  # metrics; logp is also kept as log pi_old for the later steps
             entropy = -(all_logp.exp() * all_logp).sum(-1)  # [n]
             stats = torch.stack([logp, stopped.float(), drift, entropy], 1)  # [n, 4]
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)

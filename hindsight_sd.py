@@ -1,5 +1,5 @@
-"""Hindsight self-distillation (HSD): a model learns on its own rollouts, most from the failed ones,
-where the loss is largest. Its teacher is the same model after it has seen a successful rollout.
+"""Hindsight self-distillation (HSD): a model learns on its own rollouts. Its teacher is the same
+model after it has seen a successful rollout.
 
 After Yu Li, Shu Hong and Tian Lan, "Localizing Credit at the Divergence: Path-Conditioned
 Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea. A verifier says only that a
@@ -150,7 +150,9 @@ def rollouts(student, rows, args, step):
 def verdicts(tokenizer, rows, drawn, G):
     """(1): the texts of the rollouts without their end-of-turn token, and R_i of each."""
     texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
-    begun = opened_thinking(tokenizer)  # a box in thinking that does not end is no answer
+    # Some templates open the thinking in the prompt. It is put back here, so a box in thinking that
+    # was never finished is no answer.
+    begun = opened_thinking(tokenizer)
     whole = [begun + text for text in texts]
     answers = [rows[i // G]["answer"] for i in range(len(drawn))]
     return texts, dealt(verify, list(zip(whole, answers, [c.truncated for c in drawn])))
@@ -158,9 +160,9 @@ def verdicts(tokenizer, rows, drawn, G):
 
 def coverage(p, G):
     """f(p, G): expected share of rollouts that fail AND have a successful peer, if a rollout is
-    right with probability p. These rollouts learn from a peer. It is a formula to compare the
-    metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). That maximum rises with G; the
-    paper's table of it falls with G, against its own formula.
+    right with probability p. (One that succeeds can have a peer, too.) It is a formula to compare
+    the metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). That maximum rises with G;
+    the paper's table of it falls with G, against its own formula.
 
     >>> round(coverage(.257, 8), 3), round(coverage(1 - 16 ** (-1 / 15), 16), 3)
     (0.65, 0.779)
@@ -243,8 +245,8 @@ def build_contexts(rows, drawn, tokenizer, args, step):
 
 
 def longest_context(row, tokenizer, args):
-    """Token ids that are as many as those of the longest prompt that the teacher can see for this
-    question, which holds a peer of --max_new_tokens tokens. Only their number is used."""
+    """A stand-in for the longest prompt that the teacher can see for this question, with a peer of
+    --max_new_tokens tokens. Only its length is used."""
     if args.context != "peer":
         return prompt_ids(tokenizer, context(row, None, args))
     filler = tokenizer(" 1", add_special_tokens=False)["input_ids"][-1:]
@@ -273,7 +275,7 @@ def divergence(teacher_logp, student_logp, kind):
     """(4): [n], from log-probabilities [n, V]; a sum over the vocabulary. The TEACHER comes first,
     as in (4)."""
     if kind == "forward":  # the paper's: the student pays for mass of the teacher that it lacks
-        return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)
+        return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)  # (4)
     if kind == "reverse":
         return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
     mixture_logp = torch.logaddexp(teacher_logp, student_logp) - math.log(2)  # [n, V]

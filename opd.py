@@ -129,6 +129,7 @@ def rollouts(student, tokenizer, rows, args, step):
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
     off_policy = [uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
     drawn = [None] * len(keys)
+    # Also those that are replaced are drawn, so a rollout is the same with every --off_policy.
     if not all(off_policy):
         # No top-p and no top-k. The loss uses the full softmax. A filtered sampler would visit
         # other states than that distribution does.
@@ -164,7 +165,7 @@ def divergence(student_logp, teacher_logp, kind="reverse", beta=0.5):
     """
     if kind == "reverse":
         # Expectation under the student: high where the student has mass and the teacher has not.
-        return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
+        return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)  # (2)
     if kind == "forward":
         # Expectation under the teacher: high where the teacher has mass and the student has not.
         return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)
@@ -248,7 +249,8 @@ def update(student, teacher, optimizer, batch, args, compute):
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, targets = compute.pack(prompts, responses, chosen)
         off = compute.per_token(off_policy, responses, chosen)  # [N]
-        # The teacher reads the responses. It writes nothing, and it never gets a gradient.
+        # The teacher reads the responses. It writes nothing, and it never gets a gradient. It was
+        # loaded in the type of the computation, so it needs no autocast.
         with compute.phase("teacher"), torch.no_grad():
             teacher_hidden = states(teacher, ids, predicts)  # [N, teacher's width]
         # The student reads the same tokens, with a gradient.

@@ -49,10 +49,11 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
               teacher decodes greedily.  16. lambda = 0.1, on the toy 0.03 (the paper gives no
               value).  17. the student's window ends with the rollout, the teacher's where the
-              teacher writes an end token. Both are cut to the shorter one. A position with fewer
-              than K/2 tokens of the rollout behind it is no candidate. The next highest loss takes
-              its place.  18. a short rollout has 2 candidates, or 1 below 20 tokens.  19. rate and
-              batch. (The paper: 2e-6 and a batch of 4; ours are below.)
+              teacher writes an end token. Both are cut to the shorter one. A position at which the
+              rollout has fewer than K/2 tokens left, its own included, is no candidate. The next
+              highest loss takes its place.  18. a short rollout has 2 candidates, or 1 below 20
+              tokens.  19. rate, batch and start. (The paper: 2e-6, a batch of 4, and a student that
+              was first trained on 20,000 answers of the teacher. Ours starts as it is.)
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -114,8 +115,8 @@ class Args(Common):
     embedding: str = choice("static", "static", "contextual")
     """E of (4): the teacher's input embeddings, or its last hidden states after each token"""
     suppress: str = choice("none", "none", "low", "high")
-    """the paper's ablation. low: scale down the loss of the candidates with the lowest D. high: of
-    as many others, drawn at random from the candidates with a higher D"""
+    """the paper's ablation. low: scale down the loss of the candidates with the lowest D. high: do
+    the same to as many of the other candidates, drawn at random"""
 
 
 def check(args):
@@ -130,7 +131,7 @@ def check(args):
     in_range(args, "lam", "[0, inf)", "it is the weight of a loss")
     in_range(args, "candidate_share", "(0, 0.1]", "it is a share of the tokens")
     in_range(args, "drop_share", "[0, 1)", "it is a share of the candidates")
-    in_range(args, "epsilon", "[0.005, 10]", "a smaller one is not reached in 500 iterations")
+    in_range(args, "epsilon", "[0.005, 10]", "Sinkhorn's algorithm is too slow below it")
     require(
         args.suppress == "none" or args.drop_share > 0,
         "--suppress scales down as many candidates as --drop_share drops; with 0 there are none.",
@@ -162,7 +163,7 @@ def reverse_kl(student_logp, teacher_logp):
 
     The sum is written out, because F.kl_div(log_p, q) would be KL(q || p).
     """
-    return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
+    return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)  # (1)
 
 
 def candidates(losses, args):
@@ -174,10 +175,10 @@ def candidates(losses, args):
     """
     N = len(losses)
     count = min(max(2, round(args.candidate_share * N)), max(1, N // 10))  # notes 7 and 18
-    # Near the end too little future is left to be compared. So only positions with at least half a
-    # window behind them can be candidates (note 17).
+    # Near the end too little future is left to be compared. So only positions at which the
+    # student's window has at least half of its tokens can be candidates (note 17).
     early = losses[: max(0, math.floor(N - args.window_size / 2) + 1)]
-    return sorted(early.topk(min(count, len(early))).indices.tolist())
+    return sorted(early.topk(min(count, len(early))).indices.tolist())  # (2)
 
 
 # ======================================================================== 3. the two futures
@@ -287,9 +288,9 @@ def ground_cost(teacher_vectors, student_vectors):
     costs 0. Different ones cost about 1 where they are nearly orthogonal (note 11)."""
     u = torch.nn.functional.normalize(teacher_vectors.float(), dim=-1)
     v = torch.nn.functional.normalize(student_vectors.float(), dim=-1)
-    cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)
-    # States that overflowed (float16) are no number. There the loss is none either, so the update
-    # makes no step. But no plan can be computed from such a cost.
+    cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)  # (4)
+    # In float16 a state can overflow. Then the loss is not finite either, and the update makes no
+    # step. But a plan needs finite costs.
     return cost.nan_to_num(1.0)
 
 
@@ -348,7 +349,7 @@ def divergent(points, args):
     """
     order = sorted(points, key=lambda p: p.distance)
     count = int(args.drop_share * len(order) + 0.5)
-    return order[count:], order[:count]
+    return order[count:], order[:count]  # (6)
 
 
 # ======================================================================== 5. targets and scales
@@ -371,7 +372,7 @@ def soft_targets(points, args, device="cpu"):
     plans = sinkhorn([p.cost for p in points], args.epsilon, device)
     for point, gamma in zip(points, plans):
         per_student = gamma.T  # [m, n]
-        point.weights = per_student / per_student.sum(1, keepdim=True)
+        point.weights = per_student / per_student.sum(1, keepdim=True)  # (7)
 
 
 def target_tensors(points, lengths):
@@ -408,9 +409,9 @@ def scales(losses, kept, dropped, args, step):
     The loss of a chosen candidate is scaled down to the median of its rollout.
 
     low: the candidates with the lowest D, the false alarms if D measures what we hope. high: as
-    many others, drawn at random from those with a higher D. The factor, median / l_t, is a
-    constant. With a gradient through it, factor x loss would be the median itself, and the chosen
-    token would get no gradient at all.
+    many others, drawn at random from those with a higher D. (1) then is the mean of factor x l_t,
+    also in the metric `opd`. The factor, median / l_t, is a constant. With a gradient through it,
+    factor x loss would be the median itself, and the chosen token would get no gradient at all.
     """
     factors = [torch.ones(len(x)) for x in losses]
     order = uniforms(("suppress", args.seed, step), len(kept)).argsort().tolist()
@@ -463,7 +464,7 @@ def look_ahead(student, teacher, batch, args, compute):
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
             # Room in the cache for the windows. No rollout has more candidates than a tenth of
-            # its tokens, or one (note 18).
+            # its tokens (or one, note 18). The rest is a reserve.
             most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]

@@ -324,18 +324,25 @@ def caption_for_the_readme(lines):
     more = f", and end at: {', '.join(ends)} (eight seeds)" if ends else ""
     sft = runs(lines, "SFT (A)", "tuned").values()
     also = f" SFT on AR-OPD's solutions ends at {interval(sft)} %." if len(sft) >= 4 else ""
-    text = (
+    numbers = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, tuned on "
-        "validation problems within one limit of pilots for all; 95 % intervals over seeds; times "
-        "on one CPU core. The first two train `toy/student`, AR-OPD `toy/reader`, the last two "
+        "validation problems within one limit of pilots for all; 95 % intervals over seeds. The "
+        "first two train `toy/student`, AR-OPD `toy/reader`, the last two "
         f"`toy/reader2`.{also} "
-        f"Without flags the scripts make 120 updates of 64{more}. A claim holds if its whole "
-        "interval lies above 0 (corrected for four claims; the intervals shown are not). It does "
-        "not hold if the interval lies below half of the paper's difference. "
+        f"Without flags the scripts make 120 updates of 64{more}."
+    )
+    verdicts = (
+        "Times are from one CPU core; a ratio is the median over rounds. A claim holds if its "
+        "whole interval lies above 0 (corrected for four claims; the intervals shown are not). It "
+        "does not hold if the interval lies below half of the paper's difference. "
         "[RESULTS.md](RESULTS.md): all claims, also at temperature 1, where some look different; "
         "controls; what was not run yet."
     )
-    return f"<sub>{textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)}</sub>"
+    wrapped = [
+        textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
+        for text in (numbers, verdicts)
+    ]
+    return "\n\n".join(f"<sub>{text}</sub>" for text in wrapped)
 
 
 def write_readme(lines, times, path):

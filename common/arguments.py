@@ -216,7 +216,8 @@ def parse_arguments(cls, description, argv=None, groups=None):
     own = parser.add_argument_group("flags of this script")
     for heading, names in (groups or {}).items():
         places |= dict.fromkeys(names, parser.add_argument_group(heading))
-    for field in dataclasses.fields(cls):
+    # The script's own flags come first in the usage, too.
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in places):
         # The type is written as in the source: "int", or "int | None".
         written = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         kind = {"int": int, "float": float, "str": str, "bool": bool}[written.split(" |")[0]]

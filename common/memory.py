@@ -80,18 +80,12 @@ def room_for_the_run(device):
 class Shape:
     """The numbers of a batch that decide how much memory its update takes."""
 
-    rollouts: int
-    """rollouts per update: prompts x samples"""
-    prompt_tokens: int
-    """tokens of one prompt"""
-    completion_tokens: int
-    """tokens of one response, at most"""
-    micro_tokens: int
-    """tokens that go through a model at once"""
-    chunk: int
-    """positions whose logits exist at once"""
-    probes: int = 0
-    """texts that an evaluation writes at once, also with the teacher"""
+    rollouts: int  # per update: prompts x samples
+    prompt_tokens: int  # of one prompt
+    completion_tokens: int  # of one response, at most
+    micro_tokens: int  # that go through a model at once
+    chunk: int  # positions whose logits exist at once
+    probes: int = 0  # texts that an evaluation writes at once, also with the teacher
 
     @property
     def tokens(self):
@@ -102,16 +96,11 @@ class Shape:
 class Setup:
     """How and where the run computes."""
 
-    dtype: torch.dtype
-    """of the computation; float16 and bfloat16 mean autocast for a student with float32 weights"""
-    checkpointing: bool
-    """gradient checkpointing: keep each layer's input, compute the rest again"""
-    adam_bits: int = 32
-    """of AdamW's two moments per weight"""
-    engine: int = 0
-    """bytes that vLLM takes (0: the rollouts are drawn by common/sampler.py)"""
-    room: int | None = None
-    """bytes that the run can have (None: unknown)"""
+    dtype: torch.dtype  # of the computation; float16 and bfloat16 mean autocast for a student
+    checkpointing: bool  # gradient checkpointing: keep each layer's input, compute the rest again
+    adam_bits: int = 32  # of AdamW's two moments per weight
+    engine: int = 0  # bytes that vLLM takes (0: common/sampler.py draws the rollouts)
+    room: int | None = None  # bytes that the run can have (None: unknown)
 
 
 def weight_bytes(model, shared_with=None):

@@ -12,7 +12,7 @@ import hindsight_sd
 import opd
 from common.data import load_benchmark, prompt_ids
 from common.files import read_jsonl
-from common.models import eos_ids, load_model, load_tokenizer
+from common.models import eos_ids, know, load_model, load_tokenizer
 from common.sampler import Completion, sample
 
 CPU = torch.device("cpu")
@@ -104,8 +104,9 @@ def all_views(tokenizer, row):
 
     plain = {**row, "ids": prompt_ids(tokenizer, row["prompt"])}
     one = dict(samples=1, max_new_tokens=999)
-    off_policy = opd.rollouts(None, tokenizer, [plain], opd.Args(off_policy=1.0, **one), 1)
-    sft = ar_opd.rollouts(None, tokenizer, [row], ar_opd.Args(target="sft", **one), 1)
+    model = know(tiny_qwen3(vocabulary=151936), tokenizer)
+    off_policy = opd.rollouts(model, tokenizer, [plain], opd.Args(off_policy=1.0, **one), 1)
+    sft = ar_opd.rollouts(model, tokenizer, [row], ar_opd.Args(target="sft", **one), 1)
     assert off_policy[1] == sft
     views, kept = (ar_opd.views(row, ar_opd.Args(partial_answer=x)) for x in ("remove", "keep"))
     alone, peer = hindsight()
