@@ -125,8 +125,9 @@ def first_part(solution, rho):
     answer: the one with a box, or else the last one. With the answer in view there would be
     nothing left to reach.
 
-    >>> first_part("a: 1 + 2 = 3. b: 3 + 4 = 7. The answer is \\\\boxed{7}.", 0.5)
-    'a: 1 + 2 = 3. b: 3'
+    >>> solution = "1 + 2 = 3. 3 + 4 = 7. So \\\\boxed{7}."
+    >>> first_part(solution, 0.5)
+    '1 + 2 = 3. 3'
     """
     word_ends = [m.end() for m in re.finditer(r"\S+", solution)]
     end = word_ends[max(1, int(len(word_ends) * rho)) - 1]

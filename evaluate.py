@@ -26,6 +26,7 @@ This file is the command line. Other scripts can import the main functions of th
 from here (`__all__`).
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -36,6 +37,7 @@ from common.batches import context_of
 from common.compare import compare
 from common.data import (
     BENCHMARKS,
+    HELD_OUT,
     ask_in_known_words,
     check_prompts,
     is_toy,
@@ -302,12 +304,28 @@ def model_folder(name):
     return str(folder / "final")
 
 
+def warn_if_trained_on(args):
+    """A user's own file is one set of problems. A run holds a part of it out for testing, and its
+    model has seen the others."""
+    for folder in (Path(args.model), Path(args.model).parent):
+        config = {}
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        data = config.get("data") if "script" in config else None
+        if data and data not in BENCHMARKS and same_place(data, args.benchmark):
+            print(
+                f"warning: this model was trained on problems of '{data}'. For those that it has "
+                f"never seen: --benchmark {args.benchmark}{HELD_OUT}"
+            )
+
+
 def default_folder(args):
     """runs/eval-MODEL-BENCHMARK. MODEL is the last two names of the model's folder, because
     the last name alone is mostly "final"."""
     model = Path(args.model)
     name = "-".join(model.parts[-2:]) if model.exists() else model.name
-    return "runs/eval-" + re.sub(r"[^\w.-]+", "-", f"{name}-{Path(args.benchmark).stem}")
+    tested = Path(args.benchmark).stem + (HELD_OUT if args.benchmark.endswith(HELD_OUT) else "")
+    return "runs/eval-" + re.sub(r"[^\w.-]+", "-", f"{name}-{tested}")
 
 
 # ======================================================================== main
@@ -320,6 +338,7 @@ def main(argv=None):
         return
     check(args)
     args.model = model_folder(args.model)
+    warn_if_trained_on(args)
     rows = load_benchmark(args.benchmark, "test", args.limit)
     device = models.pick_device(args.device)
     if args.batch is None:
@@ -348,7 +367,9 @@ def evaluate_into(out, args, rows, device):
     config["weights"], config["graded_by"] = fingerprint(model), grading_hash()
     check_origin(out, config["weights"], done + further)
     check_same_prompts(out, tokenizer, rows, done, args.thinking)
+    stored = done + further
     done, further = grade_again(out, config["graded_by"], done, further)
+    regraded = done + further != stored
     if args.sampler == "vllm":
         attach_vllm(model, tokenizer, args, dtype)
 
@@ -387,12 +408,21 @@ def evaluate_into(out, args, rows, device):
     print(f"{args.model} on {args.benchmark}: {as_text(summary)}")
     about = {"model": args.model, "benchmark": args.benchmark}
     path = out / "summary.json"
-    if path.exists() and files.read_json(path).get("n", 0) > len(rows):
+    more = path.exists() and files.read_json(path).get("n", 0) > len(rows)
+    if more and not regraded:
         print(f"{path} stays as it is: it is about more problems")
+    elif more:  # its verdicts are not those of the responses any more
+        files.write_json(path, {**about, **summarise(records + further, args.k)})
+        print(f"{path}: all {len(records + further)} responses were counted again")
     else:
         files.write_json(path, {**about, **summary})
     print(f"responses and summary: {out}/")
 
 
+OUT_OF_MEMORY = (
+    "The GPU is out of memory; lower --batch or --max_new_tokens, or choose a smaller model. With "
+    "the same --max_new_tokens the same command goes on with the responses that are there."
+)
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, OUT_OF_MEMORY)

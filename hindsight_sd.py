@@ -164,8 +164,10 @@ def coverage(p, G):
     the metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). That maximum rises with G;
     the paper's table of it falls with G, against its own formula.
 
-    >>> round(coverage(.257, 8), 3), round(coverage(1 - 16 ** (-1 / 15), 16), 3)
-    (0.65, 0.779)
+    >>> round(coverage(.257, 8), 3)
+    0.65
+    >>> round(coverage(1 - 16 ** (-1 / 15), 16), 3)
+    0.779
     """
     return (1 - p) * (1 - (1 - p) ** (G - 1))
 
@@ -211,9 +213,9 @@ def context(row, peer, args):
 class Contexts:
     """What the verifier and the choice of peers decided, one entry per rollout.
 
-        group of question q     A right   B wrong   C wrong   D right        (G = 4)
-        peer                    D         A or D    A or D    A
-        the teacher of B reads  q, a* and the text of A (or D); then the tokens of B
+        group of q, G = 4   A right  B wrong  C wrong  D right
+        peer                D        A or D   A or D   A
+        teacher of B reads  q, a*, text of A (or D); then B
     """
 
     right: list  # R_i

@@ -223,9 +223,9 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     All windows are written at the same time. The prefixes are neither read again nor copied. The
     windows of a row are branches on one stem, the cache of that row:
 
-        stem       x1 x2 y1 y2 y3 y4 y5        what the new token of a branch may attend to:
-        branch A         '- a1 a2              x1 x2 y1 and a1 a2
-        branch B               '- b1 b2        x1 x2 y1 y2 y3 and b1 b2
+        stem       x1 x2 y1 y2 y3 y4 y5
+        branch A         '- a1 a2        sees x1 x2 y1 a1 a2
+        branch B               '- b1 b2  sees x1 x2 y1 y2 y3 b1 b2
 
     Step k adds token k of every branch to the cache: a1 b1, then a2 b2, and so on. So there are K
     small steps for ALL windows, instead of K steps and a prompt for each of them. Texts are
@@ -364,10 +364,15 @@ def soft_targets(points, args, device="cpu"):
     right, too. Only the targets are wrong. In the picture A is the same word as a, B as b, and C
     as c:
 
-        teacher writes b c a     gamma   to A  B  C      gamma.T  from b  c  a      so the target
-        student wrote  A B C     from b   0  1/3  0      A:         0   0  1/3      of A is a,
-                                      c   0   0  1/3     B:        1/3  0   0       of B is b,
-                                      a  1/3  0   0      C:         0  1/3  0       of C is c
+        teacher writes  b c a    gamma  to A   B   C
+        student wrote   A B C    from b    0  1/3  0
+                                      c    0   0  1/3
+                                      a   1/3  0   0
+
+        gamma.T  from b   c   a
+        A             0   0  1/3     so the target of A is a,
+        B            1/3  0   0      of B is b,
+        C             0  1/3  0      of C is c
     """
     plans = sinkhorn([p.cost for p in points], args.epsilon, device)
     for point, gamma in zip(points, plans):

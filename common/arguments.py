@@ -115,19 +115,20 @@ class Printer:
         return getattr(self.stream, name)
 
 
-def run_script(main):
-    """Call a script's main. If the user can mend what went wrong, end with one sentence."""
+def run_script(main, out_of_memory=OUT_OF_MEMORY):
+    """Call a script's main. If the user can mend what went wrong, end with one sentence.
+    out_of_memory: the sentence for a full GPU, with the script's own flags."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(Printer, before)
     try:
-        _run(main)
+        _run(main, out_of_memory)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
 
 
-def _run(main):
+def _run(main, out_of_memory):
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes, only the first one talks
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
@@ -142,7 +143,7 @@ def _run(main):
     except RuntimeError as error:
         if not isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
             raise
-        stop(OUT_OF_MEMORY)
+        stop(out_of_memory)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

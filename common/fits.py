@@ -14,6 +14,7 @@ import torch
 
 from common.arguments import Mistake, require
 from common.data import is_toy
+from common.hub import on_the_hub
 from common.memory import (
     MOST_ROWS,
     Setup,
@@ -77,7 +78,8 @@ def choose(args, device, dtype):
     """Set the flags that are not given to the largest setting that fits, and say so."""
     names = [str(getattr(args, name, "")) for name in ("data", "student", "teacher")]
     # A resumed run goes on as it began, even if another amount of memory is free now.
-    if args.resume or any(is_toy(name) for name in names if name):
+    toy = any(is_toy(name) for name in names if name) and not on_the_hub(args.student)
+    if args.resume or toy:
         return
     require(
         not all(too_small(row, args) for row in settings(args)),

@@ -9,6 +9,7 @@ import torch
 from common.arguments import choice, either, parse_arguments, require
 from common.checkpoints import recall
 from common.data import check_name, default_benchmark, is_toy
+from common.hub import on_the_hub
 from common.processes import process
 
 
@@ -88,9 +89,13 @@ def parse(cls, text, argv, script):
     named = [getattr(args, name) for name in ("data", "student", "teacher") if name in names]
     named = [name for name in named if name]
     toy = any(map(is_toy, named)) if named else not on_gpu
+    # A large model on the toy's problems keeps its own rates and teacher: the toy's are for models
+    # of half a million weights.
+    large = args.student is not None and on_the_hub(args.student)
     for f in open_flags:
         if getattr(args, f.name) is None:
-            setattr(args, f.name, f.metadata["either"][0 if toy else 1])
+            small = toy and not (large and f.name in ("lr", "lam", "teacher"))
+            setattr(args, f.name, f.metadata["either"][0 if small else 1])
     args.benchmark = args.benchmark or default_benchmark(args.data)
     check_name(args.data, "train")
     check_name(args.benchmark, "test")

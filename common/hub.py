@@ -25,6 +25,11 @@ def where(name):
     return str(here) if in_repository else str(name)
 
 
+def on_the_hub(name):
+    """Is it a model that has to be downloaded? Then it is a large one."""
+    return not Path(where(name)).exists()
+
+
 def read_config(name):
     """The model's config.json as an object, or None if there is none that transformers can read.
     From the hub it is a small file that comes before the weights."""

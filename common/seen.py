@@ -4,6 +4,7 @@ look.py fills the data, and common/page.py makes a page of it.
 Texts from models and data are written by strangers. What is printed goes through `harmless`.
 """
 
+import shutil
 from dataclasses import dataclass, field
 
 import torch
@@ -178,10 +179,11 @@ def signed_as_text(text, nats, colours, marked=False):
     return f"_{text}_" if marked else text
 
 
-def columns_as_text(names, columns, width=110, indent=6):
+def columns_as_text(names, columns, width=None, indent=6):
     """Columns of words side by side, behind a column with the names of the rows. If the line is
     full, the next columns stand below it, behind the names again.
-    names, columns: lists of equally many words."""
+    names, columns: lists of equally many words. width: of a line (default: the terminal's)."""
+    width = width or min(110, shutil.get_terminal_size((110, 24)).columns) - indent
     blocks, used = [], width
     for column in columns:
         size = max(map(len, column)) + 2

@@ -138,7 +138,8 @@ def text_columns(path, separator):
     and 2.5 would become 3.0 and 2.5, and a gold of 22 digits would lose some of them."""
     with open(path, encoding="utf-8-sig", newline="") as f:
         columns = next(csv.reader(f, delimiter=separator), [])
-    return {"sep": separator, "converters": dict.fromkeys(columns, str)}
+    how = {"sep": separator, "keep_default_na": False}  # a gold NA is those two letters
+    return {**how, "converters": dict.fromkeys(columns, str)}
 
 
 def read_hub(source, configuration, split, instead):
@@ -316,4 +317,6 @@ def gsm8k_solution(answer):
     """
     solution, _, final = re.sub(r"<<[^>]*>>", "", answer).rpartition("####")
     gold = final.strip()
+    if not solution.strip():  # an answer alone, and no solution
+        return f"\\boxed{{{gold}}}", gold
     return f"{solution.strip()}\nThe answer is \\boxed{{{gold}}}.", gold

@@ -17,8 +17,8 @@ holds a copy of the student. Four things make its text the student's own text:
      tokens, and the loss does not contain them.
 
 Every call without a filter checks that the weights have arrived: it compares vLLM's
-log-probabilities of one of its texts with the student's. (Greedy texts, of evaluations, have no
-log-probabilities. The next update is checked.) A fixed plan, such as the first two
+log-probabilities of one of its texts with the student's. (A call that is greedy or has a filter
+cannot be checked. The first one of them draws one more text.) A fixed plan, such as the first two
 calls, would not do. Scripts sample several times before their first update, and one small update
 moves the log-probabilities by less than rounding does. The check reads one text, which takes
 little time beside writing all of them.
@@ -73,7 +73,7 @@ class Engine:
         # Prompts may hold a whole solution or rollout (ar_opd.py, hindsight_sd.py).
         # `sample` refuses longer texts.
         self.longest = min(context_of(model.config), 4096 + 2 * max(256, max_new_tokens))
-        self.model = model
+        self.model, self.checked = model, False
         with tempfile.TemporaryDirectory() as folder:
             # The engine begins with random weights. The first call brings the student's
             # weights, also those of a checkpoint or of adapters.
@@ -165,6 +165,11 @@ class Engine:
             # The longest text: the rounding of one token says little, the mean of many does.
             k = max(range(len(completions)), key=lambda k: len(completions[k].ids))
             self.check(prompts[k // n], completions[k], temperature)
+        elif not self.checked:
+            # evaluate.py is greedy, or has a filter, in all of its calls. One text without them.
+            self.checked, few = True, min(max_new_tokens, 32)
+            plain = dict(temperature=1.0, top_p=1.0, top_k=0)
+            self.sample(prompts[:1], n=1, max_new_tokens=few, keys=["check"], **plain)
         return completions
 
     @torch.no_grad()

@@ -22,6 +22,8 @@ def trainable(model):
 
 def adapt(model, rank):
     """Freeze the model and put a low-rank adapter beside every linear layer except the head."""
+    # peft imports it where it is installed, and it prints a line about its kernels.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 TAGS = {
     "paper": "stated in the paper",
-    "code": "done by the code that the author released",
+    "code": "done by released code; the file says whose",
     "inferred": "follows from what is stated",
     "ours": "our choice",
 }

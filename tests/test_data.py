@@ -298,6 +298,7 @@ def test_every_format_gives_the_same_rows(name, tmp_path):
     (dict(prompt="q", solution="3 + 4 = <<3+4=7>>7\n#### 7"), "7",
      "3 + 4 = 7\nThe answer is \\boxed{7}."),
     (dict(problem="p", question="other", gold=7, prompt="no"), "7", None),
+    (dict(problem="q", answer="#### 5"), "5", None),
 ])
 def test_columns_that_are_understood(columns, gold, solution, tmp_path):
     """The gold is never a whole worked solution: an arm that is told the answer only would be told
@@ -355,6 +356,11 @@ def test_a_gold_of_json_stays_as_it_was_typed(typed, golds, name, tmp_path):
 def test_json_in_every_layout(text, name, tmp_path):
     (tmp_path / name).write_text(text)
     assert [r["answer"] for r in load_benchmark(str(tmp_path / name))] == ["1", "2"]
+
+
+def test_a_gold_of_csv_that_looks_like_nothing_is_a_gold(tmp_path):
+    (tmp_path / "a.csv").write_text("problem,answer\na,NA\nb,None\nc,nan\n")
+    assert [r["answer"] for r in load_benchmark(str(tmp_path / "a.csv"))] == ["NA", "None", "nan"]
 
 
 def test_only_text_is_a_problem_or_a_solution(tmp_path):

@@ -2,6 +2,7 @@
 responses of different models or loses those that are there."""
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,15 @@ def test_responses_that_other_code_has_graded_are_graded_again(tmp_path, capsys,
         assert (out / "responses.jsonl").read_text() == whole
         assert json.loads((out / "config.json").read_text())["graded_by"] == grading_hash()
         config = (out / "config.json").read_text()
+    # A summary of more problems than are asked now would keep the old verdicts.
+    (out / "config.json").write_text(json.dumps(json.loads(config) | {"graded_by": "0" * 16}))
+    (out / "responses.jsonl").write_text(evaluate.as_jsonl(old))
+    before = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").write_text(json.dumps(before | {"n": 2, "accuracy": 7}))
+    evaluate.main([*command[:-4], "--limit", "1", "--out", str(out)])
+    assert "all 2 responses were counted again" in capsys.readouterr().out
+    after = json.loads((out / "summary.json").read_text())
+    assert after["n"] == 2 and after["accuracy"] == sum(r["correct"] for r in records) / 2
 
 
 def test_the_hash_of_the_grading_code_sees_every_room_and_no_comment(tmp_path, monkeypatch):
@@ -198,6 +208,24 @@ def test_a_second_evaluation_into_the_same_folder_is_refused(tmp_path):
         process.stdin.close(), process.stdout.close()
     assert done.returncode == 2 and "Another process works in" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_tested_on_its_own_training_problems_says_so(tmp_path, capsys):
+    own, run = tmp_path / "mine.jsonl", tmp_path / "run"
+    own.write_text("")
+    (run / "final").mkdir(parents=True)
+
+    def said(data, model, benchmark):
+        (run / "config.json").write_text(json.dumps({"script": "opd.py", "data": str(data)}))
+        evaluate.warn_if_trained_on(SimpleNamespace(model=str(model), benchmark=str(benchmark)))
+        return capsys.readouterr().out
+    for model in (run, run / "final"):
+        assert f"never seen: --benchmark {own}:held-out" in said(own, model, own)
+    assert said(own, run, f"{own}:held-out") == said("toy", run, "toy") == said("gsm8k", run, "gsm8k") == ""
+    assert said(tmp_path / "other.jsonl", run, own) == said(own, tmp_path, own) == ""
+    names = [evaluate.default_folder(SimpleNamespace(model=str(run), benchmark=b))
+             for b in ("mine.jsonl", "mine.jsonl:held-out")]
+    assert names[0] != names[1] and names[1].endswith("run-mine-held-out")
 
 
 def test_the_folder_of_a_run_stands_for_its_final_model(tmp_path, capsys):

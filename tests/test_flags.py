@@ -265,8 +265,17 @@ def test_a_name_that_only_begins_like_the_toy_is_not_the_toy(words, tmp_path, mo
 
 @pytest.mark.parametrize("words", [
     ("--student", "toy/student"), ("--data", "toy"), ("--student", ROOT / "toy/reader", "--data", "gsm8k"),
-    ("--student", "large", "--data", "toy"), ("--student", "./toy/student", "--data", "toy/train.jsonl"),
+    ("--student", "./toy/student", "--data", "toy/train.jsonl"),
 ])
 def test_what_is_the_toy(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert parsed(*words).lr == 1e-3
+
+
+def test_a_large_model_on_the_toys_problems_keeps_its_own_rate_and_teacher(tmp_path, monkeypatch):
+    """The toy's rate is a hundred times as high: it is for models of half a million weights."""
+    args = parse(WithTeacher, "", ["--student", "Qwen/Qwen3-0.6B", "--data", "toy"], "opd")
+    assert (args.lr, args.teacher, args.steps) == (1e-5, "larger", 120)
+    own = tmp_path / "mine"     # a folder can hold a model that was trained on the toy
+    own.mkdir()
+    assert parsed("--student", own, "--data", "toy").lr == 1e-3

@@ -448,6 +448,11 @@ GRADED = [
     (box("52_{10}"), "52", True, "base 10 may be named"),
     # tiny and huge numbers
     (box(r"\frac{1}{2^{99}}"), r"\frac{1}{2^{98}}", False, "both are zero to fifteen digits"),
+    (box(r"\frac{\ln 2}{2^{98}}"), r"\frac{\ln 2}{2^{99}}", False, "the same with a logarithm"),
+    (box(r"\sin(\frac{1}{2^{98}})"), r"\sin(\frac{1}{2^{99}})", False, "the same with a sine"),
+    (box(r"\frac{1}{10^{1001}}"), r"\frac{1}{10^{1000}}", False, "more digits than the algebra takes"),
+    (box(r"5 \times 10^{-1001}"), r"5\times10^{-1000}", False, "and with a power of ten"),
+    (box(r"\frac{1}{2} \ln 4"), r"\ln 2", True, "two ways to write one number are still equal"),
     (box(r"2^{-98}"), r"\frac{1}{2^{98}}", True, "a tiny number, exactly"),
     (box(r"2^{1008}\cdot 2"), "2^{1009}", True, "a number of 300 digits, exactly"),
     (box("2^{1009}+1"), "2^{1009}", False, "one more than a number of 300 digits"),

@@ -158,7 +158,8 @@ def test_the_present_weights_are_handed_over_before_every_text(stand_in, tempera
     model, made = with_stand_in()
     for calls in (1, 2, 3):
         drawn = draw(model, temperature=temperature)
-        assert made.llm.received == made.llm.generated == calls
+        more = temperature == 0     # the first greedy call draws one text that can be checked
+        assert made.llm.received == made.llm.generated == calls + more
         written = made.llm.model.state_dict()
         assert all(torch.equal(v, written[n]) for n, v in model.state_dict().items())
         assert furthest(model, drawn, 3) < 1e-3
@@ -214,7 +215,7 @@ def test_the_longest_text_is_checked_after_its_own_prompt(stand_in, monkeypatch)
     assert away(model, prompt, completion) < 1e-3
     # Here the student's log-probabilities are others.
     draw(model, temperature=0), draw(model, top_k=3)
-    assert len(checked) == 1
+    assert [t for *_, t in checked] == [1, 1]       # of the one text that is drawn for it
 
 
 @pytest.mark.parametrize("temperature", [.5, 1.0, 1.7])
@@ -228,6 +229,17 @@ def test_weights_that_stay_behind_are_noticed_at_every_temperature(
     move(model)
     with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
         draw(model, temperature=temperature)
+
+
+@pytest.mark.parametrize("how", [dict(temperature=0.0), dict(temperature=.7, top_k=3)])
+def test_an_evaluation_whose_texts_say_nothing_is_checked_once(stand_in, monkeypatch, how):
+    """evaluate.py is greedy, or has Qwen's filter, in all of its calls."""
+    model, made = with_stand_in()
+    draw(model, **how), draw(model, **how)
+    assert made.llm.generated == 3 and made.checked         # one text more
+    monkeypatch.setattr(LLM, "lost", {1, 2})
+    with pytest.raises(Mistake, match="its copy of the weights is not the student's"):
+        draw(with_stand_in()[0], **how)
 
 
 def test_a_script_that_samples_before_its_first_update_is_checked_after_it(
