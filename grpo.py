@@ -20,7 +20,6 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
                (every token weighs the same)
     Dr. GRPO:  L = sum of all l_it / (rollouts x max_new_tokens)
                (the divisor does not depend on the lengths)                                   (4)
-    (With --beta these two get the KL term of GRPO.)
 
 --variant sets six flags at once. A flag that is given by itself wins:
 
@@ -46,8 +45,8 @@ our choice:
               gradient. From the second step on, log pi_old comes from the FIRST forward pass of
               training. The sampler computes the same numbers in another order of summation, and its
               rounding would look like a ratio.  9. the beta term is the exact KL at the rollout's
-              states, with a small beta. (The gradient of k3 is in expectation that of KL(pi_0 ||
-              pi), the other direction.)  10. DAPO's penalty is half of the paper's. Its rewards are
+              states, with a small beta; --beta adds it to the other variants, too. (The gradient of
+              k3 is in expectation that of KL(pi_0 || pi), the other direction.)  10. DAPO's penalty is half of the paper's. Its rewards are
               +1 and -1, ours are 1 and 0, and only the proportion matters.  11. DAPO draws at most
               --max_rounds times. That costs rollouts, and the metric `drawn` counts all of them. So
               compare it at equal rollouts or equal time, too.  12. DAPO's (4) is over the tokens of

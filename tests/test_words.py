@@ -89,7 +89,7 @@ def test_the_table_of_the_report(some, tmp_path, monkeypatch):
     if lines:
         words.LINES.write_text("".join(json.dumps(x) + "\n" for x in lines))
     text = lab_report.table_of_words()
-    assert text.startswith("Not run yet") if not some else "| OPD | 1e-05 | 30.0" in text and "| GRPO" in text
+    assert text.startswith("No test yet, 0 pilots") if not some else "| OPD | 1e-05 | 30.0" in text and "| GRPO" in text
 
 
 @pytest.mark.parametrize("updates, folder", [(words.UPDATES, "runs"), (60, "runs-60")])
