@@ -1,7 +1,7 @@
 """What happens to a run of hours: kill -9 at any moment, SIGTERM, a full disk, a damaged
 checkpoint. Nothing may be lost but time.
 
-Each script is killed at KILLS random moments (default 5; the long version is
+Each script is killed at KILLS random moments (default 3; the long version is
 `KILLS=20 python -m pytest tests/test_faults.py`), and it is continued each time. At the end every
 file is the same as in an undisturbed run.
 """
@@ -20,7 +20,7 @@ from common.files import read_jsonl
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KILLS", 5))
+KILLS = int(os.environ.get("KILLS", 3))
 TINY = ["--data", "toy", "--prompts", 2, "--samples", 2, "--eval_n", 4, "--steps", 5,
         "--save_every", 1, "--eval_every", 2, "--max_new_tokens", 60, "--device", "cpu"]
 READER = ["--student", "toy/reader", *TINY]

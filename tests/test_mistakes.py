@@ -302,7 +302,7 @@ def mistakes(tmp):
         (f"topd.py --out {tmp}/run", "already holds a run; continue it with --resume"),
         (f"grpo.py --data toy --out {tmp}/half", "already holds a run"),
         (f"opd.py --data toy --steps 7 --out {tmp}/run --resume", "started with other settings"),
-        (f"grpo.py --data toy --resume --steps 9 --seed 5 --out {tmp}/run", "--script opd.py"),
+        (f"grpo.py --data toy --resume --steps 9 --seed 5 --out {tmp}/run", "holds a run of opd.py"),
         ("opd.py --data toy --resume", "nothing to resume in"),
         (f"grpo.py --resume --out {tmp}/cut", "cut off or edited"),
         (f"opd.py --resume --out {tmp}/list", "cut off or edited"),
