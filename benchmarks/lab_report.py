@@ -707,7 +707,6 @@ def text(lines, folder):
         f"accuracy, the first seed and the second{start_of_pilots(lines, 'HSD')}.",
         table_of_equal_settings(lines),
         "## Other claims",
-        "T6 was measured before both windows of TOPD were cut to the shorter one. "
         "The rows without an interval are read from the tables there, by no rule.",
         table_of_other_claims(lines, times),
         "## The methods",
