@@ -46,11 +46,12 @@ our choice:
               training. The sampler computes the same numbers in another order of summation, and its
               rounding would look like a ratio.  9. the beta term is the exact KL at the rollout's
               states, with a small beta; --beta adds it to the other variants, too. (The gradient of
-              k3 is in expectation that of KL(pi_0 || pi), the other direction.)  10. DAPO's penalty is half of the paper's. Its rewards are
-              +1 and -1, ours are 1 and 0, and only the proportion matters.  11. DAPO draws at most
-              --max_rounds times. That costs rollouts, and the metric `drawn` counts all of them. So
-              compare it at equal rollouts or equal time, too.  12. DAPO's (4) is over the tokens of
-              the batch. (The paper: over those of a group, then a mean over questions.)
+              k3 is in expectation that of KL(pi_0 || pi), the other direction.)  10. DAPO's penalty
+              is half of the paper's. Its rewards are +1 and -1, ours are 1 and 0, and only the
+              proportion matters.  11. DAPO draws at most --max_rounds times. That costs rollouts,
+              and the metric `drawn` counts all of them. So compare it at equal rollouts or equal
+              time, too.  12. DAPO's (4) is over the tokens of the batch. (The paper: over those of
+              a group, then a mean over questions.)
 
 Run it:
     python grpo.py                    the toy, a few minutes; with a GPU: Qwen3-0.6B
