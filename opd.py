@@ -129,7 +129,7 @@ def rollouts(student, tokenizer, rows, args, step):
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
     off_policy = [uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
     drawn = [None] * len(keys)
-    # Also those that are replaced are drawn, so a rollout is the same with every --off_policy.
+    # With a share between 0 and 1 those that are replaced are drawn, too. It costs a little time.
     if not all(off_policy):
         # No top-p and no top-k. The loss uses the full softmax. A filtered sampler would visit
         # other states than that distribution does.

@@ -302,7 +302,7 @@ def table_for_the_readme(lines, times):
         if start is not None and len(after) >= 4:
             change = f"{start:.1f} -> {interval(after)}, {len(after)} seeds"
         cost = f"{seconds[arm]:.2f} s" if arm in seconds else "not measured yet"
-        cost += f", {times[arm]:.2f} x {base}" if arm in times and arm != base else ""
+        cost += f", {with_range(arm, times)} x {base}" if arm in times and arm != base else ""
         held = ""
         for c, (gaps, said) in claims:
             if c.headline and c.better == arm:
@@ -323,7 +323,9 @@ def caption_for_the_readme(lines):
             ends.append(f"`python {lab.ARMS[arm].script}` {after} %")
     more = f", and end at: {', '.join(ends)} (eight seeds)" if ends else ""
     sft = runs(lines, "SFT (A)", "tuned").values()
-    also = f" SFT on AR-OPD's solutions ends at {interval(sft)} %." if len(sft) >= 4 else ""
+    also = ""
+    if len(sft) >= len(lab.FEW):
+        also = f" SFT on AR-OPD's solutions ends at {interval(sft)} % ({len(sft)} seeds)."
     numbers = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, tuned on "
         "validation problems within one limit of pilots for all; 95 % intervals over seeds. The "
@@ -332,9 +334,9 @@ def caption_for_the_readme(lines):
         f"Without flags the scripts make 120 updates of 64{more}."
     )
     verdicts = (
-        "Times are from one CPU core; a ratio is the median over rounds. A claim holds if its "
-        "whole interval lies above 0 (corrected for four claims; the intervals shown are not). It "
-        "does not hold if the interval lies below half of the paper's difference. "
+        "Times are from one CPU core; a ratio is the median over rounds, with its range. A claim "
+        "holds if its whole interval lies above 0 (corrected for four claims; the intervals shown "
+        "are not). It does not hold if the interval lies below half of the paper's difference. "
         "[RESULTS.md](RESULTS.md): all claims, also at temperature 1, where some look different; "
         "controls; what was not run yet."
     )

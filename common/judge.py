@@ -60,8 +60,8 @@ def judge(said, gold):
     return bool(verify(*both, timeout_seconds=None)) and as_close(*both)
 
 def as_close(gold, said):
-    # math-verify rounds numbers to six decimals. So any two tiny numbers are equal for it, and a
-    # tower of digits is equal to its neighbour. Numbers must also be close in proportion.
+    # math-verify rounds numbers to six decimals. So any two tiny numbers are equal for it. Here
+    # they must also be close in proportion.
     numbers = [x[0].evalf(30) for x in (gold, said) if x and getattr(x[0], "is_number", False)]
     if len(numbers) < 2 or not all(n.is_number and n.is_finite for n in numbers):
         return True

@@ -125,7 +125,9 @@ def test_bytes_of_the_cache_of_one_token():
     assert stored == 3 * cache_bytes(config, torch.float32)
 
 
-def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(monkeypatch):
+@pytest.fixture
+def without_network(monkeypatch):
+    """No name can be resolved. The names that were asked for."""
     from huggingface_hub import constants
     asked = []
 
@@ -137,6 +139,12 @@ def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(without_network, monkeypatch):
+    from huggingface_hub import constants
+    asked = without_network
     monkeypatch.setenv("HTTPS_PROXY", "http://localhost:1")
     hub.reach_hub()                                  # behind a proxy names need not resolve
     assert not asked and not constants.HF_HUB_OFFLINE
@@ -148,18 +156,9 @@ def test_the_hub_is_left_alone_where_its_name_cannot_be_resolved(monkeypatch):
     assert hub.sys.modules["datasets"].config.HF_HUB_OFFLINE
 
 
-def test_a_misspelt_model_without_a_network_is_no_long_wait(monkeypatch):
+def test_a_misspelt_model_without_a_network_is_no_long_wait(without_network):
     from huggingface_hub import constants
-    asked = []
-
-    def unknown(host, port):
-        asked.append(host)
-        raise OSError("no name")
-    monkeypatch.setattr(hub.socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    for name in ("HTTPS_PROXY", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    asked = without_network
     assert hub.read_config("nobody/misspelt") is None and asked and constants.HF_HUB_OFFLINE
     asked.clear()
     assert hub.read_config("toy/student") is not None and not asked
