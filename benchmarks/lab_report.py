@@ -303,14 +303,14 @@ def table_for_the_readme(lines, times):
             change = f"{start:.1f} -> {interval(after)}, {len(after)} seeds"
         cost = f"{seconds[arm]:.2f} s" if arm in seconds else "not measured yet"
         cost += f", {with_range(arm, times)} x {base}" if arm in times and arm != base else ""
-        held = ""
+        held = []
         for c, (gaps, said) in claims:
             if c.headline and c.better == arm:
-                ending = f": {interval(gaps, signed=True)}" if gaps else ""
-                held += f"{'; ' if held else ''}{c.text}: {said}{ending}"
-        rows.append([f"[`{file}`]({file})", method, needs, change, cost, held])
+                ending = f", {interval(gaps, signed=True)}" if gaps else ""
+                held.append(f"than {c.worse}: {said}{ending}")
+        rows.append([f"[`{file}`]({file})", method, needs, change, cost, "; ".join(held)])
     heads = ["file", "method, paper", "needs", "toy: before -> after", "time per update"]
-    return table([*heads, "its claim, on the toy"], rows)
+    return table([*heads, "better? (toy)"], rows)
 
 
 def caption_for_the_readme(lines):
@@ -321,24 +321,23 @@ def caption_for_the_readme(lines):
         if len(made) == len(lab.SEEDS):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
             ends.append(f"`python {lab.ARMS[arm].script}` {after} %")
-    more = f", and end at: {', '.join(ends)} (eight seeds)" if ends else ""
+    more = f": {', '.join(ends)} (eight seeds)" if ends else ""
     sft = runs(lines, "SFT (A)", "tuned").values()
     also = ""
     if len(sft) >= len(lab.FEW):
         also = f" SFT on AR-OPD's solutions ends at {interval(sft)} % ({len(sft)} seeds)."
     numbers = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, tuned on "
-        "validation problems within one limit of pilots for all; 95 % intervals over seeds. The "
+        "validation problems with equal numbers of pilots at most; 95 % intervals over seeds. The "
         "first two train `toy/student`, AR-OPD `toy/reader`, the last two "
         f"`toy/reader2`.{also} "
-        f"Without flags the scripts make 120 updates of 64{more}."
+        f"The scripts without flags make 120 updates of 64{more}."
     )
     verdicts = (
-        "Times are from one CPU core; a ratio is the median over rounds, with its range. A claim "
-        "holds if its whole interval lies above 0 (corrected for four claims; the intervals shown "
-        "are not). It does not hold if the interval lies below half of the paper's difference. "
-        "[RESULTS.md](RESULTS.md): all claims, also at temperature 1, where some look different; "
-        "controls; what was not run yet."
+        "Times: one CPU core; a ratio is the median over rounds, with its range. Better: this "
+        "holds if the interval lies above 0, also after a correction for four claims. It does not "
+        "hold if the interval lies below half of the paper's difference. "
+        "[RESULTS.md](RESULTS.md): all claims, other measures, controls, what was not run yet."
     )
     wrapped = [
         textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
