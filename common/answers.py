@@ -10,15 +10,15 @@ math-verify compares what is left (`common/judge.py`).
 import re
 
 from common import expressions, judge
-from common.notation import THOUSANDS, UNIT, number
+from common.notation import RELATION, THOUSANDS, UNIT, number
+from common.ranges import ALL_NUMBERS, IN_BRACKETS, UNEQUAL, ranges, split
 
 # An answer with its name: x = 5, f(x) = 2x, (x, y) = (1, 2), x \in [0, 1].
 NAME = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?|\([a-z](?:, ?[a-z])+\)"
 NAMED = rf"({NAME}) ?(?:=|\\in(?![a-z])) ?(.+)"
 ABOUT = r"[A-Za-z](?:_\w)? ?\\approx(?![a-z]) ?(.+)"  # v \approx 5
 IN_BRACES = r"\\\{(.*)\\\}"  # a set
-IN_BRACKETS = r"(\\\{|\(|\[)(.*)(\\\}|\)|\])"  # a set, a tuple or an interval
-BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?(\d+) ?\}|(\d+))"  # 52_8   2A_{16}
+BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?\(?(\d+)\)? ?\}|(\d+))"  # 52_8  2A_{16}
 # Words for a base: 101_{\text{two}}.
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 MATRIX = r"[(\[]? ?\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\} ?[)\]]?"
@@ -135,7 +135,7 @@ def _compare_rewritten(said, gold, deeper):
     said_named, gold_named = re.fullmatch(NAMED, said), re.fullmatch(NAMED, gold)
     if said_named and "=" not in gold:
         return deeper(said_named[2], gold)
-    if gold_named and "=" not in said and len(_split(gold)) == 1:
+    if gold_named and "=" not in said and len(split(gold)) == 1:
         return deeper(said, gold_named[2])
     if (about := re.fullmatch(ABOUT, said)) and number(gold) is not None:
         return deeper(about[1], gold)
@@ -154,88 +154,31 @@ def _with_both_signs(text):
     if inside := re.fullmatch(IN_BRACES, text):
         return rf"\{{{_with_both_signs(inside[1].strip())}\}}"
     parts = []
-    for part in _split(text):
+    for part in split(text):
         for pm, mp in ("+-", "-+") if "\\pm" in part else ("  ",):
             signed = re.sub(r"\\mp(?![a-z])", mp, re.sub(r"\\pm(?![a-z])", pm, part))
             parts.append(signed.strip().removeprefix("+").strip())
     return ", ".join(parts)
 
 
-# The direction of an inequality, seen from its other side.
-FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
-# \{x \mid x > 3\} and x \in (3, \infty): the set behind the words.
-SET_OF = r"\\\{ ?[A-Za-z] ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\||:)(.*)\\\}"
-ALL_NUMBERS = r"\\mathbb ?(?:R|\{ ?R ?\})"
-LETTER = r"[A-Za-z]|\\theta|\\alpha|\\lambda"
-
-
 def _compare_ranges(said, gold, deeper):
     """Intervals, unions and inequalities: -2 <= x < 7 is [-2, 7)."""
     # Two simple pairs of brackets may be points. `_compare_brackets` knows them.
-    signs = rf"\\cup(?![a-z])|{ALL_NUMBERS}|{RELATION}"
+    signs = rf"\\cup(?![a-z])|{ALL_NUMBERS}|{RELATION}|{UNEQUAL}"
     if not any(re.search(signs, text) for text in (said, gold)):
         return None
-    said_ranges, gold_ranges = _ranges(said), _ranges(gold)
+    said_ranges, gold_ranges = ranges(said), ranges(gold)
     if not said_ranges or not gold_ranges:
         return None
     # Another letter is another unknown. An interval has none.
     letters = {letter for letter, _ in said_ranges + gold_ranges if letter}
-    parts = [[interval for _, interval in ranges] for ranges in (said_ranges, gold_ranges)]
+    parts = [[interval for _, interval in side] for side in (said_ranges, gold_ranges)]
     return len(letters) <= 1 and _same_parts(*parts, deeper, ordered=False)
-
-
-def _ranges(text):
-    """[(letter, interval)] for the parts of a union, or None for any other text."""
-    if inside := re.fullmatch(SET_OF, text):
-        text = inside[1].strip()
-    letter, match = "", re.fullmatch(rf"({LETTER}) ?\\in(?![a-z]) ?(.*)", text)
-    if match:
-        letter, text = match.groups()
-    # "or" has become a comma. Between inequalities, a comma is a union.
-    pieces = re.split(r"\\cup(?![a-z])", text)
-    if len(pieces) == 1 and re.search(RELATION, text):
-        pieces = _split(text)
-    ranges = [_range(piece.strip(), letter) for piece in pieces]
-    return None if None in ranges else ranges
-
-
-def _range(piece, letter):
-    """(letter, interval) of one interval, inequality or single point, or None."""
-    sides = re.split(RELATION, piece)
-    match = re.fullmatch(IN_BRACKETS, piece)
-    if match and len(sides) == 1:
-        points = _split(match[2])
-        if match[1] == "\\{" and len(points) == 1:
-            return letter, f"[{points[0]},{points[0]}]"
-        return (letter, piece) if match[1] != "\\{" and len(points) == 2 else None
-    if point := re.fullmatch(rf"({LETTER}) ?= ?([^=]+)", piece):
-        return point[1], f"[{point[2]},{point[2]}]"
-    if re.fullmatch(ALL_NUMBERS, piece):
-        return letter, r"(-\infty,\infty)"
-
-    # 3 > x is x < 3.
-    if len(sides) == 3 and re.fullmatch(LETTER, sides[2]):
-        sides = [sides[2], FLIPPED[sides[1]], sides[0]]
-    if len(sides) == 3 and re.fullmatch(LETTER, sides[0]):
-        letter, sign, end = sides
-        closing = "]" if "e" in sign else ")"
-        if sign in ("<", "\\le"):
-            return letter, rf"(-\infty,{end}{closing}"
-        return letter, rf"{'[' if 'e' in sign else '('}{end},\infty)"
-
-    # 7 > x \ge -2 is -2 \le x < 7.
-    if len(sides) == 5 and sides[1] in (">", "\\ge"):
-        sides = [sides[4], FLIPPED[sides[3]], sides[2], FLIPPED[sides[1]], sides[0]]
-    if len(sides) == 5 and re.fullmatch(LETTER, sides[2]) and {sides[1], sides[3]} <= {"<", "\\le"}:
-        low, first, letter, second, high = sides
-        return letter, f"{'[' if 'e' in first else '('}{low},{high}{']' if 'e' in second else ')'}"
-    return None
 
 
 def _compare_lists(said, gold, deeper):
     """Several answers side by side. Without brackets they may stand in any order."""
-    said_parts, gold_parts = _split(said), _split(gold)
+    said_parts, gold_parts = split(said), split(gold)
     # 1,024 is a number, and not 1 and 24.
     if number(said) is not None and ",0" in said:
         said_parts = [said]
@@ -246,7 +189,12 @@ def _compare_lists(said, gold, deeper):
         named = [re.fullmatch(NAMED, part) for part in gold_parts]
         if all(named):
             names, values = zip(*(match.groups() for match in named))
-            return _same_parts(said_parts, values, deeper, ordered=len(set(names)) > 1)
+            one_name = len(set(names)) == 1
+            # x \in \{5, 6\} for x = 5, x = 6.
+            members = re.fullmatch(rf"(?:({NAME}) ?\\in ?)?{IN_BRACES}", said)
+            if one_name and members and members[1] in (None, names[0]):
+                said_parts = split(members[2])
+            return _same_parts(said_parts, values, deeper, ordered=not one_name)
 
     # 1, 2 for \{1, 2\}: the braces of a set may be left out, on either side.
     said_set, gold_set = re.fullmatch(IN_BRACES, said), re.fullmatch(IN_BRACES, gold)
@@ -262,7 +210,7 @@ def _compare_lists(said, gold, deeper):
             said_parts, gold_parts = map(_with_thousands, (said_parts, gold_parts), (said, gold))
         return _same_parts(said_parts, gold_parts, deeper, ordered=False)
     # 1,024-256\pi is one answer and not two.
-    if len(said_parts) > 1 and len(_split(joined := _without_separators(said))) == 1:
+    if len(said_parts) > 1 and len(split(joined := _without_separators(said))) == 1:
         return deeper(joined, gold)
     # Several answers are wrong where the gold has one. Otherwise guessing would pay.
     return False if len(said_parts) > 1 else None
@@ -282,7 +230,7 @@ def _compare_brackets(said, gold, deeper):
     """Sets, tuples and intervals. The kind of bracket matters: (0,1] is not [0,1]. Only the
     members of a set may stand in any order."""
     said_match, gold_match = re.fullmatch(IN_BRACKETS, said), re.fullmatch(IN_BRACKETS, gold)
-    said_parts, gold_parts = (_split(m[2]) if m else [] for m in (said_match, gold_match))
+    said_parts, gold_parts = (split(m[2]) if m else [] for m in (said_match, gold_match))
     if said_match and len(gold_parts) > 1:
         if said_match.group(1, 3) != gold_match.group(1, 3):
             return False
@@ -306,17 +254,6 @@ def _compare_matrices(said, gold, deeper):
     if list(map(len, said_rows)) != list(map(len, gold_rows)):
         return False
     return _same_parts(sum(said_rows, []), sum(gold_rows, []), deeper, ordered=True)
-
-
-def _split(text):
-    """The parts of a text between its commas. Commas inside brackets do not count."""
-    parts, depth, start = [], 0, 0
-    for i, c in enumerate(text):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    return [*parts, text[start:].strip()]
 
 
 def _same_parts(said_parts, gold_parts, deeper, ordered):

@@ -13,8 +13,9 @@ LONGEST_ANSWER = 1000
 # Signs of Unicode, and the LaTeX that means the same.
 SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
-    "∞": r"\infty ", "π": r"\pi ", "√": r"\sqrt ", "∪": r"\cup ", "∈": r"\in ", "°": r"^\circ ",
-    "∅": r"\emptyset ", "≈": r"\approx ", "½": r"\frac{1}{2}", "~": " ",
+    "≠": r"\ne ", "∞": r"\infty ", "π": r"\pi ", "√": r"\sqrt ", "∪": r"\cup ",
+    "∈": r"\in ", "°": r"^\circ ", "∅": r"\emptyset ", "≈": r"\approx ", "½": r"\frac{1}{2}",
+    "~": " ",
 }  # fmt: skip
 UNICODE = str.maketrans(SIGNS)
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")  # 10⁵
@@ -50,6 +51,7 @@ def tidy(text):
     text = re.sub(r"(?<=[\d.])\\bar ?(?=\{)", r"\\overline", text)
     text = re.sub(r"\\leq(?:slant)?(?![a-zA-Z])|<=", r"\\le ", text)
     text = re.sub(r"\\geq(?:slant)?(?![a-zA-Z])|>=", r"\\ge ", text)
+    text = re.sub(r"\\neq(?![a-zA-Z])", r"\\ne ", text)
     text = re.sub(r"\\lt(?![a-zA-Z])", "<", re.sub(r"\\gt(?![a-zA-Z])", ">", text))
     # All wrappers of words become \text{...}. The unit \mathrm{m s^{-1}} has braces in it.
     wrapper = r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|mbox|operatorname)\s*\{"
@@ -68,6 +70,10 @@ def tidy(text):
     part = r"(\d|\\[a-zA-Z]+(?![a-zA-Z{ ])|[a-zA-Z])"
     text = re.sub(rf"(\\frac|\\sqrt) ?{part}", r"\1{\2}", text)
     text = re.sub(rf"(\\frac ?\{{[^{{}}]*\}}) ?{part}", r"\1{\2}", text)
+    # Between inequalities and equations the signs of logic are words.
+    if re.search(r"[<>=]|\\[lg]e(?![a-z])", text):
+        text = re.sub(r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{or}", text)
+        text = re.sub(r"\\(?:land|wedge)(?![a-zA-Z])", r"\\text{and}", text)
     # Currencies are units.
     text = re.sub(r"\\?\$|[£€]", "", text)
     # The empty set has three signs.
@@ -93,19 +99,26 @@ def _primes(match):
     return "'" * match[0].count("prime")
 
 
+# The direction of an inequality, seen from its other side.
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+RELATION = r" ?(<|>|\\le(?![a-z])|\\ge(?![a-z])) ?"
+
+
 def _both_hold(text):
     """2 < x < 5 for x > 2 and x < 5. Where no number is both, "and" was meant as "or"."""
-    one = r" *([a-zA-Z]) ?(<|>|\\[lg]e(?![a-z])) *([^\s,<>]+) *"
-    match = re.fullmatch(rf"{one}(?:and|\\text\{{ *and *\}}){one}", text)
-    if not match or match[1] != match[4]:
+    parts = [re.split(RELATION, part.strip()) for part in re.split(r"\\text\{ *and *\}|and", text)]
+    if len(parts) != 2 or [len(sides) for sides in parts] != [3, 3]:
         return text
-    ends = {}  # {is it the lower end: (its sign, read from the lower end; the end)}
-    for sign, end in (match.group(2, 3), match.group(5, 6)):
+    letters, ends = set(), {}  # {is it the lower end: (its sign, read from the lower end; the end)}
+    for letter, sign, end in parts:
+        if not re.fullmatch("[a-zA-Z]", letter):  # 2 < x is x > 2
+            letter, sign, end = end, FLIPPED[sign], letter
+        letters.add(letter)
         ends[sign in (">", "\\ge")] = ("<" if sign in "<>" else "\\le", end)
     values = [plain_number(ends[lower][1]) if lower in ends else None for lower in (True, False)]
-    if None in values or values[0] >= values[1]:
+    if len(letters) != 1 or None in values or values[0] >= values[1]:
         return text
-    return f"{ends[True][1]} {ends[True][0]} {match[1]} {ends[False][0]} {ends[False][1]}"
+    return f"{ends[True][1]} {ends[True][0]} {letter} {ends[False][0]} {ends[False][1]}"
 
 
 # A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2, \text{J}/\text{mol},
