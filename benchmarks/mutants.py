@@ -23,6 +23,7 @@ OPD, TOPD, AR, HSD, GRPO = "opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", 
 BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cache.py"
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
 ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
+RANGES = "common/ranges.py"
 ALGEBRA, COMPARE = "common/algebra.py", "common/compare.py"
 RESULTS = "common/results.py"
 VLLM = "common/vllm.py"
@@ -189,7 +190,7 @@ MUTANTS = [
      "grading"),
     (ANSWERS, 'return re.sub(r"(?<!\\d) | (?!\\d)", "", text)',
      'return text.replace(" ", "")', "grading"),
-    (ANSWERS, 'closing = "]" if "e" in sign else ")"', 'closing = ")"', "grading"),
+    (RANGES, 'closing = "]" if "e" in sign else ")"', 'closing = ")"', "grading"),
     (ANSWERS, 'ordered=gold_match[1] != "\\\\{")', "ordered=False)", "grading"),
     (ANSWERS, "unmatched.remove(match)", "pass", "grading"),
     (ANSWERS, "digits == gold_match[1] and base in", "digits == gold_match[1] or base in",
