@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from conftest import ROOT
 
 import topd
 from benchmarks.shapes import QWEN3, WORDS, random_qwen3
+from common.arguments import Mistake
 from common.fits import window_columns
 from common.flags import parse
 from common.memory import Setup, Shape, memory_budget
@@ -123,6 +125,41 @@ def test_the_first_cell_gets_the_repository_into_an_empty_folder(tmp_path):
     (tmp_path / "distillation/opd.py").write_text("mine")
     assert run().stdout == first.stdout
     assert (tmp_path / "distillation/opd.py").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------ the address
+
+BADGE = r"\(https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/notebooks/(.+?)\)"
+
+
+def addresses(folder):
+    """[(notebook, the address of its first cell, that of its badge, the notebook of its badge)]"""
+    found = []
+    for path in sorted(folder.glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        cell = re.search('REPOSITORY = "https://github.com/(.+?)"', code_of(path)[0])[1]
+        found.append((path.name, cell, *re.search(BADGE, first).groups()))
+    return found
+
+
+def test_every_notebook_has_a_badge_with_the_address_of_its_first_cell():
+    found = addresses(ROOT / "notebooks")
+    assert len(found) == 6 and len({cell for _, cell, _, _ in found}) == 1
+    assert all(name == opened and cell == badge for name, cell, badge, opened in found)
+
+
+def test_an_address_is_written_into_all_notebooks_and_nothing_else_changes(tmp_path, capsys):
+    from notebooks import address
+    for path in NOTEBOOKS:
+        shutil.copy(path, tmp_path)
+    before = {p.name: p.read_text(encoding="utf-8") for p in NOTEBOOKS}
+    for given in ("someone/a.fork-2", "https://github.com/someone/a.fork-2/"):
+        address.main([given], tmp_path)
+        assert {x[1:3] for x in addresses(tmp_path)} == {("someone/a.fork-2",) * 2}
+    address.main([addresses(ROOT / "notebooks")[0][1]], tmp_path)
+    assert {p.name: p.read_text(encoding="utf-8") for p in tmp_path.iterdir()} == before
+    with pytest.raises(Mistake, match="write OWNER/NAME"):
+        address.main(["mine"], tmp_path)
 
 
 # ------------------------------------------------------------------------ 00_your_gpu
