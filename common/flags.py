@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -80,6 +82,9 @@ GROUPS = {  # the order of --help, after the script's own flags
 def parse(cls, text, argv, script):
     """The command line as an object of `cls`. What cannot work is refused before any loading."""
     args = parse_arguments(cls, text, argv, GROUPS)
+    # The file that called this function. (What is typed into an interpreter has none.)
+    caller = Path(sys._getframe(1).f_code.co_filename).resolve()
+    args.script = str(caller) if caller.is_file() else ""
     recall(args, script)
     # Without a GPU, or with a toy model or toy data, the toy's defaults apply.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()

@@ -11,24 +11,34 @@ from pathlib import Path
 
 import torch
 
+# The rooms of common/ that decide whether a response is right.
+GRADING = "grading answers ranges notation expressions algebra judge"
+
 
 def source_hash(args):
-    """A hash of the script in which the class of `args` is written, or None if there is no file.
+    """A hash of the script that parsed `args`, or None if there is no file. A fork may import its
+    class of flags from the script that it comes from. Then both files count.
 
     Comments and texts are left out. So two runs have the same hash if the same code made them,
     and a changed loss shows even in a script with the old name.
     """
     try:
-        return _hash_of_code(inspect.getsourcefile(type(args)))
+        files = [inspect.getsourcefile(type(args)), getattr(args, "script", "")]
+        codes = [_hash_of_code(path) for path in {Path(f).resolve() for f in files if f}]
     except (TypeError, OSError):
         return None
+    return codes[0] if len(codes) == 1 else _hash_of_text(" ".join(sorted(codes)))
 
 
 def grading_hash():
     """A hash of the code that decides whether a response is right, and of math-verify's version."""
-    here, rooms = Path(__file__).parent, "grading answers notation expressions algebra judge"
-    codes = [_hash_of_code(here / f"{room}.py") for room in rooms.split()]
+    here = Path(__file__).parent
+    codes = [_hash_of_code(here / f"{room}.py") for room in GRADING.split()]
     text = " ".join([*codes, importlib.metadata.version("math-verify")])
+    return _hash_of_text(text)
+
+
+def _hash_of_text(text):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -38,7 +48,7 @@ def _hash_of_code(path):
         body = getattr(node, "body", None)
         if isinstance(body, list):  # a lambda has a body, too: one expression
             node.body = [x for x in body if not _is_text(x)] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return _hash_of_text(ast.unparse(tree))
 
 
 def fingerprint(model):
@@ -59,8 +69,7 @@ def _is_text(node):
 def hash_of(rows, columns=("problem", "answer")):
     """A hash of what is asked, or also of what is shown. A data file can be edited under its old
     name."""
-    text = repr([[row[c] for c in columns] for row in rows])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _hash_of_text(repr([[row[c] for c in columns] for row in rows]))
 
 
 def versions():

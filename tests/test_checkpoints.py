@@ -2,6 +2,7 @@
 keeps of it."""
 import importlib.util
 import math
+import runpy
 import shutil
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny_qwen3
 from helpers import CPU
 
+import opd
 from common import files
 from common.arguments import Mistake
 from common.checkpoints import (
@@ -169,6 +171,20 @@ def test_the_config_knows_the_code_of_its_script(tmp_path):
         None, config["source"])
     # A class that was typed into an interpreter has no file.
     assert source_hash(type("Args", (), {"__module__": "nowhere"})()) is None
+
+
+def test_a_fork_that_imports_its_flags_has_a_hash_of_its_own(tmp_path, monkeypatch):
+    """It had the hash of the script from which it took the flags, whatever it changed."""
+    hashes = []
+    for name, factor in (("a", 1), ("b", 2), ("c", 2)):
+        path = tmp_path / f"{name}.py"
+        path.write_text("from common.flags import parse\nfrom opd import Args\n"
+                        f"def loss(x):\n    return {factor} * x  # {name}\n"
+                        'args = parse(Args, "", [], "mine")\n')
+        hashes.append(source_hash(runpy.run_path(str(path))["args"]))
+    assert hashes[1] == hashes[2] != hashes[0] and None not in hashes
+    # Args of the file itself: one file, one hash.
+    assert source_hash(opd.Args()) not in hashes
 
 
 def test_a_run_that_goes_on_with_another_script_is_neither_of_the_two(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """evaluate.py as a user runs it: an evaluation that can be interrupted, and that never mixes the
 responses of different models or loses those that are there."""
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from test_files import holder
 import evaluate
 from common.arguments import Mistake
 from common.files import read_jsonl
-from common.origin import grading_hash
+from common.origin import GRADING, grading_hash
 
 COMMAND = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--device", "cpu",
            "--max_new_tokens", 40]
@@ -113,7 +114,16 @@ def test_responses_that_other_code_has_graded_are_graded_again(tmp_path, capsys,
 
 
 def test_the_hash_of_the_grading_code_sees_every_room_and_no_comment(tmp_path, monkeypatch):
-    rooms = "grading answers notation expressions algebra judge".split()
+    rooms = GRADING.split()
+    # What the room of grading imports, and what that imports.
+    needed, seen = ["grading"], {"arguments"}  # of arguments it needs an exception only
+    while needed:
+        seen.add(room := needed.pop())
+        text = (ROOT / f"common/{room}.py").read_text()
+        named = re.findall(r"^from common\.(\w+) import|^from common import (.+)", text, re.MULTILINE)
+        found = {name.strip() for one, many in named for name in [one, *many.split(",")] if name.strip()}
+        needed += found - seen
+    assert seen == {*rooms, "arguments"}
     for room in rooms:
         shutil.copy(ROOT / f"common/{room}.py", tmp_path)
     monkeypatch.setattr("common.origin.__file__", str(tmp_path / "origin.py"))
