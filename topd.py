@@ -10,7 +10,7 @@ from the high-loss positions: it compares the next K tokens of the student with 
 the teacher would write there. Positions where they differ least are left out. At the others the
 student also learns the teacher's tokens.
 
-    l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )  at every token of the rollout y;
+    l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   at every token of the rollout y;
              L_OPD = mean over all tokens of the batch                                        (1)
     c      = { t : l_t among the highest of the rollout }          the candidates             (2)
     W_T, W_S = K tokens of the teacher, K of the student, both after (x, y_<t)                (3)

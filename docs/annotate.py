@@ -113,7 +113,7 @@ class Source:
         for i in lines:
             here, comment = chunks[-1], self.comments.get(i, "")
             if i in self.texts:  # belongs to the function or field above it
-                here.prose.extend(self.texts[i])
+                here.prose.extend([""] * bool(here.prose and self.texts[i]) + self.texts[i])
             elif i in self.alone and "=====" in comment:
                 chunks += [Chunk(comment.lstrip("= "), [], [], []), Chunk("", [], [], [])]
             else:

@@ -54,7 +54,7 @@ def inline(text):
 
     text = citations(escape(text))
     text = re.sub(r"\b(\d{4}\.\d{5})\b", link(r"https://arxiv.org/abs/\1", r"\1"), text)
-    text = re.sub(r"\b([\w/]+\.py|\w+/[\w/]+\.md)\b", file, text)
+    text = re.sub(r"\b[\w/]+\.(?:py|md)\b", file, text)
     text = re.sub(r"`([^`]+)`|(?<![\w-])(--\w+)", r"<code>\1\2</code>", text)
     return re.sub(rf"\[({'|'.join(TAGS)})\]", lambda m: mark(m[1]), text)
 
@@ -98,6 +98,12 @@ def coloured(text):
 def row(chunk, source, method, checks):
     """Left: the equations and notes that are cited here, and the prose. Right: the code."""
     text, left = "\n".join(chunk.prose + chunk.comments), []
+    unknown = {*cited(text)} - {*method.equations} | {*cited_notes(text)} - {*method.notes}
+    if unknown:
+        raise SystemExit(
+            f"{source.path.name} cites the equations or notes {sorted(unknown)}, which "
+            f"{method.path.name} does not have. Correct the numbers, or write them differently."
+        )
     for n in cited(text):
         tests = [link(f"#{t.name}", k, f' title="{t.name}"') for k, t in enumerate(checks[n], 1)]
         left.append(equation_box(n, method, f"tests {', '.join(tests)}"))
