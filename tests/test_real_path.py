@@ -1,7 +1,10 @@
 """The whole way with Qwen3's own tokenizer and chat template, on a randomly initialised Qwen3:
 what a model from the hub would go through."""
+import importlib
 import json
+import math
 
+import datasets
 import pytest
 import torch
 from conftest import ROOT, run_script, tiny_qwen3
@@ -190,6 +193,39 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
     responses = read_jsonl(tmp_path / "eval/responses.jsonl")
     assert {r["prompt"] for r in responses} == {
         plain.replace(problem, f"{problem} ({i})") for i in range(6)}
+
+
+@pytest.fixture
+def gsm8k(tmp_path, monkeypatch):
+    """GSM8K under its hub name, as in test_data.hub, with problems that differ."""
+    source, configuration, splits, *_ = ROWS["gsm8k"]
+    where = tmp_path / source
+    where.mkdir(parents=True)
+    files = "\n".join(f"  - split: {s}\n    path: {s}.parquet" for s in splits)
+    (where / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {configuration}\n  data_files:\n{files}\n---\n")
+    for numbers, split in zip((range(6), range(6, 12)), ("train", "test")):
+        rows = [numbered("gsm8k", i) for i in numbers]
+        datasets.Dataset.from_list(rows).to_parquet(where / f"{split}.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", RUNS)
+def test_every_method_learns_from_gsm8k_under_its_name(qwen, gsm8k, tmp_path, capsys, script):
+    """--data gsm8k is the default with a real model."""
+    (folder, _), module = qwen, importlib.import_module(script.removesuffix(".py"))
+    teacher = ["--teacher", folder / "teacher"] if script in ("opd.py", "topd.py") else []
+    flags = ["--student", folder / "student", *teacher, "--data", "gsm8k", "--steps", 3, "--prompts", 2,
+             "--samples", 2, "--max_new_tokens", 8, "--eval_n", 2, "--lr", 1e-3, "--device", "cpu",
+             "--out", tmp_path / "run", *(["--window_size", 4] if script == "topd.py" else [])]
+    module.main([str(x) for x in flags])
+    plain = stored_views("gsm8k")[PLAIN].removesuffix("\n").replace("clips?", "clips? (0)")
+    assert f"a prompt {plain!r}\n" in capsys.readouterr().out
+    updates = [r for r in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in updates] == [1, 2, 3]
+    assert all(math.isfinite(r["loss"]) and r["grad_norm"] < 100 for r in updates)
 
 
 def test_toy_models_refuse_a_qwen_teacher(qwen):
