@@ -124,6 +124,8 @@ def framed(title, body, contents=""):
     """The whole page. Above its body stand links to all pages, and its table of contents."""
     here = ' aria-current="page"'
     links = [link(f"{m}.html", f"{m}.py", here * (title == f"{m}.py")) for m in METHODS]
+    tab = f"#tab={title.removesuffix('.py')}" if title.endswith(".py") else ""
+    links.append(link(f"playground.html{tab}", "playground"))
     nav = f"<p>{link('index.html', 'all methods')} {' '.join(links)}</p>{contents}"
     return f"""<!doctype html>
 <html lang="en">

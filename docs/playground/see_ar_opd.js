@@ -78,6 +78,8 @@ function show_ar_opd(final) {
 
 function say_ar_opd() {
   const b = AR_OPD.rollout;
+  const limit = S.clip >= CLIP_OFF ? "∞" : S.clip;
+  $("#clip-limits").textContent = `−${limit}, ${limit}`; // in (3) above
   const shortcut = b.shortcuts.size
     ? " A dotted line marks a shortcut: a true value before what it is computed from."
     : "";
