@@ -17,6 +17,10 @@ student can reach. What the whole solution adds to it is a residual. Only a part
     L = mean over rollouts of the mean over tokens of KL( q || p_S(. | x, y_<t) )             (5)
     theta_T <- (1 - rate) theta_T + rate theta_S     the teacher: a moving average            (6)
 
+x is the prompt, y a rollout, and y_<t its tokens before t. p_S and p_T are the next-token
+distributions of student and teacher, theta_S and theta_T their weights. "First half" stands for
+the share rho of the solution.
+
 (4) in words. For 0 < lambda < 1, and without the clip, it is the normalised geometric mixture
 q_part^(1 - lambda) q_full^lambda. So a token needs support in BOTH views. lambda = 0 is the
 partial view. lambda = 1 without the clip is the full view. Only lambda > 1 extrapolates beyond
@@ -27,7 +31,8 @@ it, like classifier-free guidance.
               lambda = 0.6; the partial view does not contain the final answer.  2. a moving average
               as the teacher.
   [code]      3. a mean over the tokens of a rollout, then over rollouts. So a token of a short
-              rollout weighs more.  4. rate 0.01.  5. the same clip.  6. one rollout per prompt,
+              rollout weighs more.  4. rate 0.01. (The paper lists a "ref mixup" of 0.01 without an
+              explanation; it is probably this rate.)  5. the same clip.  6. one rollout per prompt,
               temperature 1, no selection by reward, truncated rollouts are kept.  7. the first 3
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
@@ -93,7 +98,8 @@ class Args(Common):
     clip: float = 5.0
     """the residual is clipped to so many nats in both directions (0: no clip)"""
     rho: float = 0.5
-    """share of the solution in the partial view, from its start, cut at a word"""
+    """share of the solution in the partial view, from its start, cut at a word; from about 0.85 on
+    it can hold the last step, and so the value of the answer"""
     partial_answer: str = choice("remove", "remove", "keep")
     """is the final answer in the partial view? The paper removes it, its released data keep it"""
     teacher: str = choice("ema", "ema", "frozen", "current")
@@ -225,6 +231,7 @@ STATISTICS = {
 
 def update(student, teacher, optimizer, rows, responses, args, compute):
     """One optimizer step along the gradient of (5), then (6). Returns metrics and token losses."""
+    # One row per rollout: all samples of a prompt share its views.
     rows = [r for r in rows for _ in range(args.samples)]
     prompts = {name: [r[name] for r in rows] for name in ("plain", "partial", "full")}
     # All weights are known before the first micro-batch. So the result does not depend on how
@@ -260,6 +267,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 stats += [clipped, kl_partial, kl_full, residual]
         return (loss * weight).sum(), torch.stack(stats, 1)
 
+    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
     student.train()
     # Micro-batches are cut for the full view, because its prompt is mostly the longest.
     for chosen in compute.micro_batches(prompts["full"], responses):
@@ -291,6 +299,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
             if args.teacher == "ema":
                 follow(teacher, student, args.ema)  # (6), after the step
         optimizer.zero_grad(set_to_none=True)
+    # "loss" is (5), a mean over rollouts. The others are means over all tokens.
     metrics = {
         "loss": loss,
         **dict(zip(STATISTICS[args.target], torch.cat(stats).mean(0).tolist())),

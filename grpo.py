@@ -21,6 +21,10 @@ wrong, says nothing. Distillation (opd.py, hindsight_sd.py) gives each token its
     Dr. GRPO:  L = sum of all l_it / (rollouts x max_new_tokens)
                (the divisor does not depend on the lengths)                                   (4)
 
+q is the question. R_i is 1 if rollout o_i is right. |o_i| is its number of tokens, and o_it the
+one at position t. pi is the student now, pi_old the student that wrote the rollouts, and pi_0 a
+frozen copy of the start. low and high are --clip_low and --clip_high.
+
 --variant sets six flags at once. A flag that is given by itself wins:
 
     | variant | --advantage | --norm   | --clip_high | --no_signal | --overlong | --beta |
@@ -288,6 +292,7 @@ def update(student, start, optimizer, batch, args, compute):
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)
 
     old_logp, first_loss = None, None  # of the first step: log pi_old, and (4)
+    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
     student.train()
     # From the second step on the same batch the policy is not the one that wrote it. Then the ratio
     # and the clip of (3) matter.
@@ -295,7 +300,9 @@ def update(student, start, optimizer, batch, args, compute):
         collected = Collected(responses)
         for chosen in compute.micro_batches(prompts, responses):
             ids, predicts, targets = compute.pack(prompts, responses, chosen)
+            # Advantage and weights belong to a rollout. Each of its tokens gets a copy.
             per_token = [compute.per_token(x, responses, chosen) for x in (advantage, weights)]
+            # None in the first step: there log pi_old is log pi itself, see above.
             old = torch.cat([old_logp[i] for i in chosen]) if old_logp else None  # [N]
             # pi_0 reads the rollouts for the KL. It never gets a gradient.
             with compute.phase("start"), torch.no_grad(), compute.autocast():

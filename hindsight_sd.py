@@ -18,32 +18,37 @@ disagreement is the loss. By default the rewards only choose the peers.
     l_it = sum_v p_t(v) [ log p_t(v) - log s_t(v) ]      KL(teacher || student)               (4)
     L = mean over questions of (1/G) sum_i (1/|o_i|) sum_t l_it  +  beta KL(pi || pi_0)       (5)
 
+q is the question and a* its answer. A group is the G rollouts of one question. R_i is 1 if rollout
+o_i is right. |o_i| is its number of tokens, and o_i,<t are those before t. pi is the model, and
+pi_0 a frozen copy of it from the start.
+
 A name to be careful with: (4) is KL(teacher || student), the forward KL of the literature. The
 paper calls it "reverse". Here it is --divergence forward.
 
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
-  [paper]     1. (1) to (5); G = 8; successful rollouts are trained, too; beta = 1e-3; AdamW with
-              betas .9 and .95.  2. the teacher has the CURRENT weights, not an average and not a
-              frozen copy.  3. a rollout that was cut without an answer has failed.
+  [paper]     1. (1) to (5), with the exact sum over the vocabulary in (4), because the authors
+              found the estimate from the sampled token unstable; G = 8; successful rollouts are
+              trained, too; beta = 1e-3; AdamW with betas .9 and .95 and without weight decay.
+              2. the teacher has the CURRENT weights, not an average and not a frozen copy.  3. a
+              rollout that was cut without an answer has failed.
   [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it is
               exactly on-policy, without ratio and clip. The position at which a rollout leaves its
-              peer is not used in training. How much credit falls there is only measured (`python
-              benchmarks/hindsight_toy.py`).
+              peer is not used in training. How far student and teacher are apart there is only
+              measured (`python benchmarks/hindsight_toy.py`).
   [ours]      6. temperature 1 and no top-p (the paper: .95), so a peer is an exact sample of the
               policy's successes.  7. the beta term is the exact KL at the rollout's states, as a
               mean over its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry
               no loss (--train failures, --fallback mask).  9. a prompt is never cut. A question
               whose longest possible prompt does not fit is left out at the start and counted.
-              10. on the toy the teacher is a frozen copy (--teacher current: the paper's).  11. the
-              sum over the vocabulary in (4) is exact. (The paper finds the estimate from the
-              sampled token unstable.)  12. 8 questions in an update, and a warm-up. (The paper:
-              128, and no warm-up.)
+              10. on the toy the teacher is a frozen copy (--teacher current: the paper's).  11. 8
+              questions in an update, a warm-up, a clip of the gradient at 1, and on the toy a rate
+              of 3e-4. (The paper: 128, no warm-up, a rate of 1e-6.)
 
 Run it:
     python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B
-    python hindsight_sd.py --context answer      the baseline without peers
-    python hindsight_sd.py --context reference --teacher frozen      close to OPSD (2601.18734)
-    python hindsight_sd.py --context answer --rl_weight 0.5      the mean of it and of GRPO
+    python hindsight_sd.py --context answer      the baseline without peers, the paper's "OPSD"
+    python hindsight_sd.py --context reference --teacher frozen    OPSD itself (2601.18734), nearly
+    python hindsight_sd.py --context answer --rl_weight 0.5      the paper's "GRPO + OPSD"
     python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    three choices of SDPO
                                                  (2601.20802; it also has a clip and other peers)
     python grpo.py                               the baseline without any teacher
@@ -179,7 +184,8 @@ def choose_peer(i, right, scores, rule, key):
     """(2): the number of the peer of rollout i in its group, or None.
 
     right: [G] verdicts. scores: [G] pairs (length, mean log p). A rollout is never its own peer:
-    a teacher that has just read these very tokens would only confirm them.
+    a teacher that has just read these very tokens would only confirm them. (Another rollout with
+    the same tokens can be its peer. The paper does not exclude that.)
     """
     others = [j for j, ok in enumerate(right) if ok and j != i]
     if not others:
@@ -226,7 +232,9 @@ class Contexts:
 def build_contexts(rows, drawn, tokenizer, args, step):
     """(1) and (2) for the whole batch."""
     G = args.samples
+    # The verdicts come first: only right rollouts can be peers.
     texts, right = verdicts(tokenizer, rows, drawn, G)
+    # Length and mean log p, for the rules of --peer other than uniform.
     scores = [(len(c.ids), sum(c.logprobs) / len(c.ids)) for c in drawn]
     peers, prompts = [], []
     for i in range(len(drawn)):
@@ -355,13 +363,16 @@ def update(student, teacher, start, optimizer, batch, args, compute):
             stats = torch.stack([distance, kl, drift, credit, *entropies], 1)  # [n, 6]
         return loss.sum(), stats
 
+    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
     student.train()
+    # Micro-batches are cut for the teacher's prompts, because these are longer.
     for chosen in compute.micro_batches(prompts, responses):
         # The rollout's token ids stand behind the teacher's prompt as they are. If the text was
         # tokenized again it could be cut differently, and (4) would compare other positions.
         with compute.phase("teacher"), torch.no_grad(), compute.autocast():
             ids, predicts, _ = compute.pack(prompts, responses, chosen)
             teacher_hidden = states(teacher, ids, predicts)  # [N, width], (3): with the context
+            # pi_0 reads what the student reads, without the context: (5) compares these two.
             ids, predicts, targets = compute.pack(plain, responses, chosen)
             start_hidden = states(start, ids, predicts) if args.beta else None  # [N, width]
         weight = torch.cat([weights[i] for i in chosen]).to(ids.device)  # [N, 3]

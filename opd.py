@@ -11,6 +11,10 @@ is no reward, no advantage and no critic.
     l_t = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   reverse KL, whole vocabulary           (2)
     L   = sum of l_t over all tokens of the batch / number of these tokens                    (3)
 
+x is the prompt, y the response, and y_<t its tokens before t. p_S and p_T are the next-token
+distributions of student and teacher. A response that the student has sampled is called a rollout.
+A state is the prompt with the tokens so far.
+
 Sources: Agarwal et al., "On-policy distillation of language models" (GKD, arXiv 2306.13649);
 Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505.09388).
 
@@ -24,15 +28,16 @@ Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505
   [code]      5. a mean over all tokens of the batch.
   [ours]      6. (3) is that mean over all tokens, so a token weighs the same in every rollout.
               7. reverse KL is the default. It is mode seeking: the student may leave out some of
-              what the teacher does. It avoids what the teacher does not do.  8. the sum over the
-              vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
+              what the teacher does, and it avoids what the teacher does not do.  8. the sum over
+              the vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
               code bases do. --estimator topk uses the k largest tokens and one bucket.  9. one
               optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
               --off_policy). Neither an importance ratio nor its clipping is needed.  10. with
               --off_policy a share of the rollouts is replaced by worked solutions of the data. They
               are learnt by cross-entropy, so a share of 1 is supervised fine-tuning (SFT).  11. the
-              full gradient of a KL between whole texts has one more term: the later losses times a
-              score function. Its variance is high, and note 2 leaves it out.
+              full gradient of a KL between whole texts has one more term: the sum of the later
+              losses times the gradient of log p_S(y_t). Its variance is high, and note 2 leaves it
+              out.
 
 Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -129,7 +134,8 @@ def rollouts(student, tokenizer, rows, args, step):
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
     off_policy = [uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
     drawn = [None] * len(keys)
-    # With a share between 0 and 1 those that are replaced are drawn, too. It costs a little time.
+    # With a share between 0 and 1 those that are replaced are drawn, too. So the others are the
+    # same, whatever the share is.
     if not all(off_policy):
         # No top-p and no top-k. The loss uses the full softmax. A filtered sampler would visit
         # other states than that distribution does.
@@ -245,6 +251,7 @@ def update(student, teacher, optimizer, batch, args, compute):
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
         return loss.sum(), torch.stack([kl, *entropies], 1)
 
+    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
     student.train()
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, targets = compute.pack(prompts, responses, chosen)

@@ -17,8 +17,8 @@ student also learns the teacher's tokens.
     C_ji   = 1 - cos( E(W_T[j]), E(W_S[i]) )                       ground cost, teacher first (4)
     D_t    = min over plans gamma of <gamma, C>                    distance of the futures    (5)
     d      = the candidates without those of the lowest D_t        the divergent points       (6)
-    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised; this
-             gamma has some entropy (note 13)                      target of position t + i   (7)
+    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised; gamma is a
+             softer plan than that of (5), see note 13             target of position t + i   (7)
     L_traj(t) = mean over i of KL( q_i || p_S(. | x, y_<t+i) )     in the student's context   (8)
     L      = L_OPD + lambda * mean over d of L_traj(t)                                        (9)
 
@@ -32,35 +32,41 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
   [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
               student's own states. The candidates (2) are the positions of the highest losses.
               2. a divergent point (6) has high loss AND high D.  3. both windows START AT t;
-              K = 50.  4. embeddings and optimal transport.  5. (7), (8), (9) with a stop-gradient
-              on the target; AdamW.
-  [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch.  7. the candidates
-              are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).  8. W_S is the
-              next K tokens of the rollout, so nothing is generated and its logits are there.  9. a
-              column of gamma sums to 1/m. We divide it by 1/m and take the mean over i. The paper
-              takes the sum over i without dividing. The gradient is the same, because the mean
-              divides by m again.  10. where windows overlap, their losses add up.
+              K = 50.  4. embeddings and optimal transport.  5. (7), (8) and the sum in (9), with a
+              stop-gradient on the target; AdamW, 5 % warm-up, a clip of the gradient at 1; thinking
+              is off in both models.
+  [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch. The gradient goes
+              through p_S at each state, and not through the choice of the tokens.  7. the
+              candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
+              8. W_S is the next K tokens of the rollout, so nothing is generated and its logits are
+              there. (Read literally, the paper lets the student write them anew.)  9. a column of
+              gamma sums to 1/m. We divide it by 1/m and take the mean over i. The paper takes the
+              sum over i without dividing. The gradient is the same, because the mean divides by m
+              again.  10. where windows overlap, their losses add up.
   [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
               orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
               synonyms, a limit of this E. (The toy's synonyms are close to each other, see
-              benchmarks/README.md.)  12. a and b are uniform.  13. two plans. D is defined as a
-              minimum, so (5) takes the exact plan. That plan is a permutation: as a target it would
-              be one token for each position. So (7) takes a softer plan, by Sinkhorn's algorithm
-              with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
-              teacher decodes greedily.  16. lambda = 0.1, on the toy 0.03 (the paper gives no
-              value).  17. the student's window ends with the rollout, the teacher's where the
-              teacher writes an end token. Both are cut to the shorter one. A position at which the
-              rollout has fewer than K/2 tokens left, its own included, is no candidate. The next
-              highest loss takes its place.  18. a short rollout has 2 candidates, or 1 below 20
-              tokens.  19. rate, batch and start. (The paper: 2e-6, a batch of 4, and a student that
-              was first trained on 20,000 answers of the teacher. Ours starts as it is.)
+              benchmarks/README.md.) A token that stands in both windows is mostly matched to
+              itself. There (8) only makes the student's own token likelier.  12. a and b are
+              uniform.  13. two plans. D is defined as a minimum, so (5) takes the exact plan. That
+              plan is a permutation: as a target it would be one token for each position. So (7)
+              takes a softer plan, by Sinkhorn's algorithm with epsilon 0.05.  14. "the lowest" in
+              (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.  16. the mean
+              in (9) is over the divergent points of the whole batch. lambda = 0.1, on the toy 0.03
+              (the paper gives no value).  17. the student's window ends with the rollout, the
+              teacher's where the teacher writes an end token. Both are cut to the shorter one. A
+              position at which the rollout has fewer than K/2 tokens left, its own included, is no
+              candidate. The next highest loss takes its place.  18. a short rollout has 2
+              candidates, or 1 below 20 tokens.  19. rate, batch, length and start. (The paper:
+              2e-6, a batch of 4, 8,000 tokens, and a student that was first trained on 20,000
+              answers of the teacher. Ours starts as it is.)
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
     python topd.py --guidance off --suppress low    the paper's ablation: damp false alarms only
     python look.py topd       see the candidates, the windows and the plans before you train
-Which claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md. The
-differences are small, so read them with their confidence intervals.
+Which claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md. TOPD is not
+clearly better than OPD there, and at temperature 1 it is worse.
 """
 
 import math
@@ -106,7 +112,8 @@ class Args(Common):
     window_size: int = either(12, 50)
     """K, tokens of a window"""
     candidate_share: float = 0.0225
-    """share of a rollout's tokens that are candidates; 2 in a short rollout, but at most 10 %"""
+    """share of a rollout's tokens that are candidates; at least 2, but 1 in a rollout of less
+    than 20 tokens"""
     drop_share: float = 0.3
     """share of the candidates that is dropped, those with the lowest D (0: all are used)"""
     epsilon: float = 0.05
@@ -135,6 +142,11 @@ def check(args):
     require(
         args.suppress == "none" or args.drop_share > 0,
         "--suppress scales down as many candidates as --drop_share drops; with 0 there are none.",
+    )
+    require(
+        args.suppress != "high" or args.drop_share <= 0.5,
+        "--suppress high scales down as many of the OTHER candidates as --drop_share drops; above "
+        "0.5 there are not so many.",
     )
     return args
 
@@ -456,6 +468,7 @@ def look_ahead(student, teacher, batch, args, compute):
     prompts, responses = batch
     K, contextual = args.window_size, args.embedding == "contextual"
     collected, teacher_states = Collected(responses), []
+    # No gradient is needed here, so gradient checkpointing would be of no use.
     student.eval()
 
     def token_losses(student_hidden, teacher_hidden):
@@ -479,6 +492,7 @@ def look_ahead(student, teacher, batch, args, compute):
             student_hidden = states(student, ids, predicts)  # [N, student's width]
             _, losses = compute.in_chunks(token_losses, student_hidden, teacher_states[-1])
         losses = losses.cpu()  # [N]
+        # The losses of each rollout alone: candidates are the highest of ONE rollout.
         spots = []
         for i, x in zip(chosen, losses.split([len(responses[i]) for i in chosen])):
             spots += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
@@ -487,7 +501,7 @@ def look_ahead(student, teacher, batch, args, compute):
         with compute.phase("windows"):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in spots]
             teacher_windows, after = [], None
-            if places:
+            if places:  # a micro-batch of short rollouts can have none
                 more = dict(contextual=contextual, size=compute.chunk)
                 written = continuations(teacher, hidden, cache, places, K, **more)  # (3)
                 teacher_windows, after = written
@@ -508,6 +522,7 @@ def look_ahead(student, teacher, batch, args, compute):
             points = compare(spots, pairs, teacher, vectors)
         collected.add(chosen, losses, points)
     losses, points = collected.everyone()
+    # One order, however the batch was cut. It decides between equal D, and which are drawn below.
     return sorted(points, key=lambda p: (p.row, p.t)), losses, teacher_states
 
 
@@ -521,12 +536,14 @@ def update(student, teacher, optimizer, batch, args, step, compute):
     # Tokens and divergent points are counted over the whole batch, before the first micro-batch.
     # Otherwise the result would depend on how the batch is cut.
     points, losses, teacher_states = look_ahead(student, teacher, batch, args, compute)
+    # Candidates with nearly the same future are left out: they need no guidance.
     kept, dropped = divergent(points, args)  # (6)
     guiding = kept if args.guidance == "on" else []
     # The targets are known before the loss. They are constants: no gradient goes through a plan.
     with compute.phase("transport"):
         soft_targets(guiding, args, student.device)  # (7)
         target_ids, target_weights = target_tensors(guiding, lengths)
+    # Factors of (1), for --suppress. Without it all of them are 1.
     factors = scales(losses, kept, dropped, args, step)
     tokens, count = sum(lengths), max(1, len(guiding))  # without guidance: 0 / 1, not 0 / 0
     collected = Collected(responses)
@@ -551,11 +568,13 @@ def update(student, teacher, optimizer, batch, args, step, compute):
             columns = [kl.detach(), *entropies, agreement]
         return torch.stack([(kl * factor).sum(), traj]), torch.stack(columns, 1)
 
+    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
     student.train()
     # The same micro-batches as in look_ahead: they depend on the lengths only.
     micro_batches = compute.micro_batches(prompts, responses)
     for chosen, teacher_hidden in zip(micro_batches, teacher_states):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
+        # Factors and targets in the order of the packed tokens: rollout after rollout.
         per_rollout = factors, target_ids, target_weights
         per_token = [torch.cat([x[i] for i in chosen]).to(ids.device) for x in per_rollout]
         # The student reads the rollouts once more, now with a gradient. The teacher's states are

@@ -234,7 +234,8 @@ class Run:
 
     def kept(self, summary):
         """What metrics.jsonl keeps of a greedy evaluation."""
-        return {k: summary[k] for k in ("accuracy", "interval", "n", "truncated", "mean_tokens")}
+        names = "accuracy interval n no_answer truncated mean_tokens".split()
+        return {k: summary[k] for k in names}
 
     def accuracy(self, model):
         return self.kept(self.evaluate(model)[0])

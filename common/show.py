@@ -111,7 +111,10 @@ def described(name, model):
         return f"{name}  the student itself"
     c, parameters = model.config, sum(p.numel() for p in model.parameters())
     layers = f"{c.num_hidden_layers} layers x {c.hidden_size}"
-    return f"{name}  {c.model_type}, {parameters:,} parameters, {layers}"
+    # Some heads are padded. What belongs to no token is cut off, wherever logits are computed.
+    unused = model.get_output_embeddings().weight.shape[0] - model.vocabulary
+    cut = f", {unused} rows of its head are no tokens and are left out" if unused else ""
+    return f"{name}  {c.model_type}, {parameters:,} parameters, {layers}{cut}"
 
 
 def announce_data(run):

@@ -6,6 +6,7 @@ import math
 
 import torch
 from conftest import tiny_qwen3
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.batches import Compute
 
@@ -104,3 +105,20 @@ def assert_no_step(student, optimizer, before, grad_norm):
     assert all(torch.equal(now[n], before[n]) for n in before)
     assert not optimizer.state
     assert all(p.grad is None for p in student.parameters())
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of rows of any tensor that is as wide as the vocabulary V. head: the width
+    of the models. [head, V] is the head itself, transposed."""
+
+    def __init__(self, V, head):
+        super().__init__()
+        self.V, self.head, self.rows = V, head, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            wide = torch.is_tensor(x) and x.ndim and x.shape[-1] == self.V
+            if wide and x.shape[:-1] != (self.head,):
+                self.rows = max(self.rows, x.numel() // self.V)
+        return out

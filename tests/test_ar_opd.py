@@ -17,6 +17,7 @@ from helpers import (
     RESPONSES,
     STUDENT,
     TEACHER,
+    Largest,
     assert_no_step,
     catch,
     close,
@@ -26,7 +27,6 @@ from helpers import (
     unclipped,
     weights,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ar_opd
 from common.batches import fitting_prompts, log_probabilities
@@ -276,21 +276,9 @@ def test_a_gradient_that_is_not_finite_changes_neither_the_weights_nor_the_avera
 def test_no_view_is_longer_than_a_chunk_on_qwen3s_head():
     V, size = 151936, 2
     student, teacher = (tiny_qwen3(seed=s, vocabulary=V, width=16) for s in (1, 2))
-
-    class Largest(TorchDispatchMode):
-        """The largest number of rows of any tensor that is as wide as the vocabulary."""
-        rows = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                # (16, V) is the head's own transpose
-                if torch.is_tensor(x) and x.ndim and x.shape[-1] == V and x.shape[:-1] != (16,):
-                    self.rows = max(self.rows, x.numel() // V)
-            return out
     optimizer = torch.optim.SGD(student.parameters(), lr=.1)
     args = settings(chunk_logits=size * V)
-    with Largest() as largest:
+    with Largest(V, 16) as largest:
         ar_opd.update(student, teacher, optimizer, ROWS, RESPONSES, args, compute(args, V))
     assert 1 <= largest.rows <= size
 

@@ -136,6 +136,23 @@ def test_why_k1_itself_must_not_be_differentiated():
     assert total.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("estimate", ["k2", "k3"])
+def test_the_other_estimates_of_a_kl_and_the_gradients_that_they_really_have(estimate):
+    """As a loss, k2 has the gradient of KL(student || other), and k3 that of KL(other || student):
+    what grpo.py says of GRPO's beta term. Both in expectation over y ~ p_S."""
+    student, other = pair()
+    total = torch.zeros_like(student)
+    for y in range(V):
+        logits = student.clone().requires_grad_()
+        difference = (other.log_softmax(-1) - logits.log_softmax(-1))[:, y]  # log of other / student
+        k = {"k2": difference ** 2 / 2, "k3": difference.exp() - 1 - difference}[estimate]
+        k.sum().backward()
+        total += student.softmax(-1)[:, y:y + 1] * logits.grad
+    kind = "reverse" if estimate == "k2" else "forward"
+    exact = expected_gradient(settings(divergence=kind), student, other)
+    assert torch.allclose(total, exact, atol=1e-9) and exact.abs().max() > 0.01
+
+
 # ------------------------------------------------------------------------ --estimator topk
 
 

@@ -12,6 +12,7 @@ from helpers import (
     PROMPTS,
     STUDENT,
     Catch,
+    Largest,
     assert_no_step,
     close,
     compute,
@@ -269,6 +270,16 @@ def test_micro_batches_and_chunks_change_nothing():
         [again], other, _ = run(beta=.2, norm="token", **cut)
         assert close(whole, again)
         assert all(abs(metrics[k] - other[k]) < 1e-5 for k in ("loss", "kl_start"))
+
+
+def test_no_distribution_is_longer_than_a_chunk():
+    V, size = 5000, 2
+    student, start = (tiny_qwen3(seed=s, vocabulary=V, width=16) for s in (1, 2))
+    args = settings(chunk_logits=size * V, beta=.1)
+    optimizer = torch.optim.SGD(student.parameters(), lr=.1)
+    with Largest(V, 16) as largest:
+        grpo.update(student, start, optimizer, (ROWS, DRAWN, RIGHT), args, compute(args, V))
+    assert 1 <= largest.rows <= size
 
 
 def test_without_any_signal_nothing_moves():

@@ -15,6 +15,7 @@ from helpers import (
     RESPONSES,
     STUDENT,
     TEACHER,
+    Largest,
     assert_no_step,
     catch,
     close,
@@ -24,7 +25,6 @@ from helpers import (
     unclipped,
     weights,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ar_opd
 import grpo
@@ -412,19 +412,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_the_weights_nor_the_avera
 def test_no_distribution_is_longer_than_a_chunk():
     V, size = 5000, 2
     student, teacher, start = (tiny_qwen3(seed=s, vocabulary=V, width=16) for s in (1, 2, 3))
-
-    class Largest(TorchDispatchMode):
-        """The largest number of rows of any tensor that is as wide as the vocabulary."""
-        rows = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                # (16, V) is the head's own transpose
-                if torch.is_tensor(x) and x.ndim and x.shape[-1] == V and x.shape[:-1] != (16,):
-                    self.rows = max(self.rows, x.numel() // V)
-            return out
-    with Largest() as largest:
+    with Largest(V, 16) as largest:
         gradient(
             student, teacher, start, vocabulary=V, chunk_logits=size * V, beta=.1, rl_weight=.2
         )

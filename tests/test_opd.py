@@ -12,6 +12,7 @@ from helpers import (
     RESPONSES,
     STUDENT,
     TEACHER,
+    Largest,
     assert_no_step,
     catch,
     close,
@@ -151,6 +152,17 @@ def test_teacher_gets_no_gradient_and_does_not_change():
 def test_identical_models_have_zero_loss_and_gradient():
     caught, metrics, _ = gradient(STUDENT, STUDENT)
     assert abs(metrics["kl"]) < 1e-6 and max(g.abs().max() for g in caught.values()) < 1e-5
+
+
+def test_no_distribution_is_longer_than_a_chunk():
+    V, size = 5000, 2
+    student, teacher = (tiny_qwen3(seed=s, vocabulary=V, width=16) for s in (1, 2))
+    args = settings(chunk_logits=size * V)
+    optimizer = torch.optim.SGD(student.parameters(), lr=.1)
+    batch = PROMPTS, RESPONSES, [False] * len(PROMPTS)
+    with Largest(V, 16) as largest:
+        opd.update(student, teacher, optimizer, batch, args, compute(args, V))
+    assert 1 <= largest.rows <= size
 
 
 def test_heads_of_unequal_width_are_cut_to_the_tokenizer():

@@ -1,5 +1,7 @@
 """The sampler: frequencies, log-probabilities, padding, reproducibility, end tokens."""
 import contextlib
+import importlib
+import inspect
 import math
 
 import pytest
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common import cache, recorded, sampler
 from common.arguments import Mistake
 from common.evaluation import evaluate
+from common.flags import parse
 from common.models import eos_ids
 from common.sampler import filtered, sample, uniforms
 
@@ -58,6 +61,45 @@ def test_log_probabilities_equal_a_full_forward_pass():
 def test_temperature_is_the_one_asked_for():
     for i, c in enumerate(draw(temperature=0.5)):
         assert close(c, full_forward(PROMPTS[i // 3], c.ids, 0.5))
+
+
+@pytest.mark.parametrize("script", ["opd", "topd", "ar_opd", "hindsight_sd", "grpo"])
+def test_every_method_draws_at_temperature_1_without_a_filter(script, monkeypatch):
+    """The loss is about the full softmax. A filtered sampler would visit other states."""
+    module, asked = importlib.import_module(script), []
+
+    def recorder(*given, **named):
+        asked.append(inspect.signature(sample).bind(*given, **named))
+        asked[-1].apply_defaults()
+        return [sampler.Completion([3], False, [0.0])] * (len(given[1]) * named["n"])
+
+    monkeypatch.setattr(module, "sample", recorder)
+    args = parse(module.Args, "", ["--data", "toy", "--samples", "2"], script)
+    rows = [{"ids": [5, 6], "plain": [5, 6], "solution": "x"}] * 3
+    tokenizer = [None] if script in ("opd", "ar_opd") else []
+    module.rollouts(MODEL, *tokenizer, rows, args, 1)
+    assert len(asked) == 1
+    found = asked[0].arguments
+    assert [found[k] for k in ("temperature", "top_p", "top_k")] == [1.0, 1.0, 0]
+    assert found["n"] == 2 and len(set(found["keys"])) == 6
+
+
+def test_rows_that_have_ended_leave_the_batch_and_nothing_is_decoded_behind_the_last_end():
+    seen = []
+    hook = MODEL.base_model.register_forward_pre_hook(
+        lambda _, given, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True)
+    try:
+        lengths = [len(c.ids) for c in draw(ends=range(1, 20))]
+    finally:
+        hook.remove()
+    # After each token the rows that have ended go, if at most three quarters of all rows stay.
+    expected, n = [], len(lengths)
+    for t in range(1, max(lengths)):
+        left = sum(length > t for length in lengths)
+        n = left if left <= 0.75 * n else n
+        expected.append((n, 1))
+    assert seen == [(4, 6), *expected]  # the prompts are read once, padded
+    assert expected[-1][0] < 6 and max(lengths) < 20
 
 
 def test_frequencies_are_softmax_of_the_logits():

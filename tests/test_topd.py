@@ -16,6 +16,7 @@ from helpers import (
     RESPONSES,
     STUDENT,
     TEACHER,
+    Largest,
     assert_no_step,
     catch,
     close,
@@ -24,7 +25,6 @@ from helpers import (
     spoiled,
     weights,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import opd
 import topd
@@ -684,21 +684,9 @@ def test_no_tensor_of_positions_times_vocabulary_longer_than_a_chunk():
     # may ever be larger.
     V, size = 4000, 5
     student, teacher = tiny_qwen3(seed=1, vocabulary=V), tiny_qwen3(seed=2, vocabulary=V)
-
-    class Largest(TorchDispatchMode):
-        rows = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                wide = torch.is_tensor(x) and x.ndim and x.shape[-1] == V
-                if wide and not (x.ndim == 2 and x.shape[0] == 32):         # not the head itself
-                    self.rows = max(self.rows, x.numel() // V)
-            return out
-
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     args = settings(chunk_logits=size * V)
-    with Largest() as largest:
+    with Largest(V, 32) as largest:
         metrics, _, points = topd.update(
             student, teacher, optimizer, (PROMPTS, LONG), args, 1, compute(args, V)
         )
