@@ -322,7 +322,7 @@ def test_peak_memory_does_not_grow_with_the_length():
 SOLUTION = "a: 1 + 2 = 3. b: 3 + 4 = 7. c: 7 - 1 = 6. The answer is \\boxed{6}."
 
 
-def test_the_first_part_is_cut_at_a_word_and_never_holds_the_answer():
+def test_the_first_part_is_cut_at_a_word_and_never_holds_the_sentence_of_the_answer():
     # (2): the first half of z.
     assert ar_opd.first_part(SOLUTION, .5) == "a: 1 + 2 = 3. b: 3 + 4 ="
     for rho in (.01, .3, .5, .7, .9, .99):
