@@ -63,6 +63,7 @@ from common.flags import Common, at_least, in_range, parse
 from common.memory import within_memory
 from common.run import Run
 from common.sampler import sample, uniforms
+from common.views import say_margin
 from common.weights import adamw, clip_gradient
 
 # ======================================================================== flags
@@ -307,6 +308,7 @@ def main(argv=None):
     if run.fresh:
         teacher_accuracy = run.accuracy(teacher)["accuracy"]  # the ceiling
         run.log(0, eval=run.accuracy(student), teacher_accuracy=teacher_accuracy)
+        say_margin(run, student, teacher)  # how much the teacher knows that the student does not
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints
         with run.phase("sample"), run.autocast():

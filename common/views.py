@@ -1,4 +1,5 @@
-"""What each model is shown, side by side, before the first update.
+"""What each model is shown, side by side, before the first update; and how much more a teacher
+knows than its student.
 
 A self-teacher differs from its student in its prompt alone. That prompt may show too much (the
 whole solution in place of the answer) or too little. Then every number of the run means
@@ -8,9 +9,13 @@ something else, and nothing else in the run shows it.
 import shutil
 import textwrap
 
+import torch
+
 from common.arguments import harmless
+from common.batches import Collected, log_probabilities, states
 
 FIRST, LAST = 6, 4  # lines of a long view that are printed: its beginning, and its end
+SOLUTIONS = 64  # worked solutions on which two models are compared
 
 
 def print_views(row, **shown):
@@ -62,3 +67,41 @@ def in_the_middle(text, width):
         return text
     tail = (width - 5) // 3
     return f"{text[: width - 5 - tail]} ... {text[len(text) - tail :]}"
+
+
+# ======================================================================== what the teacher knows
+
+
+def say_margin(run, student, teacher):
+    """Print how much likelier the teacher finds the tokens of worked solutions. A small margin
+    predicts a small gain. Data without solutions have none, and nothing is printed."""
+    rows = [r for r in run.rows[:SOLUTIONS] if (r.get("solution") or "").strip()]
+    if not rows:
+        return
+    prompts, longest = [r["ids"] for r in rows], run.args.max_new_tokens
+    texts = [run.tokenizer(r["solution"], add_special_tokens=False)["input_ids"] for r in rows]
+    solutions = [ids[:longest] for ids in texts]
+    means = [mean_logp(run, model, prompts, solutions) for model in (student, teacher)]
+    print(
+        f"margin   log p of a token of {len(rows)} worked solutions: student {means[0]:.3f}, "
+        f"teacher {means[1]:.3f}, so the teacher is {means[1] - means[0]:.3f} nats ahead"
+    )
+
+
+@torch.no_grad()
+def mean_logp(run, model, prompts, responses):
+    """The mean log-probability that a model gives the tokens of all responses."""
+    compute, collected = run.compute, Collected(responses)
+
+    def of_positions(hidden, targets):
+        logp = log_probabilities(model, hidden)  # [n, V]
+        return 0.0, logp.gather(1, targets[:, None])  # [n, 1]
+
+    for chosen in compute.micro_batches(prompts, responses):
+        ids, predicts, targets = compute.pack(prompts, responses, chosen)
+        with compute.autocast():
+            hidden = states(model, ids, predicts)  # [N, width]
+            _, logp = compute.in_chunks(of_positions, hidden, targets)
+        collected.add(chosen, logp)
+    (by_rollout,) = collected.everyone()
+    return torch.cat(by_rollout).mean().item()

@@ -1,13 +1,16 @@
 """What each model is shown at the start of a run: texts that a person has read."""
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
+from helpers import compute
 from test_data import ROWS, hub  # noqa: F401
 
 import ar_opd
 import hindsight_sd
-from common.data import load_benchmark
-from common.views import in_the_middle, print_views, side_by_side
+from common.data import load_benchmark, prompt_ids
+from common.views import in_the_middle, print_views, say_margin, side_by_side
 
 
 def shown(row, width, **views):
@@ -100,3 +103,35 @@ def test_the_width_is_the_terminals_and_texts_from_strangers_do_no_harm(gsm8k, m
         assert max(map(len, out.split("\n"))) <= min(width, 120)
     assert in_the_middle("abc  def", 8) == "abc def"
     assert in_the_middle("a" * 50 + "z" * 50, 20) == "a" * 10 + " ... " + "z" * 5
+
+
+# ------------------------------------------------------------------------ what the teacher knows
+
+
+def test_the_margin_is_the_difference_of_both_log_probabilities_of_worked_solutions(toy, capsys):
+    student, teacher, tokenizer = toy
+    rows = load_benchmark("toy", "train", 3)
+    for row in rows:
+        row["ids"] = prompt_ids(tokenizer, row["prompt"])
+    # Chunks of 5 positions and micro-batches of one or two rows.
+    args = SimpleNamespace(micro_tokens=200, chunk_logits=5 * student.vocabulary, max_new_tokens=60)
+    run = SimpleNamespace(rows=rows, tokenizer=tokenizer, args=args,
+                          compute=compute(args, student.vocabulary))
+    say_margin(run, student, teacher)
+    said = capsys.readouterr().out
+    means = []
+    for model in (student, teacher):
+        logps = []
+        for row in rows:
+            solution = tokenizer(row["solution"], add_special_tokens=False)["input_ids"][:60]
+            with torch.no_grad():
+                logits = model(torch.tensor([row["ids"] + solution])).logits[0]  # [L, V]
+            logp = logits[len(row["ids"]) - 1:-1].log_softmax(-1)
+            logps += logp.gather(1, torch.tensor(solution)[:, None]).flatten().tolist()
+        means.append(sum(logps) / len(logps))
+    assert means[0] < means[1]
+    assert f"3 worked solutions: student {means[0]:.3f}, teacher {means[1]:.3f}, so" in said
+    assert f"is {means[1] - means[0]:.3f} nats ahead" in said
+    run.rows = [{**row, "solution": ""} for row in rows]
+    say_margin(run, student, teacher)
+    assert capsys.readouterr().out == ""
