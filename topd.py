@@ -31,8 +31,8 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
   [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
               student's own states. The candidates (2) are the positions of the highest losses.
-              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t;
-              K = 50.  4. embeddings and optimal transport.  5. (7), (8) and the sum in (9), with a
+              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t; K =
+              50.  4. embeddings and optimal transport.  5. (7), (8) and the sum in (9), with a
               stop-gradient on the target; AdamW, 5 % warm-up, a clip of the gradient at 1; thinking
               is off in both models.
   [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch. The gradient goes
@@ -49,11 +49,11 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               benchmarks/README.md.) A token that stands in both windows is mostly matched to
               itself. There (8) only makes the student's own token likelier.  12. a and b are
               uniform.  13. two plans. D is defined as a minimum, so (5) takes the exact plan. That
-              plan is a permutation: as a target it would be one token for each position. So (7)
-              takes a softer plan, by Sinkhorn's algorithm with epsilon 0.05.  14. "the lowest" in
-              (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.  16. the mean
-              in (9) is over the divergent points of the whole batch. lambda = 0.1, on the toy 0.03
-              (the paper gives no value).  17. the student's window ends with the rollout, the
+              plan is a permutation: as a target it would be one token for each position. So there
+              is a softer plan for (7), by Sinkhorn's algorithm with epsilon 0.05.  14. "the lowest"
+              in (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.  16. the
+              mean in (9) is over the divergent points of the whole batch. lambda = 0.1, on the toy
+              0.03 (the paper gives no value).  17. the student's window ends with the rollout, the
               teacher's where the teacher writes an end token. Both are cut to the shorter one. A
               position at which the rollout has fewer than K/2 tokens left, its own included, is no
               candidate. The next highest loss takes its place.  18. a short rollout has 2
