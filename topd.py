@@ -31,10 +31,10 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
   [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
               student's own states. The candidates (2) are the positions of the highest losses.
-              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t; K =
-              50.  4. embeddings and optimal transport.  5. (7), (8) and the sum in (9), with a
-              stop-gradient on the target; AdamW, 5 % warm-up, a clip of the gradient at 1; thinking
-              is off in both models.
+              2. a divergent point (6) has high loss AND high D.  3. both windows START AT t and
+              have K = 50 tokens.  4. embeddings and optimal transport.  5. (7), (8) and the sum in
+              (9), with a stop-gradient on the target; AdamW, 5 % warm-up, a clip of the gradient at
+              1; thinking is off in both models.
   [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch. The gradient goes
               through p_S at each state, and not through the choice of the tokens.  7. the
               candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
