@@ -171,9 +171,11 @@ def _compare_ranges(said, gold, deeper):
     if not said_ranges or not gold_ranges:
         return None
     # Another letter is another unknown. An interval has none.
-    letters = {letter for letter, _ in said_ranges + gold_ranges if letter}
+    letters = [{letter for letter, _ in side if letter} for side in (said_ranges, gold_ranges)]
+    if max(map(len, letters)) > 1:  # a >= 1, b <= 2 is a list
+        return None
     parts = [[interval for _, interval in side] for side in (said_ranges, gold_ranges)]
-    return len(letters) <= 1 and _same_parts(*parts, deeper, ordered=False)
+    return len(set.union(*letters)) <= 1 and _same_parts(*parts, deeper, ordered=False)
 
 
 def _compare_lists(said, gold, deeper):

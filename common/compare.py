@@ -9,7 +9,7 @@ from pathlib import Path
 from common import files
 from common.arguments import harmless, require
 from common.evaluation import bounded_interval, mean_interval, newcombe, wilson
-from common.results import read_run, same_gold
+from common.results import NEUTRAL, read_run, same_gold
 from common.show import draw_arms
 
 # What a reader must know if arms differ in it.
@@ -180,7 +180,8 @@ def _values(flag, groups):
     """{value of the flag as text: number of the first group that has it}"""
     found = {}
     for i, group in enumerate(groups):
-        found.setdefault(json.dumps(group[0].settings.get(flag)), i)
+        value = group[0].settings.get(flag, NEUTRAL.get(flag))
+        found.setdefault(json.dumps(value), i)
     return found
 
 
@@ -205,15 +206,18 @@ def _differences_to_know(names, groups):
     """Notes on flags that all arms have, but not with the same value, and on what makes a
     comparison unfair."""
     notes, more = [], []
-    shared = [f for f in groups[0][0].settings if all(f in g[0].settings for g in groups)]
-    for flag in shared:
+    settings = [g[0].settings for g in groups]
+    # A flag with its neutral value is not written down. So an arm can have it all the same.
+    flags = dict.fromkeys(flag for of in settings for flag in of)
+    for flag in [f for f in flags if f in NEUTRAL or all(f in of for of in settings)]:
         values = _values(flag, groups)
         if len(values) == 1 or flag == "code":
             continue
         told = ", ".join(f"{names[i]}: {json.loads(value)}" for value, i in values.items())
         if flag in UNFAIR:
             notes.append(f"the arms differ in {flag} ({told}): {UNFAIR[flag]}")
-        elif not all(f"{flag}={g[0].settings[flag]}" in n for n, g in zip(names, groups)):
+        elif not all(f"{flag}={of.get(flag)}" in n or flag not in of
+                     for n, of in zip(names, settings)):
             more.append(f"{flag} ({told})")
     return notes + ([f"the arms also differ in {', '.join(more)}"] if more else [])
 

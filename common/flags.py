@@ -82,9 +82,9 @@ GROUPS = {  # the order of --help, after the script's own flags
 def parse(cls, text, argv, script):
     """The command line as an object of `cls`. What cannot work is refused before any loading."""
     args = parse_arguments(cls, text, argv, GROUPS)
-    # The file that called this function. (What is typed into an interpreter has none.)
+    # The file that called this function, or None for what is typed into an interpreter.
     caller = Path(sys._getframe(1).f_code.co_filename).resolve()
-    args.script = str(caller) if caller.is_file() else ""
+    args.script = str(caller) if caller.is_file() else None
     recall(args, script)
     # Without a GPU, or with a toy model or toy data, the toy's defaults apply.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
@@ -143,6 +143,12 @@ def check_packages(args):
         require(
             heat <= 2,
             f"--temperature is {heat}; vLLM allows 2 at most, --sampler own allows any.",
+        )
+        device = getattr(args, "device", "auto")
+        require(
+            device in ("auto", "cpu", "cuda", "cuda:0"),
+            f"--device is {device}, and --sampler vllm takes the first GPU that it sees; set "
+            "CUDA_VISIBLE_DEVICES to the number of yours and use --device cuda.",
         )
         require(
             process()[1] == 1,

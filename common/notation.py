@@ -80,8 +80,11 @@ def tidy(text):
     text = re.sub(r"\\varnothing(?![a-zA-Z])|\\\{ *\\\}", r"\\emptyset", text)
     # "3 and 5", "3 or 5" and "3; 5" are lists: 3, 5. So is "3, 5, and 7", with a comma before.
     text = re.sub(r", *(?:\\text\{ *(?:and|or) *\}|(?:and|or) )", ", ", text)
-    joined = r";|\\text\{ *(?:and|or) *\}|(?<=[\d)}\]]) (?:and|or) (?=[-\d(\\\[]|[a-zA-Z] ?[=<>\\])"
+    begin = r"(?=[-\d(\\\[]|[a-zA-Z] ?[=<>\\])"
+    joined = rf";|\\text\{{ *(?:and|or) *\}}|(?<=[\d)}}\]]) (?:and|or) {begin}"
     text = re.sub(joined, ", ", _both_hold(text))
+    # Behind a letter they join only inequalities: 2 < x or -6 > x.
+    text = re.sub(rf"((?:[<>]|\\[lg]e) *[a-zA-Z]) (?:and|or) {begin}", r"\1, ", text)
     # Degrees are a unit, and so is percent: 50\% is 50 and never 0.5. Accepting both would
     # accept an error by a factor of 100.
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
@@ -123,9 +126,10 @@ def _both_hold(text):
 
 # A unit behind a number or an expression, as `tidy` leaves it: \text{cm}^2, \text{J}/\text{mol},
 # \mu \text{m}.
-RAISED_UNIT = r"(?: ?\^ ?\{? ?-?\d ?\}?)?"
+# (Two ways to read the same spaces would make the search exponential.)
+RAISED_UNIT = r"(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
 UNIT_WORD = rf"(?:\\mu ?)?\\text\{{[^{{}}]*\}}{RAISED_UNIT}"
-UNIT = rf"\s*{UNIT_WORD}(?: ?(?:/|\\cdot)? ?{UNIT_WORD})*$"
+UNIT = rf"\s*{UNIT_WORD}(?: ?(?:(?:/|\\cdot) ?)?{UNIT_WORD})*$"
 # A unit in plain letters: 5 cm, 5 km/h, 5 apples, 5 m/s. 5 x is a product, and 5 or six are two
 # answers.
 WORDS = r"(?!(?:and|or) )[A-Za-z]{2,}(?:\s+[A-Za-z]+)*"

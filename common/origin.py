@@ -23,8 +23,9 @@ def source_hash(args):
     and a changed loss shows even in a script with the old name.
     """
     try:
-        files = [inspect.getsourcefile(type(args)), getattr(args, "script", "")]
-        codes = [_hash_of_code(path) for path in {Path(f).resolve() for f in files if f}]
+        flags = inspect.getsourcefile(type(args))
+        files = {Path(file).resolve() for file in (flags, getattr(args, "script", flags))}
+        codes = list(map(_hash_of_code, files))
     except (TypeError, OSError):
         return None
     return codes[0] if len(codes) == 1 else _hash_of_text(" ".join(sorted(codes)))

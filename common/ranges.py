@@ -31,6 +31,8 @@ def split(text):
 
 def ranges(text):
     """[(letter, interval)] for the parts of a union, or None for any other text."""
+    if "\\pm" in text:  # both signs are written out first, in `_compare_rewritten`
+        return None
     if inside := re.fullmatch(SET_OF, text):
         text = inside[1].strip()
     letter, match = "", re.fullmatch(rf"({LETTER}) ?\\in(?![a-z]) ?(.*)", text)

@@ -113,7 +113,7 @@ def described(name, model):
     layers = f"{c.num_hidden_layers} layers x {c.hidden_size}"
     # Some heads are padded. What belongs to no token is cut off, wherever logits are computed.
     unused = model.get_output_embeddings().weight.shape[0] - model.vocabulary
-    cut = f", {unused} rows of its head are no tokens and are left out" if unused else ""
+    cut = f", {unused} rows of its head are no tokens and are left out" if unused > 0 else ""
     return f"{name}  {c.model_type}, {parameters:,} parameters, {layers}{cut}"
 
 

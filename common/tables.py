@@ -32,8 +32,14 @@ CONTENT = {
 
 
 def is_hub_name(name):
-    """OWNER/NAME or OWNER/NAME:CONFIGURATION. A path with the suffix of a file is none."""
+    """OWNER/NAME or OWNER/NAME:CONFIGURATION. A path with the suffix of a file is none. Nor is a
+    folder of the user, whose files would be read with guessed types: 007 as 7.0."""
     pattern = r"[\w.-]+/[\w.-]+(:[\w.-]+)?"
+    folder = Path(name)
+    require(
+        not folder.is_dir() or (folder / "README.md").exists(),  # that is a copy of a data set
+        f"'{name}' is a folder; name a file in it.",
+    )
     return bool(re.fullmatch(pattern, name)) and Path(name).suffix.lower() not in READERS
 
 
@@ -137,7 +143,16 @@ def text_columns(path, separator):
     """For the reader of CSV: every column is text, as it was typed. As numbers, a column with 3
     and 2.5 would become 3.0 and 2.5, and a gold of 22 digits would lose some of them."""
     with open(path, encoding="utf-8-sig", newline="") as f:
-        columns = next(csv.reader(f, delimiter=separator), [])
+        rows = csv.reader(f, delimiter=separator)
+        columns = next(rows, [])
+        # Otherwise the reader would shift the columns, and the problem would become a name.
+        for number, row in enumerate(rows, 1):
+            require(
+                len(row) <= len(columns),
+                f"Row {number} of '{path}' has {len(row)} fields, and the first line names "
+                f"{len(columns)} columns. A comma inside of a text needs double quotes around the "
+                "text.",
+            )
     how = {"sep": separator, "keep_default_na": False}  # a gold NA is those two letters
     return {**how, "converters": dict.fromkeys(columns, str)}
 

@@ -23,7 +23,8 @@ PLACES = [rf'(REPOSITORY = \\"https://github\.com/){NAME}(\\")', rf"(/github/){N
 def main(argv=None, folder=FOLDER):
     parser = Parser(__doc__)
     parser.add_argument("address", metavar="OWNER/NAME", help="as in https://github.com/OWNER/NAME")
-    address = parser.parse_args(argv).address.removeprefix("https://github.com/").rstrip("/")
+    address = parser.parse_args(argv).address
+    address = address.removeprefix("https://github.com/").rstrip("/").removesuffix(".git")
     require(
         re.fullmatch(NAME, address) is not None,
         f"'{address}' is no address: write OWNER/NAME, as in https://github.com/OWNER/NAME.",

@@ -183,8 +183,22 @@ def test_a_fork_that_imports_its_flags_has_a_hash_of_its_own(tmp_path, monkeypat
                         'args = parse(Args, "", [], "mine")\n')
         hashes.append(source_hash(runpy.run_path(str(path))["args"]))
     assert hashes[1] == hashes[2] != hashes[0] and None not in hashes
+    # What is typed into an interpreter has no file, so nobody knows what it does.
+    space = {}
+    exec("from common.flags import parse\nfrom opd import Args\nargs = parse(Args, '', [], 'opd')", space)
+    assert source_hash(space["args"]) is None
     # Args of the file itself: one file, one hash.
     assert source_hash(opd.Args()) not in hashes
+
+
+def test_an_error_of_the_tokenizer_s_package_leaves_no_half_a_model(tmp_path):
+    """On a full disk it raises a bare Exception."""
+    class Full:
+        def save_pretrained(self, folder):
+            raise Exception("File too large (os error 27)")
+    with pytest.raises(Mistake, match="File too large"):
+        save_final(str(tmp_path), tiny_qwen3(), Full())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_goes_on_with_another_script_is_neither_of_the_two(tmp_path, capsys):

@@ -250,6 +250,25 @@ def test_arms_are_named_by_script_and_by_what_differs_within_it(tmp_path):
     assert names == ["opd.py", "topd.py lam=0.1", "topd.py lam=0.2"]
 
 
+@pytest.mark.parametrize("flag, value", [("lora", 32), ("adam_bits", 8), ("sampler", "vllm")])
+def test_two_scripts_that_differ_in_a_flag_with_a_neutral_value_are_flagged(flag, value, tmp_path):
+    for seed in (0, 1):
+        fake_run(tmp_path / f"o{seed}", {"lr": .1, "seed": seed}, .2, .5)
+        fake_run(tmp_path / f"t{seed}", {"lr": .1, "seed": seed, "script": "topd.py", flag: value}, .2, .6)
+    folders = [tmp_path / f"{arm}{seed}" for arm in "ot" for seed in (0, 1)]
+    neutral = {"lora": 0, "adam_bits": 32, "sampler": "own"}[flag]
+    note = f"note: the arms also differ in {flag} (opd.py: {neutral}, topd.py: {value})"
+    for order in (folders, folders[::-1]):
+        told = compare(order, tmp_path / "x.png")
+        assert note in told or note.replace(f"opd.py: {neutral}, topd.py: {value}",
+                                            f"topd.py: {value}, opd.py: {neutral}") in told
+    # Within one script the names say it.
+    for seed in (0, 1):
+        fake_run(tmp_path / f"v{seed}", {"lr": .1, "seed": seed, flag: value}, .2, .6)
+    told = compare([tmp_path / f"{arm}{seed}" for arm in "ov" for seed in (0, 1)], tmp_path / "x.png")
+    assert f"opd.py {flag}={value}" in told and "also differ" not in told
+
+
 def test_arms_with_other_steps_or_other_problems_are_flagged(tmp_path):
     fake_run(tmp_path / "a", {"seed": 0, "steps": 10, "eval_n": 10}, .2, .5)
     fake_run(tmp_path / "b", {"seed": 0, "steps": 20, "eval_n": 10}, .2, .5, .6)

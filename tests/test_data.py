@@ -425,7 +425,9 @@ def test_other_columns_are_listed(name, tmp_path):
 
 
 @pytest.mark.parametrize("name, content, said", [
-    ("a.csv", b"problem,answer\na,1\nb,2,3,4\n", "ParserError.*comma-separated table"),
+    ("a.csv", b"problem,answer\na,1\nb,2,3,4\n", "Row 2 of .* has 4 fields, and the first line names 2"),
+    ("a.csv", b"problem,answer\nWhat?,1,7\nAnd?,2,7\n", "Row 1 of .* has 3 fields.*double quotes"),
+    ("a.tsv", b"problem\tanswer\na\t1\t\n", "Row 1 of .* has 3 fields"),
     ("a.csv", "problem,answer\n\u00e4,1\n".encode("latin-1"), "in UTF-8"),
     ("a.csv", b"problem,answer\n", "no data"),
     ("a.csv", b"problem,answer\na,1\nb,\n", "Row 2 of .* has an empty answer"),
@@ -439,6 +441,8 @@ def test_other_columns_are_listed(name, tmp_path):
     ("a.parquet", b"", "is empty"),
 ])
 def test_files_that_cannot_be_read(name, content, said, tmp_path):
+    # A row with one field too many: the package takes the first column for the names of the rows,
+    # and the answer became the problem.
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Mistake, match=said):
         load_benchmark(str(tmp_path / name), "train")
@@ -494,6 +498,7 @@ def own_hub(tmp_path, monkeypatch):
 
     def put(name, **splits):
         (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "README.md").write_text("A data set.")
         for split, rows in splits.items():
             datasets.Dataset.from_list(rows).to_parquet(tmp_path / name / f"{split}.parquet")
         return name
@@ -521,7 +526,7 @@ def test_names_are_checked_without_reading_anything(tmp_path):
     assert check_name("toy", "train") is False and check_name("me/mine", "train") is True
     assert check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "test") is True
     for name in ("nowhere", "me/mine.jsonl", "a/b/c", str(tmp_path), "toy:held-out", "gsm8k:main"):
-        with pytest.raises(Mistake, match="no benchmark and no file named"):
+        with pytest.raises(Mistake, match="no benchmark and no file named|is a folder; name a file"):
             check_name(name, "test")
     with pytest.raises(Mistake, match="held out for tests; train on "):
         check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "train")
@@ -536,6 +541,7 @@ def test_a_folder_of_the_hub_that_cannot_be_written_does_not_matter_for_files(tm
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
     with pytest.raises(Mistake, match="HF_HOME"):       # where something must be stored
         (tmp_path / "me/own").mkdir(parents=True)
+        (tmp_path / "me/own/README.md").write_text("A data set.")
         datasets.Dataset.from_list(OWN).to_parquet(tmp_path / "me/own/train.parquet")
         monkeypatch.chdir(tmp_path)
         load_benchmark("me/own", "train")
@@ -677,3 +683,13 @@ def test_a_large_file_of_json_is_read_in_linear_time(tmp_path):
     (tmp_path / "a.jsonl").write_text(row * 20000)
     begun = time.process_time()
     assert len(read_json_rows(tmp_path / "a.jsonl")) == 20000 and time.process_time() - begun < 3
+
+
+def test_a_folder_is_no_name_of_the_hub(tmp_path, monkeypatch):
+    """data/mine looks like OWNER/NAME. Read as a data set, its gold 007 became 7.0."""
+    (tmp_path / "data/mine").mkdir(parents=True)
+    (tmp_path / "data/mine/train.csv").write_text("problem,answer\na,007\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Mistake, match="'data/mine' is a folder; name a file in it."):
+        check_name("data/mine", "train")
+    assert check_name("data/mine/train.csv", "train") and check_name("data/other", "train")

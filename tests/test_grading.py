@@ -579,6 +579,14 @@ WRITTEN = [
     (box(r"a \in \{-6, 2\}"), "a=2, a=-6", True, "a set for two equations"),
     (box(r"b \in \{-6, 2\}"), "a=2, a=-6", False, "of another unknown"),
     (box(r"\{-6, 2\}"), "a=2, b=-6", False, "of two unknowns"),
+    (box(r"x \ne 1, x \ne -1"), r"x \ne \pm 1", True, "both signs of a number that is left out"),
+    (box(r"x \ne \pm 1"), r"(-\infty,-1)\cup(-1,1)\cup(1,\infty)", True, "and as intervals"),
+    (box(r"x \ne \pm 2"), r"x \ne \pm 1", False, "of another number"),
+    (box(r"a \ge 1, b \le 2"), r"b \le 2, a \ge 1", True, "two unknowns in another order"),
+    (box(r"a \ge 1.0, b \le 2"), r"a \ge 1, b \le 2", True, "and another notation"),
+    (box(r"a \ge 1, b \le 3"), r"a \ge 1, b \le 2", False, "and another number"),
+    (box("a>0, b>0, c>0"), "c>0,b>0,a>0", True, "three unknowns"),
+    (box("-2 < x or -6 >= x"), r"(-\infty,-6]\cup(-2,\infty)", True, "or behind a letter"),
     (box("101_{(2)}"), "101_2", True, "a base in brackets"),
     (box("101_{(3)}"), "101_2", False, "another base in brackets"),
     (box("xy=2"), r"y=\frac{2}{x}", True, "an equation without its denominator"),
@@ -603,6 +611,8 @@ WRITTEN = [
 ]
 
 HOSTILE = [
+    # units upon units, and then something that is none
+    "\\text{a}" * 60 + "5", " ".join(["\\text{so}"] * 60) + " x", "5" + "\\text{m}^2 " * 60 + "= 5",
     # numbers that are too large to be computed
     "9^{9^{9^{9}}}", "10**10**10", "100000!!!!", "\\int_0^{9^9} x^{x^x} dx",
     "\\binom{10^9}{10^8}", "99999999^{99999999}", "1e999999", "x^{" + "9" * 200 + "}",

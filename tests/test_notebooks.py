@@ -153,7 +153,8 @@ def test_an_address_is_written_into_all_notebooks_and_nothing_else_changes(tmp_p
     for path in NOTEBOOKS:
         shutil.copy(path, tmp_path)
     before = {p.name: p.read_text(encoding="utf-8") for p in NOTEBOOKS}
-    for given in ("someone/a.fork-2", "https://github.com/someone/a.fork-2/"):
+    for given in ("someone/a.fork-2", "https://github.com/someone/a.fork-2/",
+                  "https://github.com/someone/a.fork-2.git"):
         address.main([given], tmp_path)
         assert {x[1:3] for x in addresses(tmp_path)} == {("someone/a.fork-2",) * 2}
     address.main([addresses(ROOT / "notebooks")[0][1]], tmp_path)

@@ -124,6 +124,7 @@ def test_a_head_that_is_too_narrow_is_refused_before_the_run():
     run = a_run()
     run.tokenizer = load_tokenizer("toy/student")
     run.student = tiny_qwen3(vocabulary=20)
+    run.student.vocabulary = 136
     with pytest.raises(Mistake, match="head of 'tiny' only 20 rows"):
         show.announce("opd.py", run)
 
