@@ -286,6 +286,17 @@ def what_controls_can_show(lines):
     return said
 
 
+def made_again(lines):
+    """How many runs of TOPD were made again after its rule had changed."""
+    both = [x for which in ("paper", "tuned") for x in of_seeds(lines, "TOPD", which).values()]
+    again = sum(x.get("again", False) for x in both)
+    return (
+        f"Of its {len(both)} runs in this table {again} were made again with the new rule. Their "
+        "older lines stay in T.jsonl and are not used. A change of one candidate changes all later "
+        "rollouts of a run: so the accuracy of a seed can move by two points either way."
+    )
+
+
 def table_of_equal_settings(lines):
     """HSD and its control, the answer alone, at the same teacher and the same rate: pilots."""
     two = [lab.settings(lines, arm) for arm in ("HSD", "answer only")]
@@ -788,8 +799,8 @@ def text(lines, folder):
         "\"paper's setting\" is 0.1 here, the default of `topd.py` for large models; on the toy "
         "the default is the tuned 0.03.",
         "On 29 November `topd.py` changed one rule: a position too near the end of a rollout gives "
-        "its place among the candidates to the next highest loss. The runs of TOPD in this table "
-        "are older than that, its controls below are newer. TODO",
+        "its place among the candidates to the next highest loss. All controls of TOPD below were "
+        f"made after that. {made_again(lines)}",
         "### The same differences, measured otherwise",
         "The verdicts above are on greedy accuracy, as the protocol says. TOPD's paper samples at "
         "temperature 0.6. At temperature 1 the first 100 test problems have 8 samples each. The "

@@ -176,6 +176,9 @@ def test_what_vllm_cannot_do_is_said_before_it_starts(monkeypatch):
     check_packages(SimpleNamespace(**asked, temperature=2.0))
     with pytest.raises(Mistake, match="--temperature is 2.5; vLLM allows 2 at most"):
         check_packages(SimpleNamespace(**asked, temperature=2.5))
+    check_packages(SimpleNamespace(**asked, device="cuda:0"))
+    with pytest.raises(Mistake, match="--device is cuda:1, .*CUDA_VISIBLE_DEVICES"):
+        check_packages(SimpleNamespace(**asked, device="cuda:1"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Mistake, match="with several use --sampler own"):
         check_packages(SimpleNamespace(**asked))
