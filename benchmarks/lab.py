@@ -36,6 +36,11 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    for the others; four on the second set of models (toy/pair1). Every arm at the paper's setting
    and at the tuned one. All arms of a seed see the same problems in the same order, so differences
    are paired by seed.
+   [29 November, before the first such line] The second set comes from the first seed of
+   toy/build.py, counted from 1, whose models are what their names say: greedy, the teacher at least
+   95 % on the test problems and 80 % on the longer ones, student and reader 15 to 35 %, reader2 at
+   least 25 %. Seed 1 is not: its teacher has 29 % on the longer problems, its student 14 %, its
+   reader2 14 % (1,000 problems each, reader2 200).
 4. Verdicts. A claim "A is better than B" is judged by the paired difference of test accuracies,
    A - B, with its 95 % interval by Student's t over the eight seeds:
    holds            if the whole interval lies above 0,

@@ -292,8 +292,7 @@ def made_again(lines):
     again = sum(x.get("again", False) for x in both)
     return (
         f"Of its {len(both)} runs in this table {again} were made again with the new rule. Their "
-        "older lines stay in T.jsonl and are not used. A change of one candidate changes all later "
-        "rollouts of a run: so the accuracy of a seed can move by two points either way."
+        "older lines stay in T.jsonl and are not used."
     )
 
 
@@ -772,7 +771,7 @@ def text(lines, folder):
     times = lab.known_times()
     commits = {commit for x in lines for commit in x["commit"].split("+")}
     pair = "" if (lab.ROOT / "toy" / "pair1").is_dir() else (
-        ", and for other models after `python toy/build.py --seed 1 --out toy/pair1`"
+        ", and for other models after `python toy/build.py --seed 2 --out toy/pair1`"
     )
     parts = [
         "# Results of the laboratory",

@@ -3,7 +3,7 @@ reader2 and reader3, and the table of what the first three can do.
 
     python toy/build.py
         everything, about 40 minutes on one core, into toy/
-    python toy/build.py --seed 1 --out toy/pair1
+    python toy/build.py --seed 2 --out toy/pair1
         another pair, trained independently
     python toy/build.py --only table
         measure the models that are there, and rewrite the table in toy/README.md
