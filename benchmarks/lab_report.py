@@ -287,13 +287,24 @@ def what_controls_can_show(lines):
 
 
 def made_again(lines):
-    """How many runs of TOPD were made again after its rule had changed."""
-    both = [x for which in ("paper", "tuned") for x in of_seeds(lines, "TOPD", which).values()]
-    again = sum(x.get("again", False) for x in both)
-    return (
-        f"Of its {len(both)} runs in this table {again} were made again with the new rule. Their "
-        "older lines stay in T.jsonl and are not used."
+    """How many runs of TOPD were made again after its rule had changed, and what that changed."""
+    both = [of_seeds(lines, "TOPD", which) for which in ("paper", "tuned")]
+    again = [{s: x for s, x in of.items() if x.get("again")} for of in both]
+    said = (
+        f"Of its runs in this table {len(again[0])} at the paper's setting and {len(again[1])} at "
+        "the tuned one were made again with the new rule. Their older lines stay in T.jsonl."
     )
+    # The newest line of a run counts. Here the older ones are read once more.
+    file, opd = lab.RESULTS / "T.jsonl", runs(lines, "OPD", "tuned")
+    lines_of_file = read_jsonl(file) if again[1] and file.exists() else []
+    older = {
+        x["seed"]: 100 * x["toy"]["accuracy"]
+        for x in reversed(lines_of_file)
+        if x["key"] in {y["key"] for y in again[1].values()} and not x.get("again")
+    }
+    if len(older) > 1:
+        said += f" With these TOPD - OPD, tuned, was {interval(paired(older, opd), signed=True)}."
+    return said
 
 
 def table_of_equal_settings(lines):
@@ -578,7 +589,7 @@ def table_of_scripts(lines):
 def agreement(lines):
     """What TOPD's targets ask for, in numbers of its runs."""
     found = of_seeds(lines, "TOPD", "tuned").values()
-    shares = [x["course"]["target_agreement"] for x in found]
+    shares = [x["course"]["target_agreement"] for x in found if "target_agreement" in x["course"]]
     if not shares:
         return "Not run yet."
     first, last = (100 * lab.mean(s[i] for s in shares) for i in (0, -1))
