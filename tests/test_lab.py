@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import statistics
 import sys
 from dataclasses import asdict
 
@@ -126,7 +127,31 @@ def test_sft_stands_beside_the_method_that_learns_from_the_same_solutions(all_ru
 def test_the_report_counts_the_pilots(all_runs):
     found = lab.settings(all_runs, "OPD").values()
     first, second = (sum(s in of for of in found) for s in lab.PILOT_SEEDS)
-    assert f"OPD {first} + {second}" in lab_report.counts_of_pilots(all_runs).split(", ")
+    said = lab_report.counts_of_pilots(all_runs)
+    assert said.startswith(f"Made were: OPD {first} + {second}, ") and "more than that" not in said
+    # One arm more than the protocol allows.
+    extra = [{**x, "knob": f"{i}"} for x in all_runs if (x["stage"], x["arm"]) == ("pilot", "OPD")
+             for i in range(4) if x["seed"] == lab.PILOT_SEEDS[1]]
+    assert "OPD made more than that, see point 2." in lab_report.counts_of_pilots([*all_runs, *extra])
+
+
+def test_the_report_says_which_runs_were_made_again(all_runs):
+    chosen = lab.chosen(all_runs, "TOPD")["tuned"]
+    lines = [{**x, "again": True} if (x["stage"], x["arm"], x["seed"]) == ("confirm", "TOPD", 101)
+             and (x["knob"], x["rate"]) == chosen and not x["pair"] else x for x in all_runs]
+    assert "1 at the tuned one were made again" in lab_report.made_again(lines)
+    assert " 0 at the tuned one were made again" in lab_report.made_again(all_runs)
+
+
+def test_the_error_of_the_problems_by_hand(monkeypatch):
+    """Two seeds, four problems: TOPD - OPD of each problem, summed over the seeds, is 2, 0, 1, -1."""
+    def line(right):
+        return {"toy": {"n": 4, "right": hex(right)}}
+    found = {"TOPD": {101: line(0b0101), 102: line(0b0001)}, "OPD": {101: line(0), 102: line(0b1000)}}
+    monkeypatch.setattr(lab_report, "of_seeds", lambda lines, name, which: found.get(name, {}))
+    monkeypatch.setattr(lab, "SEEDS", [101, 102])
+    error = 100 * statistics.stdev([2, 0, 1, -1]) / 2 / 2
+    assert f"is {error:.1f} to {error:.1f} points" in lab_report.error_of_problems([])
 
 
 def test_a_comparison_with_an_arm_that_stands_still_says_so(all_runs, monkeypatch):
