@@ -47,7 +47,7 @@ paper calls it "reverse". Here it is --divergence forward.
 Run it:
     python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B
     python hindsight_sd.py --context answer      the baseline without peers, the paper's "OPSD"
-    python hindsight_sd.py --context reference --teacher frozen    OPSD itself (2601.18734), nearly
+    python hindsight_sd.py --context reference --teacher frozen      close to OPSD (2601.18734)
     python hindsight_sd.py --context answer --rl_weight 0.5      the paper's "GRPO + OPSD"
     python hindsight_sd.py --divergence jsd --teacher ema --fallback mask    three choices of SDPO
                                                  (2601.20802; it also has a clip and other peers)

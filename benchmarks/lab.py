@@ -40,7 +40,9 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    toy/build.py, counted from 1, whose models are what their names say: greedy, the teacher at least
    95 % on the test problems and 80 % on the longer ones, student and reader 15 to 35 %, reader2 at
    least 25 %. Seed 1 is not: its teacher has 29 % on the longer problems, its student 14 %, its
-   reader2 14 % (1,000 problems each, reader2 200).
+   reader2 14 % (the table of that command, 1,000 problems; reader2: evaluate.py --limit 200).
+   [29 November, after the first such lines] TOPD's runs are made again, because one rule of topd.py
+   had changed. A line with "again" takes the place of the older line with the same key.
 4. Verdicts. A claim "A is better than B" is judged by the paired difference of test accuracies,
    A - B, with its 95 % interval by Student's t over the eight seeds:
    holds            if the whole interval lies above 0,

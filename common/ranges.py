@@ -50,8 +50,8 @@ def ranges(text):
     pieces = re.split(r"\\cup(?![a-z])", text)
     if len(pieces) == 1 and re.search(RELATION, text):
         pieces = split(text)
-    ranges = [_range(piece.strip(), letter) for piece in pieces]
-    return None if None in ranges else ranges
+    found = [_range(piece.strip(), letter) for piece in pieces]
+    return None if None in found else found
 
 
 def _range(piece, letter):

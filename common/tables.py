@@ -142,6 +142,7 @@ def read_table(path, kind, separator):
 def text_columns(path, separator):
     """For the reader of CSV: every column is text, as it was typed. As numbers, a column with 3
     and 2.5 would become 3.0 and 2.5, and a gold of 22 digits would lose some of them."""
+    csv.field_size_limit(2**31 - 1)  # otherwise a text of 131,073 characters is an error
     with open(path, encoding="utf-8-sig", newline="") as f:
         rows = csv.reader(f, delimiter=separator)
         columns = next(rows, [])

@@ -73,8 +73,8 @@ def in_the_middle(text, width):
 
 
 def say_margin(run, student, teacher):
-    """Print how much likelier the teacher finds the tokens of worked solutions. A small margin
-    predicts a small gain. Data without solutions have none, and nothing is printed."""
+    """Print how much likelier the teacher finds the tokens of worked solutions. Where that is
+    little, there is little to learn from it. For data without solutions nothing is printed."""
     rows = [r for r in run.rows[:SOLUTIONS] if (r.get("solution") or "").strip()]
     if not rows:
         return

@@ -66,21 +66,27 @@ ROWS = {
 }
 
 
+def put_data_set(folder, name, rows_of):
+    """Write a benchmark's data set under its hub name. rows_of(split): its rows."""
+    import datasets
+    source, configuration, splits, *_ = ROWS[name]
+    where = folder / source
+    where.mkdir(parents=True)
+    files = "\n".join(f"  - split: {s}\n    path: {s}.parquet" for s in splits)
+    (where / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: {configuration or 'default'}\n  data_files:\n{files}\n---\n")
+    for s in splits:
+        datasets.Dataset.from_list(rows_of(s)).to_parquet(where / f"{s}.parquet")
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A folder in which the data sets lie under their hub names. The package `datasets` takes a
     folder of that name for the data set."""
     import datasets
     folder = tmp_path_factory.mktemp("hub")
-    for source, configuration, splits, row, *_ in ROWS.values():
-        where = folder / source
-        where.mkdir(parents=True)
-        files = "\n".join(f"  - split: {s}\n    path: {s}.parquet" for s in splits)
-        (where / "README.md").write_text(
-            f"---\nconfigs:\n- config_name: {configuration or 'default'}\n"
-            f"  data_files:\n{files}\n---\n")
-        for s in splits:
-            datasets.Dataset.from_list([row, row]).to_parquet(where / f"{s}.parquet")
+    for name, (_, _, _, row, *_) in ROWS.items():
+        put_data_set(folder, name, lambda _, row=row: [row, row])
     # Otherwise the package gives back what an earlier run of the tests stored under these names.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
@@ -525,8 +531,10 @@ def test_a_data_set_of_the_hub_that_is_no_benchmark(own_hub):
 def test_names_are_checked_without_reading_anything(tmp_path):
     assert check_name("toy", "train") is False and check_name("me/mine", "train") is True
     assert check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "test") is True
-    for name in ("nowhere", "me/mine.jsonl", "a/b/c", str(tmp_path), "toy:held-out", "gsm8k:main"):
-        with pytest.raises(Mistake, match="no benchmark and no file named|is a folder; name a file"):
+    with pytest.raises(Mistake, match="is a folder; name a file in it"):
+        check_name(str(tmp_path), "test")
+    for name in ("nowhere", "me/mine.jsonl", "a/b/c", "toy:held-out", "gsm8k:main"):
+        with pytest.raises(Mistake, match="no benchmark and no file named"):
             check_name(name, "test")
     with pytest.raises(Mistake, match="held out for tests; train on "):
         check_name(written(tmp_path, "a.csv", OWN) + ":held-out", "train")
@@ -683,6 +691,11 @@ def test_a_large_file_of_json_is_read_in_linear_time(tmp_path):
     (tmp_path / "a.jsonl").write_text(row * 20000)
     begun = time.process_time()
     assert len(read_json_rows(tmp_path / "a.jsonl")) == 20000 and time.process_time() - begun < 3
+
+
+def test_a_long_text_in_a_csv_is_read_whole(tmp_path):
+    (tmp_path / "a.csv").write_text(f"problem,answer\n{'a ' * 100_000}b,1\n")
+    assert len(load_benchmark(str(tmp_path / "a.csv"), "train")[0]["problem"]) == 200_001
 
 
 def test_a_folder_is_no_name_of_the_hub(tmp_path, monkeypatch):

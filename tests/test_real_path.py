@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from conftest import ROOT, run_script, tiny_qwen3
-from test_data import ROWS, hub  # noqa: F401
+from test_data import ROWS, hub, put_data_set  # noqa: F401
 
 import ar_opd
 import hindsight_sd
@@ -198,15 +198,8 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
 @pytest.fixture
 def gsm8k(tmp_path, monkeypatch):
     """GSM8K under its hub name, as in test_data.hub, with problems that differ."""
-    source, configuration, splits, *_ = ROWS["gsm8k"]
-    where = tmp_path / source
-    where.mkdir(parents=True)
-    files = "\n".join(f"  - split: {s}\n    path: {s}.parquet" for s in splits)
-    (where / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {configuration}\n  data_files:\n{files}\n---\n")
-    for numbers, split in zip((range(6), range(6, 12)), ("train", "test")):
-        rows = [numbered("gsm8k", i) for i in numbers]
-        datasets.Dataset.from_list(rows).to_parquet(where / f"{split}.parquet")
+    numbers = {"train": range(6), "test": range(6, 12)}
+    put_data_set(tmp_path, "gsm8k", lambda split: [numbered("gsm8k", i) for i in numbers[split]])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
 
