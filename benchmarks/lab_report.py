@@ -400,17 +400,16 @@ def caption_for_the_readme(lines):
     if len(sft) >= len(lab.FEW):
         also = f" SFT on AR-OPD's solutions ends at {interval(sft)} % ({len(sft)} seeds)."
     numbers = (
-        "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, at settings that "
-        "were chosen on validation problems; 95 % intervals over seeds. The first two train "
-        "`toy/student`, AR-OPD `toy/reader`, the last two `toy/reader2`. The last row's numbers "
-        f"are GRPO's.{also} The scripts without flags make 120 updates of 64{more}."
+        "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, at settings "
+        "chosen on validation problems; 95 % intervals over seeds. The students: `toy/student`, "
+        "twice; `toy/reader`; `toy/reader2`, twice. The last row is GRPO's."
+        f"{also} Scripts without flags make 120 updates of 64{more}."
     )
     verdicts = (
-        "Times: one CPU core, medians over rounds: of the seconds, and of the ratio within a "
-        "round, with its range. Better: this holds if the interval lies above 0, also after a "
-        "correction for four claims. It does not hold if the interval lies below half of the "
-        "paper's difference. [RESULTS.md](RESULTS.md): all claims, other measures, controls, what "
-        "was not run yet."
+        "Times: one CPU core, medians over rounds, and the range of the ratio. Better: it holds if "
+        "the interval lies above 0, also when corrected for four claims, and does not hold if it "
+        "lies below half of the paper's difference. [RESULTS.md](RESULTS.md): all claims, "
+        "controls, and what was not run yet."
     )
     wrapped = [
         textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
