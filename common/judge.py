@@ -61,12 +61,16 @@ def judge(said, gold):
 
 def as_close(gold, said):
     # math-verify rounds numbers to six decimals. So any two tiny numbers are equal for it. Here
-    # they must also be close in proportion.
-    numbers = [x[0].evalf(30) for x in (gold, said) if x and getattr(x[0], "is_number", False)]
-    if len(numbers) < 2 or not all(n.is_number and n.is_finite for n in numbers):
+    # they must also be close in proportion: in a hundred digits, or in six if one is a decimal.
+    numbers = [x[0] for x in (gold, said) if x and getattr(x[0], "is_number", False)]
+    if len(numbers) < 2:
         return True
-    a, b = numbers
-    return bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
+    from sympy import Float, Rational
+    digits = 6 if any(n.has(Float) for n in numbers) else 100
+    a, b = (n.evalf(120) for n in numbers)
+    if not all(n.is_number and n.is_finite for n in (a, b)):
+        return True
+    return bool(abs(a - b) <= Rational(1, 10**digits) * max(abs(a), abs(b)))
 
 def judge_within_memory(said, gold):
     # Two gigabytes are the limit. A system without such a limit goes on without it.

@@ -458,6 +458,10 @@ GRADED = [
     (box("2^{1009}+1"), "2^{1009}", False, "one more than a number of 300 digits"),
     (box(r"e^{-101}"), "e^{-100}", False, "the same with e"),
     (box("1e-9"), "2e-9", False, "six decimals would agree"),
+    (box(r"\sqrt{10^{40}+1}"), "10^{20}", False, "forty digits would agree"),
+    (box(r"\log_2 3 + 10^{-20}"), r"\log_2 3", False, "twenty digits would agree"),
+    (box(r"\frac{\ln 3}{\ln 2}"), r"\log_2 3", True, "one number, in a hundred digits as well"),
+    (box(r"\sqrt{10^{40}+2 \cdot 10^{20}+1}"), "10^{20}+1", True, "a root of forty digits"),
     # intervals and inequalities
     (box("x < -5"), r"(-\infty,-5)", True, "an inequality for an interval"),
     (box(r"(-\infty,-5)"), "x < -5", True, "an interval for an inequality"),
