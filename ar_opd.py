@@ -66,17 +66,17 @@ import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states
 from common.data import check_prompts, privileged_prompt, prompt_ids
-from common.diagnostics import gate, other_rows, say_gate, shortcut_share
+from common.diagnostics import shortcut_share
 from common.flags import Common, in_range, parse
+from common.gate import solution_gate
 from common.memory import within_memory
 from common.run import Run
-from common.sampler import sample
+from common.sampler import draw
 from common.views import print_views
 from common.weights import adamw, clip_gradient, copy_of, follow
 
+
 # ======================================================================== flags
-
-
 @dataclass
 class Args(Common):
     student: str = either("toy/reader", "Qwen/Qwen3-0.6B")
@@ -98,8 +98,8 @@ class Args(Common):
     clip: float = 5.0
     """the residual is clipped to so many nats in both directions (0: no clip)"""
     rho: float = 0.5
-    """share of the solution in the partial view, from its start, cut at a word; from about 0.85 on
-    it can hold the last step, and so the value of the answer"""
+    """share of the solution in the partial view, from its start, cut at a word. Above about 0.85
+    this part can hold the last step, and with it the answer's value"""
     partial_answer: str = choice("remove", "remove", "keep")
     """is the final answer in the partial view? The paper removes it, its released data keep it"""
     teacher: str = choice("ema", "ema", "frozen", "current")
@@ -124,8 +124,6 @@ def check(args):
 
 
 # ======================================================================== 1. what each view sees
-
-
 def first_part(solution, rho):
     """The first `rho` of a solution, cut at a word [paper]. It ends before the sentence of the
     answer: the one with a box, or else the last one. With the answer in view there would be
@@ -158,8 +156,6 @@ def views(row, args):
 
 
 # ======================================================================== 2. rollouts
-
-
 def rollouts(student, tokenizer, rows, args, step):
     """(1): responses to the PLAIN prompts, lists of token ids, row by row. With --target sft the
     response is the worked solution."""
@@ -168,19 +164,11 @@ def rollouts(student, tokenizer, rows, args, step):
         ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         # The end-of-turn token belongs to the text. Without it the student never learns to end.
         return [[*x, student.turn_end][: args.max_new_tokens] for x in ids]
-    drawn = sample(
-        student,
-        [r["plain"] for r in rows],
-        n=args.samples,
-        max_new_tokens=args.max_new_tokens,
-        keys=[(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)],
-    )
+    drawn = draw(student, [r["plain"] for r in rows], args, step)  # (1)
     return [c.ids for c in drawn]
 
 
 # ======================================================================== 3. target and loss
-
-
 def anchored_target(partial_logp, full_logp, lam, clip):
     """(3) and (4): log q [n, V] from the log-probabilities of both views, [n, V] each. Also the
     mass of the full view on clipped tokens, [n].
@@ -227,8 +215,6 @@ STATISTICS = {
 
 
 # ======================================================================== 4. one update
-
-
 def update(student, teacher, optimizer, rows, responses, args, compute):
     """One optimizer step along the gradient of (5), then (6). Returns metrics and token losses."""
     # One row per rollout: all samples of a prompt share its views.
@@ -267,8 +253,7 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 stats += [clipped, kl_partial, kl_full, residual]
         return (loss * weight).sum(), torch.stack(stats, 1)
 
-    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
-    student.train()
+    student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # Micro-batches are cut for the full view, because its prompt is mostly the longest.
     for chosen in compute.micro_batches(prompts["full"], responses):
         # The rollout's token ids stand behind each privileged prompt as they are. If the text was
@@ -300,25 +285,13 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
                 follow(teacher, student, args.ema)  # (6), after the step
         optimizer.zero_grad(set_to_none=True)
     # "loss" is (5), a mean over rollouts. The others are means over all tokens.
-    metrics = {
-        "loss": loss,
-        **dict(zip(STATISTICS[args.target], torch.cat(stats).mean(0).tolist())),
-        "grad_norm": norm,
-        **rollout_statistics(responses, student.ends),
-    }
+    means = zip(STATISTICS[args.target], torch.cat(stats).mean(0).tolist())
+    metrics = {"loss": loss, **dict(means), "grad_norm": norm}
+    metrics |= rollout_statistics(responses, student.ends)
     return metrics, [s[:, 0] for s in stats]
 
 
 # ======================================================================== training
-
-
-def curve_of(args):
-    """The right half of curve.png: its title, and which metric it shows."""
-    if args.target == "sft":
-        return "cross-entropy on the solutions", "cross_entropy"
-    return "KL(target || student) on own rollouts", "kl"
-
-
 def main(argv=None):
     args = check(parse(Args, __doc__, argv, "ar_opd"))
     run = Run(args, "ar_opd")  # device, folder, tokenizer, problems, checkpoint to continue from
@@ -347,15 +320,8 @@ def main(argv=None):
         return run.kept(summary) | {"shortcuts": shortcut_share(records, run.tests, run.check)}
 
     if run.fresh:
-        rows = run.rows[: min(args.eval_n, 200)]  # training problems: their solutions are known
-        shown = {k: [views(r, args)[k] for r in rows] for k in ("plain", "partial", "full")}
-        # A control: if another problem's solution helps as much, the model does not read it.
-        wrong = [rows[o]["solution"] for o in other_rows(rows)]
-        shown["wrong"] = [privileged_prompt(r["prompt"], z) for r, z in zip(rows, wrong)]
-        answered = gate(run, student, rows, shown)
-        intervals = {k: [v["accuracy"], *v["interval"]] for k, v in answered.items()}
-        run.log(0, eval=accuracy(), gate=intervals)
-        say_gate(answered, "plain", "full", "wrong", "the whole solution")
+        accuracies = solution_gate(run, student, lambda row: views(row, args))
+        run.log(0, eval=accuracy(), gate=accuracies)
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints
         rows = run.problems(step)
@@ -369,7 +335,9 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=accuracy())
             title = f"ar_opd.py: {args.student} learns from itself on {args.data} ({args.target})"
-            run.draw(title, *curve_of(args))
+            kl = "KL(target || student) on own rollouts", "kl"
+            sft = "cross-entropy on the solutions", "cross_entropy"
+            run.draw(title, *(sft if args.target == "sft" else kl))
     run.finish(baseline=f"python ar_opd.py{'' if args.target == 'full' else ' --target full'}")
 
 

@@ -35,8 +35,8 @@ frozen copy of the start. low and high are --clip_low and --clip_high.
 [paper] stated in the paper of the variant, [code] done by GRPOTrainer of the package TRL, [ours]
 our choice:
   [paper]     1. GRPO: the advantages and the mean per rollout of (4), and a KL to the start.
-              2. Dr. GRPO does not divide by the deviation. That division raises the weight of a
-              question by 1 / deviation, so most where it is nearly always or nearly never solved.
+              2. Dr. GRPO does not divide by the deviation. That division gives a question the
+              weight 1 / deviation, which is largest if it is nearly always solved, or nearly never.
               Dr. GRPO does not divide by |o_i| either. With that division long wrong responses are
               punished least per token, and the model learns to write long when it is wrong.
               3. DAPO: a higher upper clip, a mean over tokens, a penalty for rollouts near the
@@ -73,14 +73,12 @@ from common.arguments import choice, either, require, run_script
 import torch
 
 from common.batches import Collected, log_probabilities, prompts_of_step, rollout_statistics, states
-from common.data import opened_thinking
 from common.diagnostics import signal_statistics
+from common.evaluation import verdicts
 from common.flags import Common, at_least, in_range, parse
-from common.grading import verify
 from common.memory import within_memory
-from common.processes import dealt
 from common.run import Run
-from common.sampler import sample
+from common.sampler import draw
 from common.weights import adamw, clip_gradient
 
 FLAGS = ("advantage", "norm", "clip_high", "no_signal", "overlong", "beta")
@@ -91,8 +89,6 @@ VARIANTS = {
 }
 
 # ======================================================================== flags
-
-
 @dataclass
 class Args(Common):
     student: str = either("toy/reader2", "Qwen/Qwen3-0.6B")
@@ -154,29 +150,10 @@ def check(args):
 
 
 # ======================================================================== 1. groups of rollouts
-
-
 def rollouts(student, rows, args, step, first=0):
-    """(1): G responses to every question, row by row, as Completions. The random numbers
-    depend only on (seed, step, question, sample). first: the number of the first question."""
-    questions = range(first, first + len(rows))
-    return sample(
-        student,
-        [r["ids"] for r in rows],
-        n=args.samples,  # (1): G rollouts
-        max_new_tokens=args.max_new_tokens,
-        keys=[(args.seed, step, i, j) for i in questions for j in range(args.samples)],
-    )
-
-
-def verdicts(tokenizer, rows, drawn, G):
-    """(1): R_i of every rollout, a list of bool. One that was cut without an answer has failed."""
-    # Some templates open the thinking in the prompt. It is put back here, so a box in thinking that
-    # was never finished is no answer.
-    begun = opened_thinking(tokenizer)
-    texts = [begun + tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
-    answers = [rows[i // G]["answer"] for i in range(len(drawn))]
-    return dealt(verify, list(zip(texts, answers, [c.truncated for c in drawn])))
+    """(1): G = --samples responses to every question, row by row, as Completions. first: the
+    number of the first question. The random numbers depend on it."""
+    return draw(student, [r["ids"] for r in rows], args, step, first=first)  # (1)
 
 
 def collect(student, tokenizer, rows, args, step):
@@ -192,7 +169,8 @@ def collect(student, tokenizer, rows, args, step):
         seed = args.seed if turn == 0 else f"{args.seed}, round {turn}"
         asked = [rows[i] for i in prompts_of_step(step, args.prompts, len(rows), seed)]
         fresh = rollouts(student, asked, args, step, turn * args.prompts)
-        verdict, total = verdicts(tokenizer, asked, fresh, G), total + len(fresh)
+        _, verdict = verdicts(tokenizer, asked, fresh, G)  # (1): R_i
+        total += len(fresh)
         for q, row in enumerate(asked):
             group = slice(q * G, (q + 1) * G)
             has_signal = 0 < sum(verdict[group]) < G
@@ -204,8 +182,6 @@ def collect(student, tokenizer, rows, args, step):
 
 
 # ======================================================================== 2. advantages
-
-
 def penalty(length, args):
     """DAPO's penalty for a rollout near the limit: 0 until (1 - share) of --max_new_tokens, then
     linearly down to -1/2 (note 10)."""
@@ -226,8 +202,6 @@ def advantages(rewards, G, kind):
 
 
 # ======================================================================== 3. the loss
-
-
 def clipped_loss(logp, old_logp, advantage, low, high):
     """(3): the loss of every token, [n], and whether the clip stopped its gradient, [n].
 
@@ -253,6 +227,8 @@ def token_weights(drawn, counted, args):
 
 
 # ======================================================================== 4. one update
+# What is measured at every token. The means go into metrics.jsonl.
+STATISTICS = "log_probability", "kl_start", "clipped", "student_entropy"
 
 
 def update(student, start, optimizer, batch, args, compute):
@@ -288,12 +264,12 @@ def update(student, start, optimizer, batch, args, compute):
             drift = (all_logp.exp() * (all_logp - start_logp)).sum(-1)  # [n], KL(pi || pi_0)
         with torch.no_grad():  # metrics; logp is also kept as log pi_old for the later steps
             entropy = -(all_logp.exp() * all_logp).sum(-1)  # [n]
-            stats = torch.stack([logp, stopped.float(), drift, entropy], 1)  # [n, 4]
+            columns = [logp, drift, stopped.float(), entropy]
+            stats = torch.stack(columns, 1)  # [n, 4], as STATISTICS
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)
 
     old_logp, first_loss = None, None  # of the first step: log pi_old, and (4)
-    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
-    student.train()
+    student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # From the second step on the same batch the policy is not the one that wrote it. Then the ratio
     # and the clip of (3) matter.
     for _ in range(args.reuse):
@@ -326,22 +302,14 @@ def update(student, start, optimizer, batch, args, compute):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     # These are of the last step, where the ratio is furthest from 1. "loss" is of the first step.
-    _, stopped, drift, entropy = torch.cat(stats).mean(0).tolist()
-    metrics = {
-        "loss": first_loss,
-        "kl_start": drift,
-        "clipped": stopped,
-        "student_entropy": entropy,
-        **signal_statistics(right, G),
-        "grad_norm": norm,
-        **rollout_statistics(responses, student.ends),
-    }
+    means = dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist()))
+    del means["log_probability"]  # it was kept as log pi_old
+    metrics = {"loss": first_loss, **means, **signal_statistics(right, G), "grad_norm": norm}
+    metrics |= rollout_statistics(responses, student.ends)
     return metrics, [-logp for logp in old_logp]
 
 
 # ======================================================================== training
-
-
 def main(argv=None):
     args = check(parse(Args, __doc__, argv, "grpo"))
     run = Run(args, "grpo")  # device, folder, tokenizer, problems, checkpoint to continue from

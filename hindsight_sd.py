@@ -68,20 +68,19 @@ from common.arguments import choice, either, require, run_script
 import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states
-from common.data import opened_thinking, privileged_prompt, prompt_ids
-from common.diagnostics import gate, group_statistics, masses_at_mistakes, other_rows, say_gate
+from common.data import privileged_prompt, prompt_ids
+from common.diagnostics import group_statistics
+from common.evaluation import verdicts
 from common.flags import Common, in_range, parse
-from common.grading import verify
+from common.gate import peer_gate
 from common.memory import within_memory
-from common.processes import dealt
 from common.run import Run
-from common.sampler import sample, uniforms
+from common.sampler import draw, uniforms
 from common.views import print_views
 from common.weights import adamw, clip_gradient, copy_of, follow
 
+
 # ======================================================================== flags
-
-
 @dataclass
 class Args(Common):
     student: str = either("toy/reader2", "Qwen/Qwen3-0.6B")
@@ -138,48 +137,12 @@ def check(args):
 
 
 # ======================================================================== 1. a group of rollouts
-
-
 def rollouts(student, rows, args, step):
-    """(1): G responses to every question, row by row, as Completions. The random numbers
-    depend only on (seed, step, question, sample)."""
-    return sample(
-        student,
-        [r["ids"] for r in rows],
-        n=args.samples,  # (1): G rollouts
-        max_new_tokens=args.max_new_tokens,
-        keys=[(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)],
-    )
-
-
-def verdicts(tokenizer, rows, drawn, G):
-    """(1): the texts of the rollouts without their end-of-turn token, and R_i of each."""
-    texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
-    # Some templates open the thinking in the prompt. It is put back here, so a box in thinking that
-    # was never finished is no answer.
-    begun = opened_thinking(tokenizer)
-    whole = [begun + text for text in texts]
-    answers = [rows[i // G]["answer"] for i in range(len(drawn))]
-    return texts, dealt(verify, list(zip(whole, answers, [c.truncated for c in drawn])))
-
-
-def coverage(p, G):
-    """f(p, G): expected share of rollouts that fail AND have a successful peer, if a rollout is
-    right with probability p. (One that succeeds can have a peer, too.) It is a formula to compare
-    the metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). That maximum rises with G;
-    the paper's table of it falls with G, against its own formula.
-
-    >>> round(coverage(.257, 8), 3)
-    0.65
-    >>> round(coverage(1 - 16 ** (-1 / 15), 16), 3)
-    0.779
-    """
-    return (1 - p) * (1 - (1 - p) ** (G - 1))
+    """(1): G = --samples responses to every question, row by row, as Completions."""
+    return draw(student, [r["ids"] for r in rows], args, step)  # (1)
 
 
 # ======================================================================== 2. contexts
-
-
 def choose_peer(i, right, scores, rule, key):
     """(2): the number of the peer of rollout i in its group, or None.
 
@@ -233,7 +196,7 @@ def build_contexts(rows, drawn, tokenizer, args, step):
     """(1) and (2) for the whole batch."""
     G = args.samples
     # The verdicts come first: only right rollouts can be peers.
-    texts, right = verdicts(tokenizer, rows, drawn, G)
+    texts, right = verdicts(tokenizer, rows, drawn, G)  # (1): R_i
     # Length and mean log p, for the rules of --peer other than uniform.
     scores = [(len(c.ids), sum(c.logprobs) / len(c.ids)) for c in drawn]
     peers, prompts = [], []
@@ -255,32 +218,13 @@ def build_contexts(rows, drawn, tokenizer, args, step):
 
 
 def longest_context(row, tokenizer, args):
-    """A stand-in for the longest prompt that the teacher can see for this question, with a peer of
-    --max_new_tokens tokens. Only its length is used."""
-    if args.context != "peer":
-        return prompt_ids(tokenizer, context(row, None, args))
-    filler = tokenizer(" 1", add_special_tokens=False)["input_ids"][-1:]
-    prompt = prompt_ids(tokenizer, privileged_prompt(row["prompt"], " ", row["answer"]))
-    return prompt + filler * args.max_new_tokens
-
-
-def users_by_context(rows, peers):
-    """For the gate: {name: the user's turn for each row}, with nothing, the answer, a peer, both,
-    and both of another question."""
-    prompts, answers = [r["prompt"] for r in rows], [r["answer"] for r in rows]
-    wrong = [(peers[o], answers[o]) for o in other_rows(rows)]
-    return {
-        "nothing": prompts,
-        "answer": [privileged_prompt(q, answer=a) for q, a in zip(prompts, answers)],
-        "peer": [privileged_prompt(q, p) for q, p in zip(prompts, peers)],
-        "peer and answer": [privileged_prompt(*qpa) for qpa in zip(prompts, peers, answers)],
-        "wrong peer": [privileged_prompt(q, p, a) for q, (p, a) in zip(prompts, wrong)],
-    }
+    """As many ids as the longest prompt has that the teacher can see for this question: with a peer
+    of --max_new_tokens tokens. Only their number is used."""
+    peer_tokens = args.max_new_tokens if args.context == "peer" else 0
+    return prompt_ids(tokenizer, context(row, " ", args)) + [0] * peer_tokens
 
 
 # ======================================================================== 3. the loss
-
-
 def divergence(teacher_logp, student_logp, kind):
     """(4): [n], from log-probabilities [n, V]; a sum over the vocabulary. The TEACHER comes first,
     as in (4)."""
@@ -322,6 +266,8 @@ def token_weights(drawn, contexts, args):
 
 
 # ======================================================================== 4. one update
+# What is measured at every token. The means go into metrics.jsonl, masked rollouts included.
+STATISTICS = "distance", "kl", "kl_start", "credit", "student_entropy", "teacher_entropy"
 
 
 def update(student, teacher, start, optimizer, batch, args, compute):
@@ -360,11 +306,11 @@ def update(student, teacher, start, optimizer, batch, args, compute):
             kl = divergence(teacher_logp, student_logp, "forward")  # [n]
             credit = (teacher_written - written_logp).abs()  # [n], |log p_t(o_t) - log s_t(o_t)|
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
-            stats = torch.stack([distance, kl, drift, credit, *entropies], 1)  # [n, 6]
+            columns = [distance, kl, drift, credit, *entropies]
+            stats = torch.stack(columns, 1)  # [n, 6], as STATISTICS
         return loss.sum(), stats
 
-    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
-    student.train()
+    student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # Micro-batches are cut for the teacher's prompts, because these are longer.
     for chosen in compute.micro_batches(prompts, responses):
         # The rollout's token ids stand behind the teacher's prompt as they are. If the text was
@@ -395,45 +341,15 @@ def update(student, teacher, start, optimizer, batch, args, compute):
             if args.teacher == "ema":  # after the step, so that the next update sees it
                 follow(teacher, student, args.ema)
         optimizer.zero_grad(set_to_none=True)
-    # Means over all tokens, masked rollouts included. The first column, (4), is inside "loss".
-    names = ("kl", "kl_start", "credit", "student_entropy", "teacher_entropy")
-    means = torch.cat(stats).mean(0)[1:].tolist()
-    metrics = {
-        "loss": loss,
-        **dict(zip(names, means)),
-        **group_statistics(rows, contexts.right, contexts.peers, G),
-        "grad_norm": norm,
-        **rollout_statistics(responses, student.ends),
-    }
+    means = dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist()))
+    del means["distance"]  # it is inside "loss"
+    metrics = {"loss": loss, **means, "grad_norm": norm}
+    metrics |= group_statistics(rows, contexts.right, contexts.peers, G)
+    metrics |= rollout_statistics(responses, student.ends)
     return metrics, [s[:, 0] for s in stats]
 
 
 # ======================================================================== training
-
-
-def open_gate(run, student, args):
-    """Print what each context can teach: accuracy when GENERATING with it, on questions that the
-    student solves at least once in G. On the toy also the probability of the right token at the
-    first mistake of the student's failed rollouts. Returns the accuracies."""
-    G, rows = args.samples, run.rows[: min(200, max(2, args.eval_n // 2))]
-    with run.autocast():
-        drawn = rollouts(student, rows, args, 0)
-    texts, right = verdicts(run.tokenizer, rows, drawn, G)
-    # Reversed, so that the first right rollout of a question is the one that stays.
-    first_right = {i // G: texts[i] for i in reversed(range(len(drawn))) if right[i]}
-    solved = sorted(first_right)  # questions with a peer
-    if len(solved) < 2:
-        say_gate({}, "", "", "", "")  # warns that there is hardly a peer
-        return {}
-    users = users_by_context([rows[q] for q in solved], [first_right[q] for q in solved])
-    answered = gate(run, student, [rows[q] for q in solved], users)
-    failed = [i for i, ok in enumerate(right) if not ok and i // G in first_right]
-    cases = [(solved.index(i // G), rows[i // G], drawn[i].ids) for i in failed]
-    say_gate(answered, "nothing", "peer and answer", "wrong peer", "a successful peer")
-    masses_at_mistakes(run, student, cases, users)
-    return {k: [v["accuracy"], *v["interval"]] for k, v in answered.items()}
-
-
 def main(argv=None):
     args = check(parse(Args, __doc__, argv, "hindsight_sd"))
     run = Run(args, "hindsight_sd")  # device, folder, tokenizer, problems, checkpoint
@@ -464,7 +380,7 @@ def main(argv=None):
     with_peer, alone = (context(run.rows[0], p, args) for p in ("(a right rollout)", None))
     print_views(run.rows[0], student=run.rows[0]["prompt"], with_peer=with_peer, alone=alone)
     if run.fresh:
-        accuracies = open_gate(run, student, args)
+        accuracies = peer_gate(run, student)  # what can each context teach?
         run.log(0, eval=run.accuracy_and_variety(student), gate=accuracies)
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints

@@ -432,7 +432,7 @@ def see_grpo(method, cases, setting):
             seen.append("This method compares the rollouts of a group: --samples 2 or more.")
             continue
         args = method.check(method.Args(samples=G))
-        right = method.verdicts(setting.tokenizer, [case.row], case.group, G)
+        _, right = method.verdicts(setting.tokenizer, [case.row], case.group, G)
         advantages = method.advantages([float(r) for r in right], G, args.advantage).tolist()
         own = advantages[case.shown]
         logp = score(setting.student, case.row["ids"], ids)  # [N, V]

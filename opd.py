@@ -43,10 +43,6 @@ Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
     python opd.py --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-4B --data gsm8k --out runs/mine
     python opd.py --resume --out runs/mine             continue it, bit for bit on a CPU
-
-Read the file from top to bottom. The functions stand in the order in which the data goes through
-them. What no paper talks about is in common/: sampler.py draws the rollouts, batches.py packs
-them into tensors, run.py loads models, keeps metrics and writes checkpoints.
 """
 
 import math
@@ -62,13 +58,11 @@ from common.batches import Collected, log_probabilities, rollout_statistics, sta
 from common.flags import Common, at_least, in_range, parse
 from common.memory import within_memory
 from common.run import Run
-from common.sampler import sample, uniforms
-from common.views import say_margin
+from common.sampler import draw, uniforms
 from common.weights import adamw, clip_gradient
 
+
 # ======================================================================== flags
-
-
 @dataclass
 class Args(Common):
     student: str = either("toy/student", "Qwen/Qwen3-0.6B")
@@ -85,8 +79,8 @@ class Args(Common):
     lr: float = either(1e-3, 1e-5)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     temperature: float = 1.0
-    """of the rollouts AND of both distributions in the loss; with two different temperatures the
-    rollouts would be off-policy"""
+    """temperature of the rollouts AND of both distributions in the loss; with two different ones
+    the rollouts would be off-policy"""
     divergence: str = choice("reverse", "reverse", "forward", "jsd")
     """reverse: KL(student || teacher); forward: KL(teacher || student); jsd: see --beta"""
     beta: float = 0.5
@@ -110,11 +104,6 @@ def check(args):
     in_range(args, "off_policy", "[0, 1]", "it is a share")
     at_least(args, 1, "top_k")
     require(
-        args.student != args.teacher,
-        f"--student and --teacher are both '{args.student}': it would learn nothing from itself; "
-        "choose a better teacher.",
-    )
-    require(
         args.estimator != "sampled" or args.divergence == "reverse",
         "--estimator sampled estimates the reverse KL; use it with --divergence reverse.",
     )
@@ -122,15 +111,9 @@ def check(args):
 
 
 # ======================================================================== 1. rollouts
-
-
 def rollouts(student, tokenizer, rows, args, step):
     """(1): `samples` responses to every row. Returns prompts, responses (lists of token ids), and
-    for each response whether it is off-policy.
-
-    The random numbers depend only on (seed, step, prompt, sample). So every rollout can be drawn
-    again alone.
-    """
+    for each response whether it is off-policy."""
     prompts = [r["ids"] for r in rows for _ in range(args.samples)]
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
     off_policy = [uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
@@ -140,14 +123,7 @@ def rollouts(student, tokenizer, rows, args, step):
     if not all(off_policy):
         # No top-p and no top-k. The loss uses the full softmax. A filtered sampler would visit
         # other states than that distribution does.
-        drawn = sample(
-            student,
-            [r["ids"] for r in rows],
-            n=args.samples,
-            max_new_tokens=args.max_new_tokens,
-            keys=keys,
-            temperature=args.temperature,  # (1)
-        )
+        drawn = draw(student, [r["ids"] for r in rows], args, step, args.temperature)  # (1)
     responses = []
     for i, off in enumerate(off_policy):
         if off:
@@ -161,8 +137,6 @@ def rollouts(student, tokenizer, rows, args, step):
 
 
 # ======================================================================== 2. divergence
-
-
 def divergence(student_logp, teacher_logp, kind="reverse", beta=0.5):
     """(2): the divergence at every state, [n], from log-probabilities [n, V]. It is a sum over the
     vocabulary. A mean over the vocabulary would be V times smaller.
@@ -230,6 +204,8 @@ def token_loss(student_logp, teacher_logp, targets, off_policy, args):
 
 
 # ======================================================================== 3. one update
+# What is measured at every token. The means go into metrics.jsonl.
+STATISTICS = "kl", "student_entropy", "teacher_entropy"
 
 
 def update(student, teacher, optimizer, batch, args, compute):
@@ -250,10 +226,9 @@ def update(student, teacher, optimizer, batch, args, compute):
         with torch.no_grad():  # only to be looked at
             kl = divergence(student_logp, teacher_logp)  # [n]
             entropies = [-(x.exp() * x).sum(-1) for x in (student_logp, teacher_logp)]  # [n] each
-        return loss.sum(), torch.stack([kl, *entropies], 1)
+        return loss.sum(), torch.stack([kl, *entropies], 1)  # [n, 3], as STATISTICS
 
-    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
-    student.train()
+    student.train()  # gradient checkpointing works in this mode only; there is no dropout
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, targets = compute.pack(prompts, responses, chosen)
         off = compute.per_token(off_policy, responses, chosen)  # [N]
@@ -278,21 +253,13 @@ def update(student, teacher, optimizer, batch, args, compute):
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    kl, student_entropy, teacher_entropy = torch.cat(stats).mean(0).tolist()
-    metrics = {
-        "loss": loss / tokens,
-        "kl": kl,
-        "student_entropy": student_entropy,
-        "teacher_entropy": teacher_entropy,
-        "grad_norm": norm,
-        **rollout_statistics(responses, student.ends),
-    }
+    means = dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist()))
+    metrics = {"loss": loss / tokens, **means, "grad_norm": norm}
+    metrics |= rollout_statistics(responses, student.ends)
     return metrics, [s[:, 0] for s in stats]
 
 
 # ======================================================================== training
-
-
 def main(argv=None):
     args = check(parse(Args, __doc__, argv, "opd"))
     run = Run(args, "opd")  # device, folder, tokenizer, problems, checkpoint to continue from
@@ -305,10 +272,7 @@ def main(argv=None):
     student, teacher = run.load_student(), run.load(args.teacher)
     optimizer = adamw(student, args.lr, args.adam_bits)
     run.begin(student, optimizer, teacher=teacher)
-    if run.fresh:
-        teacher_accuracy = run.accuracy(teacher)["accuracy"]  # the ceiling
-        run.log(0, eval=run.accuracy(student), teacher_accuracy=teacher_accuracy)
-        say_margin(run, student, teacher)  # how much the teacher knows that the student does not
+    run.compare_with_teacher(student, teacher)  # before the first update
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints
         with run.phase("sample"), run.autocast():

@@ -10,15 +10,14 @@ from the high-loss positions: it compares the next K tokens of the student with 
 the teacher would write there. Positions where they differ least are left out. At the others the
 student also learns the teacher's tokens.
 
-    l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   at every token of the rollout y;
-             L_OPD = mean over all tokens of the batch                                        (1)
+    l_t    = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   at every token of the rollout y
+    L_OPD  = mean of l_t over all tokens of the batch                                         (1)
     c      = { t : l_t among the highest of the rollout }          the candidates             (2)
     W_T, W_S = K tokens of the teacher, K of the student, both after (x, y_<t)                (3)
     C_ji   = 1 - cos( E(W_T[j]), E(W_S[i]) )                       ground cost, teacher first (4)
     D_t    = min over plans gamma of <gamma, C>                    distance of the futures    (5)
     d      = the candidates without those of the lowest D_t        the divergent points       (6)
-    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised; gamma is a
-             softer plan than that of (5), see note 13             target of position t + i   (7)
+    q_i    = sum_j gamma_ji onehot( W_T[j] ), normalised           target of position t + i   (7)
     L_traj(t) = mean over i of KL( q_i || p_S(. | x, y_<t+i) )     in the student's context   (8)
     L      = L_OPD + lambda * mean over d of L_traj(t)                                        (9)
 
@@ -27,6 +26,11 @@ distributions of student and teacher. E gives a token a vector. t, i and j count
 A plan gamma [n, m] says how much of the teacher's token j moves to the student's position i. Its
 rows sum to a = 1/n each and its columns to b = 1/m each. Here n = m always (note 17). The code
 keeps both letters to show the order: [n, m] is teacher x student, [m, n] is student x teacher.
+<gamma, C> is the sum of gamma_ji C_ji, the mean cost of these moves. So D_t is 0 if both futures
+have the same tokens, in any order, and large if they have little in common. The plan of (7) is a
+softer one than that of (5), see note 13. With lambda = 0 this file is opd.py. The larger lambda is,
+the more the student copies the teacher's futures, also where the teacher itself would not write
+them behind the student's tokens (the metric target_agreement).
 
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
   [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
@@ -44,22 +48,22 @@ keeps both letters to show the order: [n, m] is teacher x student, [m, n] is stu
               sum over i without dividing. The gradient is the same, because the mean divides by m
               again.  10. where windows overlap, their losses add up.
   [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
-              orthogonal, D is about 1 - share of common tokens, in any order. Then D is high for
-              synonyms, a limit of this E. (The toy's synonyms are close to each other, see
-              benchmarks/README.md.) A token that stands in both windows is mostly matched to
-              itself. There (8) only makes the student's own token likelier.  12. a and b are
-              uniform.  13. two plans. D is defined as a minimum, so (5) takes the exact plan. That
-              plan is a permutation: as a target it would be one token for each position. So there
-              is a softer plan for (7), by Sinkhorn's algorithm with epsilon 0.05.  14. "the lowest"
-              in (6): 30 % of the batch's candidates.  15. the teacher decodes greedily.  16. the
-              mean in (9) is over the divergent points of the whole batch. lambda = 0.1, on the toy
-              0.03 (the paper gives no value).  17. the student's window ends with the rollout, the
-              teacher's where the teacher writes an end token. Both are cut to the shorter one. A
-              position at which the rollout has fewer than K/2 tokens left, its own included, is no
-              candidate. The next highest loss takes its place.  18. a short rollout has 2
-              candidates, or 1 below 20 tokens.  19. rate, batch, length and start. (The paper:
-              2e-6, a batch of 4, 8,000 tokens, and a student that was first trained on 20,000
-              answers of the teacher. Ours starts as it is.)
+              orthogonal, D is about 1 - share of common tokens, in any order. Then D is high also
+              if one window says the same as the other in synonyms. This is a weakness of this E.
+              (The toy's synonyms are close to each other, see benchmarks/README.md.) A token that
+              stands in both windows is mostly matched to itself. There (8) only makes the student's
+              own token likelier.  12. a and b are uniform.  13. two plans. D is defined as a
+              minimum, so (5) takes the exact plan. It gives each position exactly one token, which
+              would be a hard target. So (7) takes a softer plan, by Sinkhorn's algorithm with
+              epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
+              teacher decodes greedily.  16. the mean in (9) is over the divergent points of the
+              whole batch. lambda = 0.1, on the toy 0.03 (the paper gives no value).  17. the
+              student's window ends with the rollout, the teacher's where the teacher writes an end
+              token. Both are cut to the shorter one. A position at which the rollout has fewer than
+              K/2 tokens left, its own included, is no candidate. The next highest loss takes its
+              place.  18. a short rollout has 2 candidates, or 1 below 20 tokens.  19. rate, batch,
+              length and start. (The paper: 2e-6, a batch of 4, 8,000 tokens, and a student that was
+              first trained on 20,000 answers of the teacher. Ours starts as it is.)
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -80,17 +84,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states
+from common.cache import advance, read
 from common.diagnostics import quartiles
 from common.flags import Common, in_range, parse
 from common.memory import within_memory
 from common.run import Run
-from common.sampler import RowCache, advance, sample, uniforms
-from common.views import say_margin
+from common.sampler import draw, uniforms
 from common.weights import adamw, clip_gradient
 
+
 # ======================================================================== flags
-
-
 @dataclass
 class Args(Common):
     student: str = either("toy/student", "Qwen/Qwen3-0.6B")
@@ -129,11 +132,6 @@ class Args(Common):
 
 def check(args):
     """Refuse what cannot work before anything is loaded."""
-    require(
-        args.student != args.teacher,
-        f"--student and --teacher are both '{args.student}': it would learn nothing from itself; "
-        "choose a better teacher.",
-    )
     fits = "a window must fit into a rollout, see --max_new_tokens"
     in_range(args, "window_size", f"[2, {args.max_new_tokens}]", fits)
     in_range(args, "lam", "[0, inf)", "it is the weight of a loss")
@@ -146,31 +144,21 @@ def check(args):
     )
     require(
         args.suppress != "high" or args.drop_share <= 0.5,
-        "--suppress high scales down as many of the OTHER candidates as --drop_share drops; above "
-        "0.5 there are not so many.",
+        "--suppress high scales down as many other candidates as --drop_share drops; so "
+        "--drop_share can be 0.5 at most.",
     )
     return args
 
 
 # ======================================================================== 1. rollouts
-
-
 def rollouts(student, rows, args, step):
-    """Prompts and responses, both lists of token ids. Temperature 1 and no filter [paper].
-
-    The random numbers depend only on (seed, step, prompt, sample).
-    """
+    """Prompts and responses, both lists of token ids. Temperature 1 and no filter [paper]."""
     prompts = [r["ids"] for r in rows]
-    keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
-    drawn = sample(
-        student, prompts, n=args.samples, max_new_tokens=args.max_new_tokens, keys=keys
-    )
+    drawn = draw(student, prompts, args, step)
     return [p for p in prompts for _ in range(args.samples)], [c.ids for c in drawn]
 
 
 # ======================================================================== 2. candidates
-
-
 def reverse_kl(student_logp, teacher_logp):
     """(1): KL(student || teacher) at every state, [n], from log-probabilities [n, V].
 
@@ -195,8 +183,6 @@ def candidates(losses, args):
 
 
 # ======================================================================== 3. the two futures
-
-
 @dataclass
 class Point:
     """A candidate: a position at which the two futures are compared."""
@@ -209,20 +195,6 @@ class Point:
     cost: torch.Tensor  # C [n, m] = teacher x student
     distance: float  # D_t
     weights: torch.Tensor = None  # q [m, n] = student x teacher; None: this point has no target
-
-
-def read(model, ids, room):
-    """Last hidden states [B, L, width] of whole texts, and the cache of their keys and values.
-    room: how many tokens may be added to the cache later.
-
-    Scoring reads the rollouts anyway. The cache is kept, so the windows are cheap.
-    """
-    out = model.base_model(input_ids=ids, use_cache=True)
-    cache = RowCache(ids.shape[1] + room, model.config.num_hidden_layers - 1)
-    for i, layer in enumerate(out.past_key_values.layers):
-        cache.layers[i] = [layer.keys, layer.values]
-    cache.length = ids.shape[1]
-    return out.last_hidden_state, cache
 
 
 def continuations(model, hidden, cache, places, K, contextual=False, size=64):
@@ -244,6 +216,8 @@ def continuations(model, hidden, cache, places, K, contextual=False, size=64):
     small steps for ALL windows, instead of K steps and a prompt for each of them. Texts are
     padded on the right. So no prefix contains padding, and reading needs no mask.
     """
+    if not places:  # a micro-batch of short rollouts can have none
+        return [], None
     device = hidden.device
     rows, prefix = torch.tensor(places, device=device).T  # [P] each
     branch, windows_in_row = [], {}  # branch: the number of each window in its row
@@ -294,8 +268,6 @@ def embed(teacher, windows):
 
 
 # ======================================================================== 4. optimal transport
-
-
 def ground_cost(teacher_vectors, student_vectors):
     """(4): C [P, n, m] from [P, n, width] and [P, m, width]. With static vectors the same token
     costs 0. Different ones cost about 1 where they are nearly orthogonal (note 11)."""
@@ -366,8 +338,6 @@ def divergent(points, args):
 
 
 # ======================================================================== 5. targets and scales
-
-
 def soft_targets(points, args, device="cpu"):
     """(7): sets point.weights, [m, n]: for each of m student positions n weights, which lie on
     the n token ids of the teacher's window.
@@ -441,8 +411,6 @@ def scales(losses, kept, dropped, args, step):
 
 
 # ======================================================================== 6. look ahead
-
-
 def compare(spots, pairs, teacher, vectors=None):
     """Points from candidates and their two windows: (4), (5).
 
@@ -451,11 +419,10 @@ def compare(spots, pairs, teacher, vectors=None):
     """
     if not spots:
         return []
-    teacher_windows, student_windows = zip(*pairs)
-    vectors = vectors or (embed(teacher, teacher_windows), embed(teacher, student_windows))
+    vectors = vectors or [embed(teacher, windows) for windows in zip(*pairs)]
     costs = ground_cost(*vectors).cpu()  # (4), [P, n, m], padded
     points = []
-    for (i, t, loss), w_t, w_s, cost in zip(spots, teacher_windows, student_windows, costs):
+    for (i, t, loss), (w_t, w_s), cost in zip(spots, pairs, costs):
         cost = cost[: len(w_t), : len(w_s)].clone()  # [n, m]
         distance = (exact_plan(cost) * cost).sum().item()  # (5)
         points.append(Point(i, t, loss, w_t, w_s, cost, distance))
@@ -501,11 +468,8 @@ def look_ahead(student, teacher, batch, args, compute):
         # The teacher continues the prompt and y_<t of every candidate.
         with compute.phase("windows"):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in spots]
-            teacher_windows, after = [], None
-            if places:  # a micro-batch of short rollouts can have none
-                more = dict(contextual=contextual, size=compute.chunk)
-                written = continuations(teacher, hidden, cache, places, K, **more)  # (3)
-                teacher_windows, after = written
+            written = continuations(teacher, hidden, cache, places, K, contextual, compute.chunk)
+            teacher_windows, after = written  # (3)
         student_windows = [responses[i][t : t + K] for i, t, _ in spots]  # (3): in the rollout
         # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
         # text at once would make its end token the target of all K positions.
@@ -528,6 +492,8 @@ def look_ahead(student, teacher, batch, args, compute):
 
 
 # ======================================================================== 7. one update
+# What is measured at every token. The means go into metrics.jsonl.
+STATISTICS = "kl", "student_entropy", "teacher_entropy", "target_agreement"
 
 
 def update(student, teacher, optimizer, batch, args, step, compute):
@@ -566,11 +532,10 @@ def update(student, teacher, optimizer, batch, args, step, compute):
             # How likely does the teacher itself find the targets, in the STUDENT's context? Where
             # it finds them unlikely, L_traj and L_OPD pull in different directions.
             agreement = (target_weights * teacher_logp.gather(1, target_ids).exp()).sum(-1)  # [n]
-            columns = [kl.detach(), *entropies, agreement]
-        return torch.stack([(kl * factor).sum(), traj]), torch.stack(columns, 1)
+            columns = torch.stack([kl.detach(), *entropies, agreement], 1)  # [n, 4], as STATISTICS
+        return torch.stack([(kl * factor).sum(), traj]), columns
 
-    # Gradient checkpointing, if it is on, works in training mode only. There is no dropout.
-    student.train()
+    student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # The same micro-batches as in look_ahead: they depend on the lengths only.
     micro_batches = compute.micro_batches(prompts, responses)
     for chosen, teacher_hidden in zip(micro_batches, teacher_states):
@@ -597,31 +562,25 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         if math.isfinite(norm):  # a step along NaN would destroy the weights for good
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    opd = opd / tokens
+    opd, stats = opd / tokens, torch.cat(stats)  # stats [N, 4]
     traj = (traj + sum(negative_entropy(p) / len(p.weights) for p in guiding)) / count
-    stats = torch.cat(stats)  # [N, 4]
-    kl, student_entropy, teacher_entropy, _ = stats.mean(0).tolist()
+    means = dict(zip(STATISTICS, stats.mean(0).tolist()))
+    # The mean over d and i of sum_v q_i(v) p_T(v | x, y_<t+i), not over all tokens.
+    means["target_agreement"] = stats[:, 3].sum().item() / count if guiding else None
     metrics = {
         "loss": opd + args.lam * traj,
         "opd": opd,
         "traj": traj,
-        "kl": kl,
-        "student_entropy": student_entropy,
-        "teacher_entropy": teacher_entropy,
+        **means,
         "candidates": len(points) / len(responses),
         "divergent": len(kept) / len(responses),
         "distance": quartiles([p.distance for p in points]),
-        # mean over d and i of sum_v q_i(v) p_T(v | x, y_<t+i)
-        "target_agreement": stats[:, 3].sum().item() / count if guiding else None,
         "grad_norm": norm,
-        **rollout_statistics(responses, student.ends),
     }
-    return metrics, losses, points
+    return metrics | rollout_statistics(responses, student.ends), losses, points
 
 
 # ======================================================================== training
-
-
 def windows_of(points, tokenizer):
     """The futures of up to two divergent points of the first rollout, as text."""
     for p in [p for p in points if p.row == 0 and p.weights is not None][:2]:
@@ -637,10 +596,7 @@ def main(argv=None):
     optimizer = adamw(student, args.lr, args.adam_bits)
     # margin: a window of the teacher can begin near the end of a rollout and go beyond it.
     run.begin(student, optimizer, teacher=teacher, margin=args.window_size, teacher_cache=True)
-    if run.fresh:
-        teacher_accuracy = run.accuracy(teacher)["accuracy"]  # the ceiling
-        run.log(0, eval=run.accuracy(student), teacher_accuracy=teacher_accuracy)
-        say_margin(run, student, teacher)  # how much the teacher knows that the student does not
+    run.compare_with_teacher(student, teacher)  # before the first update
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints
         with run.phase("sample"), run.autocast():

@@ -18,9 +18,10 @@ from common import credit
 from common.arguments import Parser, run_script
 from common.batches import prompts_of_step
 from common.data import load_benchmark, prompt_ids
-from common.diagnostics import auc, token_at
+from common.diagnostics import auc, coverage
 from common.evaluation import mean_interval
 from common.flags import at_least, parse
+from common.gate import token_at
 from common.models import load_model, load_tokenizer
 from toy import world
 
@@ -166,7 +167,7 @@ def coverages(student, tokenizer, rows, args):
     predicted, observed = [], []
     for q in range(len(rows)):
         of_question = verdicts[64 * q : 64 * q + 64]
-        predicted.append(hindsight_sd.coverage(sum(of_question) / 64, G))
+        predicted.append(coverage(sum(of_question) / 64, G))
         groups = [of_question[first : first + G] for first in range(0, 64, G)]
         observed.append(sum(G - sum(group) for group in groups if any(group)) / 64)
     distances = [abs(a - b) for a, b in zip(observed, predicted)]

@@ -264,7 +264,7 @@ def health(run, module):
     from lab_swaps import frozen
 
     from common.data import privileged_prompt
-    from common.diagnostics import gate, other_rows
+    from common.gate import gate, other_rows
 
     args, rows = run.args, run.rows[:HEALTH]
     others = [rows[o] for o in other_rows(rows)]

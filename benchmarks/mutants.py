@@ -26,7 +26,7 @@ ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
 RANGES = "common/ranges.py"
 ALGEBRA, COMPARE = "common/algebra.py", "common/compare.py"
 RESULTS = "common/results.py"
-VLLM = "common/vllm.py"
+VLLM, DIAGNOSTICS = "common/vllm.py", "common/diagnostics.py"
 
 MUTANTS = [
     # ---- opd.py
@@ -50,10 +50,11 @@ MUTANTS = [
     (OPD, "compute.backward(loss / tokens)", "compute.backward(loss / len(responses))", "opd"),
     (OPD, "[*ids, student.turn_end][: args.max_new_tokens]", "ids[: args.max_new_tokens]",
      "opd"),
-    (OPD, "temperature=args.temperature,", "temperature=1.0,", "opd"),
+    (OPD, "args, step, args.temperature)", "args, step)", "opd"),
     (OPD, "log_probabilities(teacher, teacher_hidden, args.temperature)",
      "log_probabilities(teacher, teacher_hidden)", "opd"),
-    (OPD, "keys = [(args.seed, step, i, j) for", "keys = [(args.seed, i, j) for", "opd mistakes"),
+    (SAMPLER, "keys = [(args.seed, step, i, j) for", "keys = [(args.seed, i, j) for",
+     "sampler opd topd ar_opd hindsight_sd grpo"),
     (OPD, "optimizer.zero_grad(set_to_none=True)", "pass", "opd"),
     (OPD, "if math.isfinite(norm):", "if True:", "opd degenerate mistakes"),
     # ---- topd.py
@@ -111,7 +112,7 @@ MUTANTS = [
      "ar_opd"),
     (AR, "with torch.no_grad():  # the target", "with torch.enable_grad():  # the target",
      "ar_opd"),
-    (AR, '[r["plain"] for r in rows],', '[r["full"] for r in rows],', "ar_opd"),
+    (AR, '[r["plain"] for r in rows]', '[r["full"] for r in rows]', "ar_opd"),
     (AR, 'compute.pack(prompts["plain"], responses, chosen)',
      'compute.pack(prompts["partial"], responses, chosen)', "ar_opd"),
     # ---- hindsight_sd.py
@@ -132,8 +133,8 @@ MUTANTS = [
      "drift = (start_logp.exp() * (start_logp - student_logp)).sum(-1)", "hindsight_sd"),
     (HSD, "group = slice(q * G, (q + 1) * G)", "group = slice(0, G)", "hindsight_sd"),
     (HSD, "key = args.seed, step, q, j", "key = args.seed, step, q", "hindsight_sd"),
-    (HSD, "return (1 - p) * (1 - (1 - p) ** (G - 1))", "return (1 - p) * (1 - (1 - p) ** G)",
-     "hindsight_sd"),
+    (DIAGNOSTICS, "return (1 - p) * (1 - (1 - p) ** (G - 1))",
+     "return (1 - p) * (1 - (1 - p) ** G)", "diagnostics"),
     (HSD, "teacher_logp = log_probabilities(teacher, teacher_hidden)",
      "teacher_logp = log_probabilities(student, teacher_hidden)", "hindsight_sd"),
     # ---- grpo.py

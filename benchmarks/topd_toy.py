@@ -19,9 +19,10 @@ import topd
 from common.arguments import Parser, run_script
 from common.batches import Compute, prompts_of_step
 from common.data import load_benchmark, prompt_ids
-from common.diagnostics import auc, quartiles, token_at
+from common.diagnostics import auc, quartiles
 from common.evaluation import mean_interval
 from common.flags import at_least, parse
+from common.gate import token_at
 from common.models import load_model, load_tokenizer
 from common.sampler import sample, uniforms
 from common.weights import adamw

@@ -1,9 +1,9 @@
 """What a self-teacher knows, and at which tokens. Nothing here trains.
 
 A "view" is the student itself with more in its prompt: the first part of a solution, a whole
-solution, a successful rollout. The gate lets the student generate with each view's prompt. All
-other numbers are taken on the student's own rollouts, token by token, in one pass of each view
-over each rollout.
+solution, a successful rollout. All numbers are taken on the student's own rollouts, token by
+token, in one pass of each view over each rollout. What a view can do when it generates is measured
+in `gate.py`.
 
 Functions that need the truth about a response take it as `check`. Only the toy has one:
 `common.data.checker`.
@@ -15,83 +15,6 @@ import torch
 
 from common import batches
 from common.batches import log_probabilities, pack, states
-from common.data import prompt_ids
-from common.evaluation import evaluate
-from common.show import percent
-
-# ======================================================================== before training: the gate
-
-
-def other_rows(rows):
-    """For each row the number of another row with another answer: the next one that there is."""
-    numbers = list(range(len(rows)))
-    return [
-        next((o for o in numbers[i + 1 :] + numbers[:i] if rows[o]["answer"] != r["answer"]), i - 1)
-        for i, r in enumerate(rows)
-    ]
-
-
-def gate(run, model, rows, users):
-    """{view: summary}: greedy accuracy when the model GENERATES with each view's prompt.
-
-    users: {view: the user's turn for each row}. A self-teacher that cannot use what it sees has
-    nothing to teach. One that is as good with another row's solution does not read it.
-    """
-    longest = max(256, run.args.max_new_tokens)
-    summaries = {}
-    for name, turns in users.items():
-        asked = [{**r, "prompt": turn} for r, turn in zip(rows, turns)]
-        summaries[name], _ = evaluate(
-            model, run.tokenizer, asked, max_new_tokens=longest, autocast=run.autocast()
-        )
-    return summaries
-
-
-def say_gate(answered, without, right, wrong, what):
-    """Print the gate, and warn if the views cannot teach. without, right, wrong: names of views.
-    what: what the right view shows."""
-    if not answered:
-        print(
-            "warning: fewer than two of the first questions were solved even once; there will "
-            "hardly be a peer to learn from"
-        )
-        return
-    texts = [f"{name}: {percent(summary)}" for name, summary in answered.items()]
-    n = answered[without]["n"]
-    print(f"generating, shown {', '.join(texts)}   (greedy, {n} training problems)")
-    if answered[right]["interval"][0] <= answered[without]["accuracy"]:
-        print(
-            f"warning: the student is hardly better with {what} in its prompt than without; "
-            "expect no gain from teaching itself"
-        )
-    if answered[wrong]["accuracy"] >= answered[right]["accuracy"] - 0.02:
-        print(
-            f"warning: {what}, taken from another problem, helps as much as the problem's own: the "
-            "model does not read what it is shown"
-        )
-
-
-def masses_at_mistakes(run, model, cases, users, most=300):
-    """Print the probability of the right token at the first mistake of failed rollouts, in each
-    view. cases: (number of the row in users, row, token ids of a failed rollout). Only the toy
-    knows where a mistake is. Returns {view: [probabilities]}."""
-    if run.check is None:
-        return {}
-    _, rows, responses = zip(*cases) if cases else ((), (), ())
-    mistakes = first_mistakes(run.tokenizer, rows, responses, run.check)[:most]
-    masses = {}
-    for name, turns in users.items():
-        ids = [prompt_ids(run.tokenizer, turns[cases[k][0]]) for k, _, _ in mistakes]
-        texts = [p + cases[k][2][:at] for p, (k, at, _) in zip(ids, mistakes)]
-        masses[name] = mass(model, [(t, token) for t, (_, _, token) in zip(texts, mistakes)])
-    if mistakes:
-        means = [f"{name}: {sum(v) / len(v):.2f}" for name, v in masses.items()]
-        print(
-            f"probability of the right token at the first mistake, shown {', '.join(means)}   "
-            f"({len(mistakes)} failed rollouts)"
-        )
-    return masses
-
 
 # ======================================================================== groups and distances
 
@@ -282,47 +205,15 @@ def auc(scores, labels):
     return (u / (len(positive) * len(negative))).item()
 
 
-# ======================================================================== the first mistake (toy)
+def coverage(p, G):
+    """f(p, G): expected share of rollouts that fail AND have a successful peer, if a rollout is
+    right with probability p. (One that succeeds can have a peer, too.) It is a formula to compare
+    the metric `coverage` with. It is largest at p = 1 - G^(-1/(G-1)). This maximum grows with
+    G. In the paper's table it falls with G, which contradicts the paper's formula.
 
-
-def token_at(tokenizer, ids, character):
-    """Number of the token of `ids` that holds this character of the decoded text."""
-    end = 0
-    for i, token in enumerate(ids):
-        end += len(tokenizer.decode([token]))
-        if character < end:
-            return i
-    return len(ids) - 1
-
-
-def first_mistakes(tokenizer, rows, responses, check):
-    """Where failed responses first leave the truth: [(number of the response, number of the
-    token, the token that would be right)]. Responses to problems that `check` does not know are
-    left out, and mistakes without a single right token."""
-    cases = []
-    for k, (row, ids) in enumerate(zip(rows, responses)):
-        text = tokenizer.decode(ids)
-        try:
-            wrong = check(row["problem"], text).first_wrong
-        except ValueError:  # not the toy's language
-            continue
-        if wrong is None or not wrong.right:
-            continue
-        at = token_at(tokenizer, ids, wrong.wrong_at)
-        space = " " if text[wrong.wrong_at - 1 : wrong.wrong_at] == " " else ""
-        right = tokenizer.convert_tokens_to_ids(space + wrong.right)
-        if right not in (None, tokenizer.unk_token_id, ids[at]):
-            cases.append((k, at, right))
-    return cases
-
-
-@torch.no_grad()
-def mass(model, cases):
-    """The probability of a token after a text, for every (ids, token)."""
-    model.eval()
-    found = []
-    for ids, token in cases:
-        ids = torch.tensor([ids], device=model.device)
-        logits = model(ids, logits_to_keep=1).logits[0, -1].float()
-        found.append(logits.softmax(-1)[token].item())
-    return found
+    >>> round(coverage(.257, 8), 3)
+    0.65
+    >>> round(coverage(1 - 16 ** (-1 / 15), 16), 3)
+    0.779
+    """
+    return (1 - p) * (1 - (1 - p) ** (G - 1))

@@ -16,7 +16,7 @@ from collections import Counter
 from scipy.special import stdtrit
 
 from common.answers import equal
-from common.data import prompt_ids
+from common.data import opened_thinking, prompt_ids
 from common.grading import graded_answer, opened, verify
 from common.judge import Budget, warm_up
 from common.models import no_autocast
@@ -293,3 +293,14 @@ def graded_again(records):
         {**r, **verdict_on(r.get("prompt", ""), r["response"], r["gold"], r["truncated"])}
         for r in records
     ]
+
+
+def verdicts(tokenizer, rows, drawn, G):
+    """The texts of the rollouts without their end-of-turn token, and R_i of each: is it right? One
+    that was cut without an answer has failed. drawn: G Completions for every row."""
+    texts = [tokenizer.decode(c.ids, skip_special_tokens=True).strip() for c in drawn]
+    # Some templates open the thinking in the prompt. It is put back here, so a box in thinking that
+    # was never finished is no answer.
+    begun = opened_thinking(tokenizer)
+    cases = [(begun + t, rows[i // G]["answer"], drawn[i].truncated) for i, t in enumerate(texts)]
+    return texts, dealt(verify, cases)

@@ -101,6 +101,11 @@ def parse(cls, text, argv, script):
         if getattr(args, f.name) is None:
             small = toy and not (large and f.name in ("lr", "lam", "teacher"))
             setattr(args, f.name, f.metadata["either"][0 if small else 1])
+    require(
+        "teacher" not in names or args.student != args.teacher,
+        f"--student and --teacher are both '{args.student}': it would learn nothing from itself; "
+        "choose a better teacher.",
+    )
     args.benchmark = args.benchmark or default_benchmark(args.data)
     check_name(args.data, "train")
     check_name(args.benchmark, "test")

@@ -26,7 +26,7 @@ from common.memory import peak_memory
 from common.origin import hash_of
 from common.processes import connect, gather
 from common.size import check_machine
-from common.views import print_views
+from common.views import print_views, say_margin
 
 
 def attach_vllm(model, tokenizer, args, dtype):
@@ -248,6 +248,14 @@ class Run:
         names = ("pass@1", f"pass@{G}", "distinct", "distinct_right")
         return self.accuracy(model) | {k: sampled[k] for k in names}
 
+    def compare_with_teacher(self, student, teacher):
+        """Before the first update: the accuracy of both, the teacher's being the ceiling, and how
+        much likelier the teacher finds worked solutions."""
+        if self.fresh:
+            ceiling = self.accuracy(teacher)["accuracy"]
+            self.log(0, eval=self.accuracy(student), teacher_accuracy=ceiling)
+            say_margin(self, student, teacher)
+
     def log(self, step, **row):
         """One line of metrics.jsonl. For an update it also holds time and memory, and the
         progress bar shows it. For an evaluation the accuracy is printed."""
@@ -270,22 +278,22 @@ class Run:
             self.bar.set_postfix_str(", ".join([*numbers, speed]))
 
     def _print_evaluation(self, step, row):
-        found = row["eval"]
-        text = show.percent(found)
-        if "shortcuts" in found:
-            text += f"  shortcuts {100 * found['shortcuts']:.1f} %"
-        names = [k for k in found if k.startswith("pass@") or k == "distinct"]
-        sampled = ", ".join(f"{k} {100 * found[k]:.1f} %" for k in names)
+        measured = row["eval"]
+        text = show.percent(measured)
+        if "shortcuts" in measured:
+            text += f"  shortcuts {100 * measured['shortcuts']:.1f} %"
+        names = [k for k in measured if k.startswith("pass@") or k == "distinct"]
+        sampled = ", ".join(f"{k} {100 * measured[k]:.1f} %" for k in names)
         sampled = f"   at temperature 1: {sampled}" if names else ""
         if step > 0:
             self.bar.write(f"update {step:4d}  accuracy {text}{sampled}")
             return
         teacher = row.get("teacher_accuracy")
         text += "" if teacher is None else f"   teacher {100 * teacher:.1f} %"
-        tests = f"greedy, {found['n']} problems of {self.args.benchmark}"
+        tests = f"greedy, {measured['n']} problems of {self.args.benchmark}"
         print(f"before:  student {text}   ({tests}){sampled}")
         if teacher is not None:
-            show.warn_small_gap(found["accuracy"], teacher)
+            show.warn_small_gap(measured["accuracy"], teacher)
 
     def show(self, step, ids, values, what="KL", notes=()):
         """Every --show_every updates: one rollout, its tokens coloured by `values` (nats), and

@@ -84,6 +84,18 @@ def sample(
     return [completions[k] for k in range(len(prompts) * n)]
 
 
+def draw(student, prompts, args, step, temperature=1.0, first=0):
+    """The rollouts of an update: --samples Completions for every prompt, prompt by prompt.
+
+    The random numbers depend only on (seed, step, prompt, sample). So every rollout can be drawn
+    again alone. first: the number of the first prompt.
+    """
+    numbers = range(first, first + len(prompts))
+    keys = [(args.seed, step, i, j) for i in numbers for j in range(args.samples)]
+    lengths = dict(n=args.samples, max_new_tokens=args.max_new_tokens)
+    return sample(student, prompts, keys=keys, temperature=temperature, **lengths)
+
+
 def rows_that_fitted(model, tokens):
     """How many texts of `tokens` tokens this model could write at once after it had run out of
     memory. Without such an event there is no limit."""

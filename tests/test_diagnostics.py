@@ -1,7 +1,8 @@
-"""common/diagnostics.py: the gate, shortcuts, and how far the views are from the student. Against
+"""common/diagnostics.py: coverage, shortcuts, and how far the views are from the student. Against
 brute force and numbers made by hand."""
+import doctest
 import math
-from types import SimpleNamespace
+import random
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from conftest import tiny_qwen3
 from helpers import RESPONSES
 from test_ar_opd import ROWS, predicted
 
+import hindsight_sd
 from common import diagnostics
-from common.data import prompt_ids
 from common.diagnostics import shortcut
 from toy import world
 
@@ -103,100 +104,40 @@ def test_group_statistics():
     }
 
 
-def test_other_rows_have_another_answer_if_there_is_one():
-    rows = [{"answer": a} for a in "xxyx"]
-    assert diagnostics.other_rows(rows) == [2, 2, 3, 2]
-    # all answers are the same: at least it is another row
-    others = diagnostics.other_rows([{"answer": "x"}] * 3)
-    assert all(o % 3 != i for i, o in enumerate(others))
+def test_coverage_follows_the_formula_in_simulation():
+    generator, G, groups = random.Random(0), 8, 4000
+    for p in (.05, .257, .6, .95):
+        covered = 0
+        for g in range(groups):
+            right, scores = [generator.random() < p for _ in range(G)], [(1, 0)] * G
+            peers = [
+                hindsight_sd.choose_peer(i, right, scores, "uniform", (g, i)) for i in range(G)
+            ]
+            covered += sum(not ok and peer is not None for ok, peer in zip(right, peers))
+        share, expected = covered / (groups * G), diagnostics.coverage(p, G)
+        # the rollouts of a group depend on each other, so the error is that of `groups` draws
+        assert abs(share - expected) < 4 * math.sqrt(.25 / groups), (p, share, expected)
 
 
-# ----------------------------------------------------------------------------- the gate
+def test_best_coverage_rises_with_the_group_against_the_papers_table():
+    best = []
+    for G in (2, 4, 8, 16, 32):
+        grid = max((diagnostics.coverage(p / 1000, G), p / 1000) for p in range(1001))
+        peak = 1 - G ** (-1 / (G - 1))
+        assert grid[1] == pytest.approx(peak, abs=2e-3)
+        assert grid[0] == pytest.approx(diagnostics.coverage(peak, G), abs=1e-5)
+        best.append(grid[0])
+    assert best == sorted(best) and best[2] == pytest.approx(.650, abs=1e-3)
+    assert diagnostics.coverage(0, 8) == diagnostics.coverage(1, 8) == 0
 
 
-def gate_of(**accuracies):
-    """What `gate` returns, with these accuracies and intervals of 5 points on both sides."""
-    return {
-        name.replace("_", " "): {"accuracy": a, "interval": [a - .05, a + .05], "n": 40}
-        for name, a in accuracies.items()
-    }
-
-
-@pytest.mark.parametrize("right, wrong, warned", [
-    (.60, .20, []),
-    (.34, .20, ["hardly better"]),                                # .29 is not above .30
-    (.60, .59, ["taken from another problem, helps as much"]),        # within 2 points
-    (.30, .30, ["hardly better", "taken from another problem, helps as much"]),
-])
-def test_a_closed_gate_is_said(capsys, right, wrong, warned):
-    answered = gate_of(nothing=.30, peer_and_answer=right, wrong_peer=wrong)
-    names = "nothing", "peer and answer", "wrong peer", "a successful peer"
-    diagnostics.say_gate(answered, *names)
-    printed = capsys.readouterr().out
-    assert "generating, shown nothing: 30.0" in printed and "(greedy, 40 training" in printed
-    warnings = [line for line in printed.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == len(warned)
-    assert all(w in line and names[3] in line for w, line in zip(warned, warnings))
-
-
-def test_a_gate_without_two_solved_questions_says_that_there_is_hardly_a_peer(capsys):
-    diagnostics.say_gate({}, "", "", "", "")
-    assert "hardly be a peer" in capsys.readouterr().out
-
-
-# ----------------------------------------------------------------------------- mistakes, shortcuts
+# ----------------------------------------------------------------------------- shortcuts
 
 PROBLEM = (
     "h: starts with 14 coins. k: finds 7 # 4 coins. m: loses 8 stones. r: doubles the coins. "
     "t: loses 5 coins. How many coins at the end? Answer briefly."
 )
 FACT = world.TABLE[7, 4]
-
-
-def test_first_mistakes_name_the_token_that_would_be_right(toy):
-    _, teacher, tokenizer = toy
-
-    def encoded(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    wrong = f"k: 7 # 4 = {FACT}, 14 + {FACT} = {15 + FACT}."
-    ids, good = encoded(wrong), encoded(wrong.replace(str(15 + FACT), str(14 + FACT)))
-    row, check = {"problem": PROBLEM}, world.check
-    [(k, at, right)] = diagnostics.first_mistakes(tokenizer, [row], [ids], check)
-    assert k == 0 and ids[:at] == good[:at] and right == good[at] != ids[at]
-    # the first response has no mistake, and the second problem is not the toy's
-    rows = [row, {"problem": "What is 2 + 2?"}]
-    assert diagnostics.first_mistakes(tokenizer, rows, [good, ids], check) == []
-    [p] = diagnostics.mass(teacher, [(prompt_ids(tokenizer, PROBLEM) + good[:at], right)])
-    assert p > .9  # the teacher knows it
-
-
-def test_masses_at_mistakes_are_those_of_the_right_token_in_each_view(toy, capsys):
-    _, teacher, tokenizer = toy
-    run = SimpleNamespace(tokenizer=tokenizer, check=world.check)
-    # 15 instead of 14: an operand is wrong, and the right one stands only in the prompt
-    wrong = f"k: 7 # 4 = {FACT}, 15 + {FACT} = {15 + FACT}."
-    ids = tokenizer(wrong, add_special_tokens=False)["input_ids"]
-    row = {"problem": PROBLEM}
-    [(_, at, right)] = diagnostics.first_mistakes(tokenizer, [row], [ids], world.check)
-    # the failed rollout belongs to the second question of the gate
-    other = PROBLEM.replace("14", "15")
-    users = {"nothing": [other, PROBLEM], "other": [PROBLEM, other]}
-    masses = diagnostics.masses_at_mistakes(run, teacher, [(1, row, ids)], users)
-    for name, user in (("nothing", PROBLEM), ("other", other)):
-        case = prompt_ids(tokenizer, user) + ids[:at], right
-        assert masses[name] == diagnostics.mass(teacher, [case])
-    assert masses["nothing"][0] > .9 > .5 > masses["other"][0]
-    assert "(1 failed rollouts)" in capsys.readouterr().out
-    # at most so many mistakes; without any failed rollout nothing is printed
-    cases = [(1, row, ids)] * 3
-    assert len(diagnostics.masses_at_mistakes(run, teacher, cases, users, most=2)["other"]) == 2
-    capsys.readouterr()
-    nothing = {"nothing": [], "other": []}
-    assert diagnostics.masses_at_mistakes(run, teacher, [], users) == nothing
-    run.check = None  # only the toy knows where a mistake is
-    assert diagnostics.masses_at_mistakes(run, teacher, cases, users) == {}
-    assert capsys.readouterr().out == ""
 
 
 def test_shortcuts_are_true_values_before_what_they_depend_on():
@@ -243,3 +184,8 @@ def test_share_of_shortcuts_in_an_evaluation():
         {"index": 0, "response": "Nothing to say."},
     ]
     assert diagnostics.shortcut_share(records, rows, world.check) == pytest.approx(1 / 3)
+
+
+def test_worked_examples():
+    result = doctest.testmod(diagnostics)
+    assert result.attempted >= 2 and result.failed == 0

@@ -7,8 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-import grpo
-import hindsight_sd
 from common import evaluation, grading
 from common.data import load_benchmark
 from common.evaluation import (
@@ -21,6 +19,7 @@ from common.evaluation import (
     newcombe,
     pass_at_k,
     summarise,
+    verdicts,
     wilson,
 )
 from common.sampler import Completion
@@ -278,6 +277,5 @@ def test_a_box_in_thinking_that_the_prompt_has_opened_is_no_answer():
             return self.texts[ids[0]]
 
     drawn = [Completion([i], False, [0.0]) for i in (1, 2)]
-    assert grpo.verdicts(Tokenizer(), [{"answer": "7"}] * 2, drawn, 1) == [False, True]
-    texts, right = hindsight_sd.verdicts(Tokenizer(), [{"answer": "7"}] * 2, drawn, 1)
+    texts, right = verdicts(Tokenizer(), [{"answer": "7"}] * 2, drawn, 1)
     assert texts == Tokenizer.texts[1:] and right == [False, True]

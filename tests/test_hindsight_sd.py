@@ -1,16 +1,13 @@
-"""hindsight_sd.py: peers and contexts, coverage, the divergences, the update against a direct
-computation, the gate."""
+"""hindsight_sd.py: peers and contexts, the divergences, the update against a direct computation."""
 import copy
-import doctest
 import math
 import random
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, tiny_qwen3
+from conftest import tiny_qwen3
 from helpers import (
-    CPU,
     PROMPTS,
     RESPONSES,
     STUDENT,
@@ -32,7 +29,6 @@ import hindsight_sd
 from common.batches import fitting_prompts
 from common.data import prompt_ids
 from common.grading import verify
-from common.models import load_model, no_autocast
 from common.sampler import Completion
 from hindsight_sd import Contexts
 from toy import world
@@ -57,33 +53,6 @@ def settings(**changed):
 
 
 # ----------------------------------------------------------------------------- peers and coverage
-
-
-def test_coverage_follows_the_formula_in_simulation():
-    generator, G, groups = random.Random(0), 8, 4000
-    for p in (.05, .257, .6, .95):
-        covered = 0
-        for g in range(groups):
-            right, scores = [generator.random() < p for _ in range(G)], [(1, 0)] * G
-            peers = [
-                hindsight_sd.choose_peer(i, right, scores, "uniform", (g, i)) for i in range(G)
-            ]
-            covered += sum(not ok and peer is not None for ok, peer in zip(right, peers))
-        share, expected = covered / (groups * G), hindsight_sd.coverage(p, G)
-        # the rollouts of a group depend on each other, so the error is that of `groups` draws
-        assert abs(share - expected) < 4 * math.sqrt(.25 / groups), (p, share, expected)
-
-
-def test_best_coverage_rises_with_the_group_against_the_papers_table():
-    best = []
-    for G in (2, 4, 8, 16, 32):
-        grid = max((hindsight_sd.coverage(p / 1000, G), p / 1000) for p in range(1001))
-        peak = 1 - G ** (-1 / (G - 1))
-        assert grid[1] == pytest.approx(peak, abs=2e-3)
-        assert grid[0] == pytest.approx(hindsight_sd.coverage(peak, G), abs=1e-5)
-        best.append(grid[0])
-    assert best == sorted(best) and best[2] == pytest.approx(.650, abs=1e-3)
-    assert hindsight_sd.coverage(0, 8) == hindsight_sd.coverage(1, 8) == 0
 
 
 def test_a_rollout_is_never_its_own_peer_and_every_other_success_is_equally_likely():
@@ -196,13 +165,12 @@ def test_a_cut_rollout_without_an_answer_fails_even_if_its_last_number_is_the_go
     assert verify("so far we have 29", "29", False) and not verify("so far we have 29", "29", True)
     assert verify("The answer is \\boxed{29}. And then", "29", True)
     assert not verify("The answer is \\boxed{28}.", "29", False)
-    # hindsight_sd.verdicts and grpo.verdicts both tell the verifier that a rollout was cut
+    # The verifier is told that a rollout was cut.
     tokenizer = toy[2]
     ids = tokenizer("so we have 29", add_special_tokens=False)["input_ids"]
     drawn = [Completion(ids, truncated, []) for truncated in (False, True)]
     rows, texts = [{"answer": "29"}], ["so we have 29"] * 2
     assert hindsight_sd.verdicts(tokenizer, rows, drawn, 2) == (texts, [True, False])
-    assert grpo.verdicts(tokenizer, rows, drawn, 2) == [True, False]
 
 
 def test_questions_without_room_for_their_longest_context_are_left_out_and_counted(
@@ -417,79 +385,3 @@ def test_no_distribution_is_longer_than_a_chunk():
             student, teacher, start, vocabulary=V, chunk_logits=size * V, beta=.1, rl_weight=.2
         )
     assert 1 <= largest.rows <= size
-
-
-# ----------------------------------------------------------------------------- the gate
-
-
-def test_the_wrong_peer_of_the_gate_answers_another_question():
-    rows = [{"prompt": f"Q{i}.", "answer": f"A{i}"} for i in range(3)]
-    users = hindsight_sd.users_by_context(rows, ["P0", "P1", "P2"])
-    assert list(users) == ["nothing", "answer", "peer", "peer and answer", "wrong peer"]
-    for i in range(3):
-        shown = {
-            name: {w for w in ("A0", "A1", "A2", "P0", "P1", "P2") if w in turns[i]}
-            for name, turns in users.items()
-        }
-        other = (i + 1) % 3
-        assert all(turns[i].startswith(f"Q{i}.") for turns in users.values())
-        assert shown["nothing"] == set() and users["nothing"][i] == f"Q{i}."
-        assert shown["answer"] == {f"A{i}"} and shown["peer"] == {f"P{i}"}
-        assert shown["peer and answer"] == {f"A{i}", f"P{i}"}
-        assert shown["wrong peer"] == {f"A{other}", f"P{other}"}
-
-
-def keep(name, monkeypatch):
-    """A dictionary that will hold what this function of hindsight_sd returns. The function does
-    its work as always: open_gate only prints these numbers."""
-    results, function = {}, getattr(hindsight_sd, name)
-
-    def called(*arguments):
-        results.update(function(*arguments))
-        return results
-
-    monkeypatch.setattr(hindsight_sd, name, called)
-    return results
-
-
-@pytest.mark.slow
-def test_the_gate_of_the_shipped_reader_is_open(toy, capsys, monkeypatch):
-    tokenizer = toy[2]
-    reader = load_model(str(ROOT / "toy/reader"), CPU, torch.float32, tokenizer)
-    rows = [world.make_row(random.Random(i), 3) for i in range(40)]
-    for r in rows:
-        r.update(prompt=r["problem"], ids=prompt_ids(tokenizer, r["problem"]))
-    args = settings(samples=6, max_new_tokens=160, eval_n=500)
-    run = SimpleNamespace(
-        args=args, rows=rows, tokenizer=tokenizer, autocast=no_autocast, check=world.check
-    )
-    answered, masses = keep("gate", monkeypatch), keep("masses_at_mistakes", monkeypatch)
-    accuracies = hindsight_sd.open_gate(run, reader, args)
-    assert list(answered) == ["nothing", "answer", "peer", "peer and answer", "wrong peer"]
-    assert answered["nothing"]["n"] >= 8
-    assert accuracies == {k: [v["accuracy"], *v["interval"]] for k, v in answered.items()}
-    assert accuracies["peer and answer"][0] > accuracies["nothing"][0] + .2
-    assert masses.keys() == answered.keys() and len({len(v) for v in masses.values()}) == 1
-    assert len(masses["nothing"]) > 10
-    mean = {k: sum(v) / len(v) for k, v in masses.items()}
-    assert mean["peer and answer"] > mean["nothing"] + .1 > mean["wrong peer"]
-    printed = capsys.readouterr().out
-    assert "warning" not in printed and "generating, shown nothing: " in printed
-    assert f"shown nothing: {mean['nothing']:.2f}, answer: {mean['answer']:.2f}, " in printed
-
-
-def test_a_gate_without_a_solved_question_says_so(toy, capsys):
-    student, _, tokenizer = toy
-    row = world.make_row(random.Random(0), 3)
-    row.update(prompt=row["problem"], ids=prompt_ids(tokenizer, row["problem"]), answer="none")
-    args = settings(samples=2, max_new_tokens=8, eval_n=500)
-    run = SimpleNamespace(
-        args=args, rows=[row] * 2, tokenizer=tokenizer, autocast=no_autocast, check=world.check
-    )
-    assert hindsight_sd.open_gate(run, student, args) == {}
-    assert "hardly be a peer" in capsys.readouterr().out
-
-
-def test_worked_examples():
-    result = doctest.testmod(hindsight_sd)
-    assert result.attempted >= 1 and result.failed == 0

@@ -207,8 +207,7 @@ asked = []
 def verify(response, gold, truncated):
     asked.append(response)
     return process()[0] == 0
-for module in (grpo, hindsight_sd, evaluation):
-    module.verify = verify
+evaluation.verify = verify
 
 class Tokenizer:
     def decode(self, ids, skip_special_tokens=False):
@@ -217,7 +216,7 @@ drawn = [Completion([i], False, [0.0]) for i in range(5)]
 rows = [{"answer": "7", "prompt": "p"}] * 5
 print(dealt(lambda x, y: (process()[0], x + y), [(i, 10) for i in range(5)]))
 print(dealt(lambda x: x, []), dealt(lambda x: x, [(8,)]))
-print(grpo.verdicts(Tokenizer(), rows, drawn, 1), len(asked))
+print(grpo.verdicts(Tokenizer(), rows, drawn, 1)[1], len(asked))
 print(hindsight_sd.verdicts(Tokenizer(), rows, drawn, 1)[1], len(asked))
 evaluation.warm_up = lambda: None
 evaluation.prompt_ids = lambda *_: [5]

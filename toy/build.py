@@ -45,9 +45,9 @@ sys.path.insert(0, str(ROOT))
 from common.arguments import Parser, run_script
 from common.batches import log_probabilities, pack, states
 from common.data import load_benchmark, privileged_prompt, prompt_ids
-from common.diagnostics import first_mistakes, mass, token_at
 from common.evaluation import evaluate, mean_interval, wilson
 from common.files import write_text
+from common.gate import first_mistakes, mass, token_at
 from common.models import load_model, load_tokenizer
 from common.sampler import sample
 from toy import world
