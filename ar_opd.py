@@ -54,14 +54,14 @@ view has nothing to teach. Which claims hold on the toy, and which do not: RESUL
 benchmarks/README.md.
 """
 
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
+from common.arguments import choice, either, require, run_script
+
+# isort: split
 import math
 import re
 from dataclasses import dataclass
 
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
-from common.arguments import choice, either, require, run_script
-
-# isort: split
 import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states

@@ -26,13 +26,16 @@ This file is the command line. Other scripts can import the main functions of th
 from here (`__all__`).
 """
 
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
+from common.arguments import Mistake, Parser, require, run_script
+
+# isort: split
 import contextlib
 import json
 import re
 from pathlib import Path
 
 from common import files, models
-from common.arguments import Mistake, Parser, require, run_script
 from common.batches import context_of
 from common.compare import compare
 from common.data import (
@@ -109,10 +112,9 @@ def resume_records(out, config, rows, limited):
             f"'{out}' holds another run; choose another --out.",
         )
         return [], []
-    before = {**NEUTRAL, **files.read_json(out / "config.json")}
-    if same_place(before.get("model"), config["model"]):
-        before["model"] = config["model"]
-    changed = [k for k in config if before.get(k) != config[k]]
+    before = files.places({**NEUTRAL, **files.read_json(out / "config.json")})
+    now = files.places(config)
+    changed = [k for k in now if before.get(k) != now[k]]
     first_changed = ", ".join(f"{k}: {before.get(k)}" for k in changed[:3])
     require(
         not changed and not metrics.exists(),
@@ -130,11 +132,6 @@ def resume_records(out, config, rows, limited):
         f"'{out}' holds responses to other problems; choose another --out.",
     )
     return done, further
-
-
-def same_place(name, other):
-    """runs/x and ./runs/x/ are one model."""
-    return name is not None and Path(name).resolve() == Path(other).resolve()
 
 
 def check_origin(out, weights, records):
@@ -312,7 +309,7 @@ def warn_if_trained_on(args):
         with contextlib.suppress(OSError, ValueError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         data = config.get("data") if "script" in config else None
-        if data and data not in BENCHMARKS and same_place(data, args.benchmark):
+        if data and data not in BENCHMARKS and files.place(data) == files.place(args.benchmark):
             print(
                 f"warning: this model was trained on problems of '{data}'. For those that it has "
                 f"never seen: --benchmark {args.benchmark}{HELD_OUT}"

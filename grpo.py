@@ -63,13 +63,13 @@ Run it:
     python grpo.py --reuse 4 --clip_high 0.28
 """
 
-import math
-from dataclasses import dataclass
-
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
+import math
+from dataclasses import dataclass
+
 import torch
 
 from common.batches import Collected, log_probabilities, prompts_of_step, rollout_statistics, states
@@ -196,7 +196,7 @@ def advantages(rewards, G, kind):
     centred = R - R.mean(1, keepdim=True)  # (2)
     if kind == "std":
         spread = R.std(1, correction=0, keepdim=True)  # [questions, 1]
-        scaled = centred / spread.clamp(min=1e-6)
+        scaled = centred / spread.clamp(min=1e-6)  # (2)
         centred = torch.where(spread > 1e-6, scaled, torch.zeros_like(R))
     return centred.flatten()
 

@@ -58,13 +58,13 @@ to teach. If the peer of another question helps as much, the student does not re
 claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md.
 """
 
-import math
-from dataclasses import dataclass
-
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
+import math
+from dataclasses import dataclass
+
 import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states

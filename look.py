@@ -34,16 +34,16 @@ Its other flags have their defaults. These must stay: window_size, rho, lam, cli
 samples, max_new_tokens.
 """
 
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
+from common.arguments import SUPPRESS, Mistake, Parser, harmless, require, run_script, shorten
+
+# isort: split
 import contextlib
 import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
-from common.arguments import SUPPRESS, Mistake, Parser, harmless, require, run_script, shorten
-
-# isort: split
 import torch
 
 import ar_opd

@@ -45,13 +45,13 @@ Run it:
     python opd.py --resume --out runs/mine             continue it, bit for bit on a CPU
 """
 
-import math
-from dataclasses import dataclass
-
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
 from common.arguments import choice, either, require, run_script
 
 # isort: split
+import math
+from dataclasses import dataclass
+
 import torch
 
 from common.batches import Collected, log_probabilities, rollout_statistics, states

@@ -73,13 +73,13 @@ Which claims hold on the toy, and which do not: RESULTS.md and benchmarks/README
 clearly better than OPD there, and at temperature 1 it is worse.
 """
 
-import math
-from dataclasses import dataclass
-
-# This comes before torch, which takes seconds to load: from here on Ctrl-C gives no traceback.
+# This comes first: from here on Ctrl-C gives no traceback, also while torch is loaded.
 from common.arguments import choice, either, harmless, require, run_script
 
 # isort: split
+import math
+from dataclasses import dataclass
+
 import torch
 from scipy.optimize import linear_sum_assignment
 

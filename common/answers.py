@@ -19,7 +19,8 @@ NAMED = rf"({NAME}) ?(?:=|\\in(?![a-z])) ?(.+)"
 ABOUT = r"[A-Za-z](?:_\w)? ?\\approx(?![a-z]) ?(.+)"  # v \approx 5
 IN_BRACES = r"\\\{(.*)\\\}"  # a set
 BASED = r"\(?(?=[A-F]*\d)([\dA-F]+)\)? ?_ ?(?:\{ ?\(?(\d+)\)? ?\}|(\d+))"  # 52_8  2A_{16}
-# Words for a base: 101_{\text{two}}.
+# Words for a base: 101_{\text{two}}  52\text{ (base 8)}
+BASE_IN_WORDS = r"_ ?\{? ?\\text ?\{ ?([a-z]+) ?\} ?\}?| ?\\text ?\{ ?\(?base (\w+)\)? ?\}"
 BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
 MATRIX = r"[(\[]? ?\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\} ?[)\]]?"
 DEEPEST = 4  # how often a comparison may look into an answer, as into a list of pairs
@@ -105,7 +106,7 @@ def _compare_bases(said, gold, deeper):
     base 10, is not that answer. Where the gold has no base, it is written in base 10. A base may
     be a word: 101_{\\text{two}}."""
     said, gold = (
-        re.sub(r"_ ?\{ ?\\text\{ ?([a-z]+) ?\} ?\}", lambda m: f"_{BASES.get(m[1], m[0])}", text)
+        re.sub(BASE_IN_WORDS, lambda m: f"_{BASES.get(m[1] or m[2], m[2] or m[1])}", text)
         for text in (said, gold)
     )
     said_match, gold_match = re.fullmatch(BASED, said), re.fullmatch(BASED, gold)

@@ -3,8 +3,8 @@
 A script writes its flags as the fields of a dataclass. The help text of a flag is the string
 under the field, so the code and `--help` cannot disagree.
 
-Scripts import this module before torch, which takes seconds to load: see `_stopped_early`. So
-this module does not import torch.
+Scripts import this module before all others, because `common/__init__.py` takes care of Ctrl-C
+while they are loaded. So this module does not import torch.
 """
 
 import argparse
@@ -65,18 +65,6 @@ OUT_OF_MEMORY = (
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 READER_HAS_GONE = (errno.EPIPE, errno.EINVAL)  # the second one is what Windows says
-
-
-def _stopped_early(kind, error, trace):
-    """What Python calls for an error that nobody caught. Ctrl-C while modules are loaded, before
-    `run_script`, is no mistake and needs no traceback."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("\nstopped", file=sys.stderr)
-    else:
-        _show_error(kind, error, trace)
-
-
-_show_error, sys.excepthook = sys.excepthook, _stopped_early
 
 
 class Printer:

@@ -25,6 +25,7 @@ from common.files import (
     flush_to_disk,
     lock,
     make_folder,
+    places,
     read_json,
     read_jsonl,
     replace,
@@ -204,10 +205,10 @@ def open_run(args, script):
         require(not foreign, f"'{out}' holds something else; choose another --out.")
         return out, None
     require(has_run, f"There is nothing to resume in '{out}'; start without --resume.")
-    before = read_json(out / "config.json")
+    before = places(read_json(out / "config.json"))
     # A flag that did not exist when the run began had the value that is its default now.
     defaults = {f.name: f.default for f in dataclasses.fields(args)}
-    now = {"script": script, **settings(args)}
+    now = places({"script": script, **settings(args)})
     changed = [k for k in now if k not in MAY_CHANGE and before.get(k, defaults.get(k)) != now[k]]
     flags = ", ".join(f"--{k} {before.get(k)}" for k in changed[:4])
     require(

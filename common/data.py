@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.arguments import Mistake, require, shorten
+from common.files import HELD_OUT
 from common.grading import opened
 from common.hub import ROOT, where
 from common.tables import (
@@ -76,8 +77,6 @@ BENCHMARKS = {
     ),
 }
 
-# "mine.jsonl:held-out" is the part of mine.jsonl that no run on mine.jsonl trains on.
-HELD_OUT = ":held-out"
 OWN_DATA = (
     "a file (.jsonl, .json, .csv, .tsv, .parquet) with the columns problem and answer, or a data "
     "set of the hub as OWNER/NAME or OWNER/NAME:CONFIGURATION"

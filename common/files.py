@@ -17,6 +17,28 @@ except ImportError:  # Windows has no fcntl, and msvcrt instead
     fcntl = None
     import msvcrt
 
+# ======================================================================== names
+
+PATHS = ("model", "student", "teacher", "data", "benchmark")  # flags that can name a path
+HELD_OUT = ":held-out"  # behind a path: the problems in it that no run trains on
+
+
+def place(name):
+    """One spelling for each place: runs/x for ./runs/x/ and for its absolute path. A name that is
+    no path here, such as a name on the hub, stays as it is."""
+    path, mark, part = str(name).partition(HELD_OUT)
+    if not isinstance(name, str) or not os.path.exists(path):
+        return name
+    real, here = os.path.realpath(path), os.path.realpath(".")
+    inside = real.startswith(here + os.sep)
+    return (os.path.relpath(real, here) if inside else real) + mark + part
+
+
+def places(settings):
+    """The settings with one spelling for each place."""
+    return {k: place(v) if k in PATHS else v for k, v in settings.items()}
+
+
 # ======================================================================== reading and writing
 
 

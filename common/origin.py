@@ -11,24 +11,45 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("common", "toy")  # what all methods share
 # The rooms of common/ that decide whether a response is right.
 GRADING = "grading answers ranges notation expressions algebra judge"
 
 
 def source_hash(args):
     """A hash of the script that parsed `args`, or None if there is no file. A fork may import its
-    class of flags from the script that it comes from. Then both files count.
+    flags from the script that it comes from, or its loss from a file beside it. Then these count.
 
     Comments and texts are left out. So two runs have the same hash if the same code made them,
     and a changed loss shows even in a script with the old name.
     """
     try:
         flags = inspect.getsourcefile(type(args))
-        files = {Path(file).resolve() for file in (flags, getattr(args, "script", flags))}
+        files = _with_imports([flags, getattr(args, "script", flags)])
         codes = list(map(_hash_of_code, files))
     except (TypeError, OSError):
         return None
     return codes[0] if len(codes) == 1 else _hash_of_text(" ".join(sorted(codes)))
+
+
+def _with_imports(files):
+    """The files, and what they import from their own folders or from that of this repository.
+    common/ and toy/ do not count: they hold no method."""
+    found, left = [], [Path(file).resolve() for file in files]
+    while left:
+        file = left.pop()
+        if file in found:
+            continue
+        found.append(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{x.name}" for x in node.names)]
+            for name in (n.replace(".", "/") for n in names if n.split(".")[0] not in OURS):
+                beside = (folder / f"{name}.py" for folder in (file.parent, ROOT))
+                left += [path.resolve() for path in beside if path.is_file()]
+    return sorted(found)
 
 
 def grading_hash():

@@ -14,6 +14,7 @@ SET_OF = r"\\\{ ?[A-Za-z] ?(?:\\in ?\\mathbb ?\{?R\}? ?)?(?:\\mid|\||:)(.*)\\\}"
 ALL_NUMBERS = r"\\mathbb ?(?:R|\{ ?R ?\})"
 LETTER = r"[A-Za-z]|\\theta|\\alpha|\\lambda"
 UNEQUAL = r"\\ne(?![a-z])"
+IN_A_SET = rf"({LETTER}) ?\\in(?![a-z]) ?(.*)"
 # All numbers but some: \mathbb{R} \setminus \{0\}.
 LEFT_OUT = rf"{ALL_NUMBERS} ?\\(?:setminus|backslash) ?\\\{{(.*)\\\}}"
 
@@ -35,8 +36,8 @@ def ranges(text):
         return None
     if inside := re.fullmatch(SET_OF, text):
         text = inside[1].strip()
-    letter, match = "", re.fullmatch(rf"({LETTER}) ?\\in(?![a-z]) ?(.*)", text)
-    if match:
+    letter = ""
+    if match := re.fullmatch(IN_A_SET, text):
         letter, text = match.groups()
     # x \ne 1, x \ne 2 are all numbers but two.
     unequal = [re.fullmatch(rf"({LETTER}) ?{UNEQUAL} ?(.+)", part) for part in split(text)]
@@ -46,9 +47,10 @@ def ranges(text):
         left_out = split(inside[1]) if (inside := re.fullmatch(LEFT_OUT, text)) else []
     if left_out:
         return [(letter, interval) for interval in _between(left_out)] or None
-    # "or" has become a comma. Between inequalities, a comma is a union.
+    # "or" has become a comma. Between inequalities, and beside an interval without an end, a comma
+    # is a union. (1,2), (3,4) can be two points.
     pieces = re.split(r"\\cup(?![a-z])", text)
-    if len(pieces) == 1 and re.search(RELATION, text):
+    if len(pieces) == 1 and re.search(rf"{RELATION}|\\infty", text):
         pieces = split(text)
     found = [_range(piece.strip(), letter) for piece in pieces]
     return None if None in found else found
@@ -56,6 +58,8 @@ def ranges(text):
 
 def _range(piece, letter):
     """(letter, interval) of one interval, inequality or single point, or None."""
+    if match := re.fullmatch(IN_A_SET, piece):
+        letter, piece = match.groups()
     sides = re.split(RELATION, piece)
     match = re.fullmatch(IN_BRACKETS, piece)
     if match and len(sides) == 1:

@@ -60,7 +60,7 @@ def read_run(folder):
     folder = Path(folder)
     way_out = "name the folder that a training script or evaluate.py wrote (its --out)."
     no_config = f"'{folder}' is not a run: it has no config.json; {way_out}"
-    config = files.read_json(folder / "config.json", no_config)
+    config = files.places(files.read_json(folder / "config.json", no_config))
     settings = {
         k: v
         for k, v in config.items()

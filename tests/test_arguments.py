@@ -235,12 +235,13 @@ def test_the_streams_are_as_before_after_a_script():
     assert (sys.stdout, sys.stderr) == before
 
 
+@pytest.mark.parametrize("module", ("torch", "argparse"))
 @pytest.mark.parametrize("script", ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate",
                                     "look"))
-def test_ctrl_c_while_torch_is_loaded_is_no_traceback(script, tmp_path):
-    """Loading it takes seconds. A script handles Ctrl-C before it begins to load it."""
-    # A torch that is interrupted while it loads, as by Ctrl-C.
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback(script, module, tmp_path):
+    """Loading torch takes seconds. A script handles Ctrl-C before it begins to load anything."""
+    # A module that is interrupted while it loads, as by Ctrl-C.
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
         [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=20,

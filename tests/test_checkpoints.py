@@ -2,6 +2,7 @@
 keeps of it."""
 import importlib.util
 import math
+import os
 import runpy
 import shutil
 import sys
@@ -189,6 +190,52 @@ def test_a_fork_that_imports_its_flags_has_a_hash_of_its_own(tmp_path, monkeypat
     assert source_hash(space["args"]) is None
     # Args of the file itself: one file, one hash.
     assert source_hash(opd.Args()) not in hashes
+
+
+def test_a_fork_whose_loss_stands_in_a_file_beside_it_has_a_hash_of_both(tmp_path, monkeypatch):
+    """Two methods would be one arm if the file of the loss did not count."""
+    hashes = []
+    for name, factor in (("a", 1), ("b", 2), ("c", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "my_losses.py").write_text(f"def loss(x):\n    return {factor} * x  # {name}\n")
+        monkeypatch.syspath_prepend(str(folder))
+        sys.modules.pop("my_losses", None)
+        source = SCRIPT + "\n\nfrom my_losses import loss\nfrom common import data\n"
+        hashes.append(source_hash(arguments(folder, source)))
+    assert hashes[1] == hashes[2] != hashes[0] and None not in hashes
+    sys.modules.pop("my_losses", None)
+
+
+def test_a_place_is_the_same_under_all_its_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / "own.jsonl").write_text("")
+    for name in ("runs/x/", "./runs/x", str(tmp_path / "runs/x"), "runs/../runs/x"):
+        assert files.place(name) == os.path.join("runs", "x")
+    for name in ("own.jsonl", "./own.jsonl", str(tmp_path / "own.jsonl")):
+        assert files.place(name) == "own.jsonl"
+        assert files.place(name + ":held-out") == "own.jsonl:held-out"
+    # What is no path here is a name on the hub, or nothing that is here.
+    for name in ("Qwen/Qwen3-0.6B", "gsm8k", "./nowhere", None, 3):
+        assert files.place(name) == name
+
+
+def test_a_run_is_resumed_under_every_name_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jsonl").write_text("")
+    source = SCRIPT.replace("    seed: int = 0", '    data: str = "toy"\n    """data"""\n    seed: int = 0')
+    args = arguments(tmp_path / "code", source, out="runs/x", data="./own.jsonl")
+    write_config(open_run(args, "mine.py")[0], args, "mine.py")
+    for name in ("own.jsonl", str(tmp_path / "own.jsonl")):
+        files.unlock("runs/x")
+        args = arguments(tmp_path / "code", source, out="runs/x", resume=True, data=name)
+        assert open_run(args, "mine.py")[1] is None
+    (tmp_path / "other.jsonl").write_text("")
+    files.unlock("runs/x")
+    args = arguments(tmp_path / "code", source, out="runs/x", resume=True, data="other.jsonl")
+    with pytest.raises(Mistake, match="was started with other settings .--data own.jsonl"):
+        open_run(args, "mine.py")
 
 
 def test_an_error_of_the_tokenizer_s_package_leaves_no_half_a_model(tmp_path):

@@ -64,6 +64,19 @@ def test_runs_of_another_version_are_the_same_arm(tmp_path):
     assert "+10.0" in arms[1] and arms[1][-3:] == ["for", "2", "seeds)"]
 
 
+def test_another_spelling_of_a_file_or_folder_is_no_other_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jsonl").write_text("")
+    (tmp_path / "student").mkdir()
+    spellings = ("own.jsonl", "student"), ("./own.jsonl", "./student/")
+    for seed, (data, student) in enumerate(spellings):
+        flags = {"data": data, "student": student, "benchmark": f"{data}:held-out"}
+        fake_run(tmp_path / str(seed), {**flags, "seed": seed}, .5)
+    lines = compare([tmp_path / "0", tmp_path / "1"], tmp_path / "x.png").split("\n")
+    [arm] = [line.split() for line in lines if line.startswith("opd.py")]
+    assert arm[1] == "2"
+
+
 def test_compare_pairs_evaluations_by_problem(tmp_path):
     fake_evaluation(tmp_path / "a", {0: [True, False], 1: [False, False], 2: [True, True]}, "base")
     fake_evaluation(tmp_path / "b", {0: [True, True], 1: [False, True], 2: [True, True]}, "tuned")
