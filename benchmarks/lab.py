@@ -41,6 +41,9 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    95 % on the test problems and 80 % on the longer ones, student and reader 15 to 35 %, reader2 at
    least 25 %. Seed 1 is not: its teacher has 29 % on the longer problems, its student 14 %, its
    reader2 14 % (the table of that command, 1,000 problems; reader2: evaluate.py --limit 200).
+   [29 November, after seed 2 was built and before any run on it] Seed 2 meets all of this but one:
+   its student has 39 %, above the 35 %. (Teacher 97 and 87 %, reader 31 %, reader2 54 %.) We take
+   it all the same. There is room enough above 39 %, and no method had been run on these models.
    [29 November, after the first such lines] TOPD's runs are made again, because one rule of topd.py
    had changed. A line with "again" takes the place of the older line with the same key.
 4. Verdicts. A claim "A is better than B" is judged by the paired difference of test accuracies,

@@ -249,7 +249,7 @@ def test_a_rate_for_adapters_is_ten_times_the_scripts_own_wherever_one_is_recomm
         assert len(rates) == 1 and rates.pop() == pytest.approx(10 * own), script
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert not re.search(r"--lora \d+ --lr", readme)  # nothing that this test does not see
-    assert ("With `--lora` the learning rate is ten times the script's own, a common rule that was not "
+    assert ("With `--lora` the learning rate is ten times the script's own, a common rule, not "
             "measured here.") in readme
 
 

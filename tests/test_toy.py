@@ -253,7 +253,30 @@ def test_models_are_real_and_small_and_share_one_tokenizer(toy):
         assert type(model).__name__ == "Qwen3ForCausalLM" and model.config.tie_word_embeddings
         assert 3e5 <= sum(p.numel() for p in model.parameters()) <= 2e6
     files = [f for f in (ROOT / "toy").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
-    assert sum(f.stat().st_size for f in files) < 20 * 2**20
+    of_pair1 = [f for f in files if "pair1" in f.parts]
+    sizes = [sum(f.stat().st_size for f in some) for some in (files, of_pair1)]
+    assert sizes[0] - sizes[1] < 15 * 2**20 and sizes[1] < 8 * 2**20
+
+
+def test_the_second_pair_is_another_one_with_the_same_tokenizer():
+    tokenizer = load_tokenizer("toy/student")
+    for name in ("student", "teacher", "reader", "reader2"):
+        folders = [ROOT / "toy" / name, ROOT / "toy/pair1" / name]
+        same_tokenizer(tokenizer, load_tokenizer(str(folders[1])))
+        first, second = (load_model(str(f), CPU, torch.float32, tokenizer) for f in folders)
+        assert first.config.hidden_size == second.config.hidden_size
+        assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
+
+
+@pytest.mark.slow
+def test_the_models_of_the_second_pair_are_what_their_names_say():
+    tokenizer, rows = load_tokenizer("toy/student"), load_benchmark("toy", "test", 200)
+    found = {}
+    for name in ("student", "teacher", "reader", "reader2"):
+        model = load_model(f"toy/pair1/{name}", CPU, torch.float32, tokenizer)
+        found[name] = accuracy(model, tokenizer, rows, lambda _, row: row["prompt"])
+    assert found["teacher"] > 0.93 and 0.2 < found["student"] < 0.5
+    assert 0.15 < found["reader"] < 0.45 and found["reader2"] > found["reader"] + 0.1
 
 
 def accuracy(model, tokenizer, rows, prompt):
