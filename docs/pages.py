@@ -1,4 +1,5 @@
-"""Writes docs/NAME.html for every method, docs/index.html and docs/equations.md.
+"""Writes docs/NAME.html for every method, docs/index.html, docs/equations.html and the same table
+in Markdown, docs/equations.md.
 
 Nothing is written twice. Prose, equations, notes, code and tests come from the files as
 annotate.py reads them; only claims.txt adds a few facts that stand nowhere else.
@@ -16,7 +17,17 @@ from docs.annotate import TAGS, Source, cited, cited_notes, equations, notes
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 METHODS = ["opd", "topd", "ar_opd", "hindsight_sd", "grpo"]
-COLUMNS = {"paper says": ["paper"], "released code does": ["code"], "we do": ["inferred", "ours"]}
+# What the table of the equations says, from which notes, and what stands there if there are none.
+COLUMNS = {
+    "paper says": (["paper"], "-"),
+    "released code does": (["code"], "not compared"),
+    "we do": (["inferred", "ours"], "-"),
+}
+TITLE = "From the equation to the line, and to the test"
+ABOUT_TABLE = (
+    'A note is one of the file\'s docstring. "-": no note adds something to the equation. "not '
+    'compared": we did not look at what released code does there.'
+)
 # What has a colour: a string (s), a comment (c), a keyword (k), a number (n), and the name of a
 # function or class where it is defined (f).
 TOKEN = re.compile(
@@ -70,18 +81,22 @@ def prose(text):
     return out
 
 
-def equation_box(n, method, tests, about=""):
-    """An equation, and links to the lines that compute it, to its tests, and to notes about it."""
-    equation, lines = method.equations[n], [link(f"#L{i}", i) for i in method.computed[n]]
+def box(n, equation, below="", name=""):
+    """An equation, and what stands below it. name: its id."""
     formula = "".join(f"<span>{escape(x)}\n</span>" for x in equation.formula)
     gloss = f'<p class="gloss">{escape(equation.gloss)}</p>' if equation.gloss else ""
-    number = link(f"#eq{n}", f"({n})", ' class="number"')
+    name, number = f' id="{name}"' * bool(name), link(f"#eq{n}", f"({n})", ' class="number"')
+    return f'<div class="eq"{name}>{number}<pre class="formula">{formula}</pre>{gloss}{below}</div>'
+
+
+def equation_box(n, method, tests, about=""):
+    """An equation, and links to the lines that compute it, to its tests, and to notes about it."""
+    lines = [link(f"#L{i}", i) for i in method.computed[n]]
     where = f"line{'s' * (len(lines) > 1)} {', '.join(lines)}"
-    name, to = "", f'<p class="to">{where}; {tests}</p>'
-    if about:  # only at the head of the page
-        name = f' id="eq{n}"'
-        to = f'<ul class="to"><li>{where}</li><li>{tests}</li><li>{about}</li></ul>'
-    return f'<div class="eq"{name}>{number}<pre class="formula">{formula}</pre>{gloss}{to}</div>'
+    if not about:
+        return box(n, method.equations[n], f'<p class="to">{where}; {tests}</p>')
+    to = f'<ul class="to"><li>{where}</li><li>{tests}</li><li>{about}</li></ul>'
+    return box(n, method.equations[n], to, f"eq{n}")  # at the head of the page
 
 
 @functools.cache
@@ -125,7 +140,7 @@ def framed(title, body, contents=""):
     here = ' aria-current="page"'
     links = [link(f"{m}.html", f"{m}.py", here * (title == f"{m}.py")) for m in METHODS]
     tab = f"#tab={title.removesuffix('.py')}" if title.endswith(".py") else ""
-    links.append(link(f"playground.html{tab}", "playground"))
+    links += [link("equations.html", "equations"), link(f"playground.html{tab}", "playground")]
     nav = f"<p>{link('index.html', 'all methods')} {' '.join(links)}</p>{contents}"
     return f"""<!doctype html>
 <html lang="en">
@@ -201,15 +216,15 @@ def index(methods):
     marks = "".join(f"<li>{mark(tag)} {said}</li>\n" for tag, said in TAGS.items())
     body = f"""<header>
 <h1>Beside the paper</h1>
-<p class="lead">Each method is one file. Its page shows what the file says on the left, and what it
-does on the right.</p>
+<p class="lead">Each method is one file. Its page shows what the file says beside what it does. On a
+narrow screen the words stand above their code.</p>
 <p>Wherever the text or the code cites an equation, as in "(7)", the equation stands beside it. Each
 equation has links to the lines that compute it and to the tests that check it. The line numbers
 are those of the file.</p>
 <dl>
 {items}</dl>
-<p><a href="equations.md">All equations</a> on one page: lines, tests, what the paper says, what
-the released code does, what we do.</p>
+<p><a href="equations.html">All equations</a> on one page: lines, tests, what the paper says, what
+the released code does, what we do. (The same <a href="equations.md">in Markdown</a>.)</p>
 <p><a href="playground.html">The playground</a>: the toy's models run in the page. Touch a token, \
 move lambda.</p>
 <p>The notes say where a statement comes from:</p>
@@ -231,29 +246,67 @@ def about_equation(method, n, claims):
     return {k: x for k, x in method.notes.items() if n in cited(x.text) or str(k) in more}
 
 
+def facts(method, n, claims):
+    """{column: [(text, number and tag of its note)]}: what is said about an equation. A text
+    without a note comes from claims.txt."""
+    name, found = method.path.stem, {}
+    for column, (tags, nothing) in COLUMNS.items():
+        said = [claims.get((name, of, tags[0])) for of in (str(n), "all")]
+        said = [(text, 0, "") for text in said if text]
+        about = about_equation(method, n, claims).items()
+        said += [(x.text, k, x.tag) for k, x in about if x.tag in tags]
+        found[column] = said or [(nothing, 0, "")]
+    return found
+
+
+def code_of(method, n):
+    """The lines that compute an equation: [(number, code without its comment)]."""
+    return [(i, method.lines[i].strip().split("  # ")[0]) for i in method.computed[n]]
+
+
 def table(pairs, claims):
     """equations.md"""
     out = [
         "<!-- made by `python docs/build.py` from the method files; do not edit -->",
-        "# From the equation to the line, and to the test",
-        "Numbers in brackets are the notes of the file's docstring. `-`: nothing is said there.",
+        f"# {TITLE}",
+        ABOUT_TABLE,
     ]
     for name, (method, tests) in zip(METHODS, pairs):
         out.append(f"## [{name}.py](../{name}.py)")
         for n, equation in method.equations.items():
             out.append("\n".join([f"### {name} ({n})\n\n```", *equation.lines, "```"]))
-            code = [(i, method.lines[i].strip()) for i in method.computed[n]]
-            code = [f"[{i}](../{name}.py#L{i}) `{text.split('  # ')[0]}`" for i, text in code]
+            code = [f"[{i}](../{name}.py#L{i}) `{text}`" for i, text in code_of(method, n)]
             to, checks = f"../tests/{tests.path.name}", tests.tests[n]
             rows = [("line", code), ("test", [f"[{t.name}]({to}#L{t.lineno})" for t in checks])]
-            about = about_equation(method, n, claims).items()
-            for column, tags in COLUMNS.items():
-                said = [claims.get((name, of, tags[0])) for of in (str(n), "all")]
-                said += [f"{x.text} ({x.tag}, {k})" for k, x in about if x.tag in tags]
-                rows.append((column, [x for x in said if x] or ["-"]))
+            for column, said in facts(method, n, claims).items():
+                rows.append((column, [f"{x} ({tag}, note {k})" if k else x for x, k, tag in said]))
             rows = [f"| {x} | " + "<br>".join(said).replace("|", r"\|") + " |" for x, said in rows]
             out.append("\n".join(["| | |", "|---|---|", *rows]))
     return "\n\n".join(out) + "\n"
+
+
+def table_page(pairs, claims):
+    """equations.html: the same table, with links into the pages of the methods."""
+    body = [f'<header>\n<h1>{TITLE}</h1>\n<p class="lead">{ABOUT_TABLE}</p>\n</header>']
+    for name, (method, tests) in zip(METHODS, pairs):
+        out = [f'<h2 id="{name}">{link(f"{name}.html", f"{name}.py")}</h2>']
+        for n, equation in method.equations.items():
+            code = [f"{link(f'#L{i}', i)} <code>{escape(x)}</code>" for i, x in code_of(method, n)]
+            checks = [link(f"#{t.name}", t.name.replace("_", "_<wbr>")) for t in tests.tests[n]]
+            rows = [("line", code), ("test", checks)]
+            for column, said in facts(method, n, claims).items():
+                note = "{} note {}: ".format
+                notes = [note(mark(t), link(f"#note{k}", k)) if k else "" for _, k, t in said]
+                rows.append((column, [a + inline(x) for a, (x, *_) in zip(notes, said)]))
+            out += ['<section class="facts">', box(n, equation, name=f"{name}-{n}"), "<table>"]
+            for label, said in rows:
+                said = "<br>".join(said)
+                out.append(f'<tr><th scope="row">{label}</th><td>{said}</td></tr>')
+            out.append("</table>\n</section>")
+        # The lines, tests and notes are on the page of the method.
+        body.append("\n".join(out).replace('href="#', f'href="{name}.html#'))
+    contents = " ".join(link(f"#{name}", f"equations of {name}.py") for name in METHODS)
+    return framed(TITLE, "\n".join(body), f'\n<p class="contents">{contents}</p>')
 
 
 def files():
@@ -262,6 +315,7 @@ def files():
     claims = read_claims()
     made = {DOCS / f"{m}.html": page(*pair, claims) for m, pair in zip(METHODS, pairs)}
     made[DOCS / "index.html"] = index([method for method, _ in pairs])
+    made[DOCS / "equations.html"] = table_page(pairs, claims)
     return {**made, DOCS / "equations.md": table(pairs, claims)}
 
 

@@ -26,7 +26,7 @@ from docs import pages
 from docs.annotate import Source, cited, cited_notes, equations, notes
 
 METHODS = pages.METHODS
-HTML = [*METHODS, "index"]
+HTML = [*METHODS, "index", "equations"]
 
 
 class Page(html.parser.HTMLParser):
@@ -96,6 +96,12 @@ def test_every_equation_has_a_line_and_a_test(name):
     assert all(method.lines[i].strip()[0] not in '#"' for found in lines.values() for i in found)
     table = (ROOT / "docs/equations.md").read_text()
     assert all(f"### {name} ({n})\n" in table for n in numbers)
+    # The page for the browser: the same lines and tests, as links into the page of the method.
+    page = Page(ROOT / "docs/equations.html")
+    assert [i for i in page.ids if i.startswith(f"{name}-")] == [f"{name}-{n}" for n in numbers]
+    to = [f"{name}.html#L{i}" for n in numbers for i in lines[n]]
+    to += [f"{name}.html#{t.name}" for n in numbers for t in checks[n]]
+    assert set(to) <= set(page.links)
 
 
 def test_all_notes_of_the_methods_are_found_and_claims_names_none_that_is_not_there():
@@ -183,6 +189,36 @@ def test_links_resolve():
         assert not line or text[int(line) - 1].strip(), (file, line)
     for file in re.findall(r"\]\(([^)]+)\)", (ROOT / "FORKING.md").read_text()):
         assert (ROOT / file).exists(), file
+
+
+def test_the_page_of_the_equations_says_what_the_table_in_markdown_says():
+    """Row by row, and the index leads to the page: a browser shows no links in Markdown."""
+    table = (ROOT / "docs/equations.md").read_text()
+    rows = re.findall(r"^\| (\w[^|]*) \| (.+) \|$", table, re.M)
+    page = (ROOT / "docs/equations.html").read_text()
+    shown = re.findall(r'<tr><th scope="row">(.+?)</th><td>(.+?)</td></tr>', page)
+    assert len(rows) == len(shown) > 100
+    for (name, said), (label, text) in zip(rows, shown):
+        assert name == label
+        # Without what only Markdown needs, and without the tag and number of a note.
+        plain = re.sub(r"\[([^]]+)\]\([^)]+\)|\(\w+, note \d+\)|`|\\(?=\|)|<br>", r"\1", said)
+        text = html.unescape(re.sub(r"<b .*?</b> note <a.*?</a>: |<[^>]+>", "", text))
+        assert re.sub(r"\W", "", text) == re.sub(r"\W", "", plain)
+    assert "equations.html" in Page(ROOT / "docs/index.html").links
+
+
+def test_the_table_says_where_released_code_was_not_compared():
+    """"-" would leave open whether there is no code, or whether nobody has looked."""
+    table = (ROOT / "docs/equations.md").read_text()
+    column = re.findall(r"^\| released code does \| (.+) \|$", table, re.M)
+    assert len(column) == sum(len(Source(ROOT / f"{m}.py").equations) for m in METHODS)
+    assert "-" not in column and column.count("not compared") == 3
+    assert column[1].startswith("`DistillationTrainer` of TRL")
+
+
+def test_what_the_index_says_is_true_on_a_narrow_screen_too():
+    text = " ".join(Page(ROOT / "docs/index.html").text)
+    assert "on the left" not in text and "on the right" not in text
 
 
 def test_a_link_to_a_test_leads_to_its_first_line():

@@ -9,7 +9,8 @@ from test_look_page import CONTRAST
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["index", "opd", "topd", "ar_opd", "hindsight_sd", "grpo"]
+NAMES = ["index", "equations", "opd", "topd", "ar_opd", "hindsight_sd", "grpo"]
+A4 = 718  # dots between the margins that Chromium leaves on an A4 page
 # Elements that reach out of the screen, the innermost first. Something that scrolls by itself may.
 WIDE = """[...document.querySelectorAll("body *")].reverse()
   .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest("pre.raw"))
@@ -57,10 +58,11 @@ def test_a_page_fits_the_narrowest_screen_and_its_target_can_be_read(chrome, nam
     assert [f for f in chrome.run(CONTRAST) if f[0] < 4.5] == []
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_print_is_black_on_white_and_fits_the_paper(chrome, dark):
-    """The screen's colours must not reach the paper, and no line may be cut off at its edge."""
-    open_page(chrome, "topd", width=794, dark=dark)  # A4 at 96 dots per inch
+@pytest.mark.parametrize("name, dark", [*((n, False) for n in NAMES), ("topd", True)])
+def test_print_is_black_on_white_and_fits_the_paper(chrome, name, dark):
+    """The screen's colours must not reach the paper, no line may be cut off at its edge, and no line
+    of a picture may be broken."""
+    open_page(chrome, name, width=A4, dark=dark)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     chrome.call("Emulation.setEmulatedMedia", media="print", features=[scheme])
     try:
@@ -70,5 +72,12 @@ def test_print_is_black_on_white_and_fits_the_paper(chrome, dark):
         assert chrome.run("document.documentElement.scrollWidth <= innerWidth"), chrome.run(WIDE)
         cut = "[...document.querySelectorAll('pre')].filter((e) => e.scrollWidth > e.clientWidth + 1)"
         assert chrome.run(f"{cut}.map((e) => e.textContent.slice(0, 80))") == []
+        # A line of a picture that went on below itself would make the picture taller.
+        tall = """(e) => { const s = getComputedStyle(e), lines = e.textContent.split("\\n").length;
+          const high = lines * parseFloat(s.lineHeight) + parseFloat(s.paddingTop) * 2;
+          return s.whiteSpace !== "pre" || Math.abs(e.offsetHeight - high) > 2; }"""
+        broken = f"[...document.querySelectorAll('.raw')].filter({tall}).map((e) => e.textContent)"
+        assert chrome.run(broken) == []
+        assert (chrome.run("document.querySelectorAll('.raw').length") > 0) == (name in NAMES[2:])
     finally:
         chrome.call("Emulation.setEmulatedMedia", media="")

@@ -141,6 +141,21 @@ def test_the_links_of_a_token_stand_out(page):
     assert page.run("document.querySelectorAll('#r2 line.on').length") == 0
 
 
+def test_a_plan_that_is_wider_than_the_screen_shows_that_it_goes_on(page, file):
+    """By a shadow at the edge. It lies below a cover in the colour of the page, which moves along."""
+    page.open(file, 420)
+    page.until("document.querySelectorAll('.rollout').length == 4")
+    tab(page, "topd")
+    page.run("document.querySelector('.windows svg').setAttribute('width', 700)")
+    style = "getComputedStyle(document.querySelector('.windows'))"
+    assert page.run("document.querySelector('.windows').scrollWidth > 600")
+    assert page.run(f"{style}.backgroundAttachment") == "local, local, scroll, scroll"
+    images = page.run(f"{style}.backgroundImage")
+    paper = page.run("getComputedStyle(document.body).backgroundColor")
+    assert images.count("gradient(") == 4 and images.count(f"{paper} 1em") + images.count(f"{paper} 16px") == 2
+    assert page.run("document.documentElement.scrollWidth") <= 420
+
+
 def test_everything_can_be_done_with_the_keyboard(page):
     page.run("document.querySelector('input[value=opd]').focus()")
     key(page, "ArrowRight")                                       # from tab to tab

@@ -69,6 +69,18 @@ def test_there_are_notebooks():
     assert [p.name[:2] for p in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05"]
 
 
+def test_the_notebook_of_forks_counts_its_signals_right():
+    """And each of them has a source: a formula that is only our reading of an abstract has no place."""
+    cells = json.loads(NOTEBOOKS[5].read_text(encoding="utf-8"))["cells"]
+    text, code = ("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == kind) for kind in ("markdown", "code"))
+    rows = re.findall(r"^\| (?!signal|---)(.+?) \| .+ \| (.+) \|$", text, re.M)
+    of_2026 = [name for name, source in rows if re.search(r"\b26\d\d\.\d{5}", source)]
+    assert len(rows) == 12 and "a dozen token signals" in text and "The twelve signals" in text
+    assert len(of_2026) == 8 and "eight of them after papers of 2026" in text
+    assert len(re.findall(r"= signal\(", code)) == 8 and "Eight are forks of the harness" in text
+    assert not re.search("our (reading|choice|way to)", "".join(source for _, source in rows))
+
+
 # ------------------------------------------------------------------------ the first cell
 
 

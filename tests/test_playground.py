@@ -405,6 +405,32 @@ def test_nothing_is_wider_than_the_screen(page, tab, width):
     assert page.errors == []
 
 
+COVERED = """((sheet) => visible(`#${S.tab} .bench, #${S.tab} .controls:not(.inside)`)
+  .map((e) => [e.id || e.className, e.getBoundingClientRect()])
+  .filter(([, r]) => r.top < Math.min(innerHeight, sheet.bottom) && r.bottom > sheet.top)
+  .map(([name]) => name))($(`#${S.tab} .side`).getBoundingClientRect())"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tab", ["opd", "ar_opd", "hindsight_sd"])
+def test_the_sheet_of_a_token_waits_for_the_rollout(page, tab):
+    """On a narrow screen it sticks to the lower edge. It must not lie over problem and controls."""
+    page.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=False)
+    page.run(f"change_tab({json.dumps(tab)})")
+    page.until("$(`#${S.tab} .says`).textContent.length > 20 && !document.querySelector('.cursor')")
+    page.run("scrollTo(0, 0)")
+    top = page.run("$(`#${S.tab}-text`).getBoundingClientRect().top")
+    assert top > 900  # the rollout is below the screen
+    for y in range(0, int(top), 150):
+        page.run(f"scrollTo(0, {y})")
+        page.run("new Promise((done) => setTimeout(done, 60))")
+        assert page.run(COVERED) == [], y
+    page.run("$(`#${S.tab}-text`).scrollIntoView()")
+    page.until("getComputedStyle($(`#${S.tab} .side`)).position === 'sticky'", 10)
+    assert page.run("$(`#${S.tab} .side`).getBoundingClientRect().bottom - innerHeight") < 2
+    assert page.errors == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tab", METHODS)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

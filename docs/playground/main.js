@@ -261,6 +261,18 @@ async function restore() {
   if (tab === "topd" && OPD.ready) show_topd(true);
 }
 
+// On a narrow screen the panel of the chosen token sticks to the lower edge of the screen, but only
+// while some of the rollout is to be seen above it (style.css).
+const reading = new IntersectionObserver(
+  (changes) => {
+    for (const { target, isIntersecting } of changes) {
+      target.closest(".panel").classList.toggle("reading", isIntersecting);
+    }
+  },
+  { rootMargin: "0px 0px -46% 0px" },
+);
+for (const name of ["opd", "ar_opd", "hindsight_sd"]) reading.observe($(`#${name}-text`));
+
 async function start() {
   fill_problems();
   show_legend($("#topd-legend"), false, "reverse KL of the token");
