@@ -20,7 +20,8 @@ below nine tenths of what is free on the card. Below 16 GB that is a Qwen3-0.6B 
     trl             seconds of an update, ours and TRL's (if trl is installed)
 
 Each part has a process of its own. So the next part finds an empty card, and a part that fails,
-or takes longer than its share of the time, is only a line in the table.
+or takes longer than its share of the time, is only a line in the table. The file is written after
+every part, so Ctrl-C keeps what is done.
 """
 
 import contextlib
@@ -475,8 +476,9 @@ def run_part(name, dry_run, seconds):
                 found.update(ours.recv())
             else:
                 found["status"] = f"left out: time, it takes more than {seconds:.0f} s"
-    except EOFError:  # the system ended it, for example because memory was short
-        process.join()
+    # The system ended it, for example because memory was short. Windows has its own error for that.
+    except (EOFError, OSError):
+        process.join(10)
         found["status"] = f"failed: its process ended with code {process.exitcode}"
     finally:
         process.join(10 if found.get("status") == "done" else 0)
@@ -486,7 +488,8 @@ def run_part(name, dry_run, seconds):
 
 
 def run_parts(dry_run, minutes):
-    """{part: what it found}. A part may take twice its share of the time that is left."""
+    """{part: what it found}, after each part. A part may take twice its share of the time that is
+    left."""
     end, parts = time.monotonic() + 60 * minutes, {}
     for i, name in enumerate(PARTS):
         left = end - time.monotonic()
@@ -498,7 +501,7 @@ def run_parts(dry_run, minutes):
         else:
             print(f"{name} ...", file=sys.stderr, flush=True)
             parts[name] = run_part(name, dry_run, limit)
-    return parts
+        yield parts
 
 
 # ======================================================================== the record, the table
@@ -619,12 +622,13 @@ def main():
         "tiny models on a CPU.",
     )
     folder = make_folder(args.out or ROOT / ("runs/gpu" if args.dry_run else "benchmarks/cards"))
-    parts = run_parts(args.dry_run, args.minutes)
-    add_shares(parts)
-    card = "dry run" if args.dry_run else parts["machine"].get("name", "unknown card")
-    record = {"card": card, **about(), "parts": parts}
-    file = free_file(folder, card)
-    write_json(file, record)
+    file = None
+    for parts in run_parts(args.dry_run, args.minutes):
+        add_shares(parts)
+        card = "dry run" if args.dry_run else parts["machine"].get("name", "unknown card")
+        record = {"card": card, **about(), "parts": parts}
+        file = file or free_file(folder, card)
+        write_json(file, record)  # after every part: Ctrl-C loses the part in progress only
     print("\n".join(table(record)))
     print(f"written to {file}")
 
