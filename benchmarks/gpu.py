@@ -69,6 +69,7 @@ from common.weights import adamw, adapt, checkpoint_layers, copy_of  # noqa: E40
 SCRIPTS = {
     "opd": opd, "topd": topd, "ar_opd": ar_opd, "hindsight_sd": hindsight_sd, "grpo": grpo
 }
+TEXT = dict(capture_output=True, encoding="utf-8", errors="replace")  # of another program
 SAMPLES = {"opd": 4, "topd": 4, "ar_opd": 1, "hindsight_sd": 8, "grpo": 8}  # their defaults
 
 # ======================================================================== how much work
@@ -209,7 +210,7 @@ def machine(place):
 def driver():
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+        said = subprocess.run(command, **TEXT, timeout=20).stdout
         return said.strip().split("\n")[0] or None
 
 
@@ -512,7 +513,7 @@ def about():
 
     def git(*command):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(["git", *command], **TEXT, cwd=ROOT)
             return done.stdout.strip() if done.returncode == 0 else None
 
     versions = {"python": platform.python_version(), "system": platform.system()}

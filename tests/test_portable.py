@@ -18,6 +18,7 @@ from common.flags import parse
 CPU, GIB = torch.device("cpu"), 2**30
 SCRIPTS = [ROOT / f"{m}.py" for m in ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate", "look")]
 RUNTIME = [*SCRIPTS, *sorted((ROOT / "common").glob("*.py")), *sorted((ROOT / "toy").glob("*.py"))]
+RUNTIME += [ROOT / f"benchmarks/{name}.py" for name in ("gpu", "shapes", "speed")]      # to measure a card
 
 
 # ------------------------------------------------------------------------ by reading
