@@ -73,7 +73,7 @@ def test_every_method_draws_at_temperature_1_without_a_filter(script, monkeypatc
         asked[-1].apply_defaults()
         return [sampler.Completion([3], False, [0.0])] * (len(given[1]) * named["n"])
 
-    monkeypatch.setattr(module, "sample", recorder)
+    monkeypatch.setattr(sampler, "sample", recorder)
     args = parse(module.Args, "", ["--data", "toy", "--samples", "2"], script)
     rows = [{"ids": [5, 6], "plain": [5, 6], "solution": "x"}] * 3
     tokenizer = [None] if script in ("opd", "ar_opd") else []
