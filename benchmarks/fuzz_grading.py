@@ -3,7 +3,7 @@ is anything executed?
 
     python benchmarks/fuzz_grading.py           # 100,000 pairs; half an hour on one core
     python benchmarks/fuzz_grading.py --n 2000 --seed 1
-    python benchmarks/fuzz_grading.py --golds golds.jsonl    # are real golds recognised?
+    python benchmarks/fuzz_grading.py --golds tests/benchmark_golds.txt    # real golds
     python benchmarks/fuzz_grading.py --cases tests/other_grading.jsonl  # responses with verdicts
 
 A pair is a response and a gold. A third of the texts is random characters. A third is
@@ -12,9 +12,10 @@ characters that are deleted, doubled, swapped or replaced by pieces of other ans
 the pieces are Python code that would create a file if anything ran it, control characters,
 towers of exponents, and hundreds of unbalanced braces.
 
---golds takes a file with a gold in the field "answer" of each line. Each gold is typeset anew
-by the rules of tests/golds.py, and changed into near misses. Printed is how many of both
-are accepted, here and by math-verify alone with the same extracted answers.
+--golds takes a file with a gold in each line, or a .jsonl file with a gold in the field "answer" of
+each line. Each gold is typeset anew by the rules of tests/golds.py, and changed into near misses.
+Printed is how many of both are accepted, here and by math-verify alone with the same extracted
+answers.
 
 --cases takes a file with a "response", a "gold" and the verdict "right" in each line. It prints how
 often `grade` and math-verify agree with the verdict. math-verify finds the answer itself here.
@@ -35,6 +36,7 @@ from test_grading import GRADED, HOSTILE, against_math_verify  # noqa: E402
 
 from common import judge  # noqa: E402
 from common.arguments import Parser, require, run_script, shorten  # noqa: E402
+from common.files import read_jsonl  # noqa: E402
 from common.flags import at_least  # noqa: E402
 from common.grading import extract, grade  # noqa: E402
 from common.show import progress  # noqa: E402
@@ -83,9 +85,12 @@ def random_text(rng, canary):
 
 def compare_on_golds(file, count, show):
     """The property of tests/test_golds.py on the golds of a file, at most `count` pairs."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
-    golds = list(dict.fromkeys(str(row["answer"]).rpartition("####")[2].strip() for row in rows))
+    if Path(file).suffix == ".jsonl":
+        golds = [str(row["answer"]).rpartition("####")[2] for row in read_jsonl(file, ["answer"])]
+    else:  # one gold per line, as in tests/benchmark_golds.txt
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        golds = [line for line in lines if not line.startswith("#")]
+    golds = list(dict.fromkeys(gold.strip() for gold in golds if gold.strip()))
     # Numbers are easy: at most a third of the golds that are tried are plain integers.
     random.Random(0).shuffle(golds)
     others = [gold for gold in golds if not gold.lstrip("-").isdigit()]
@@ -142,7 +147,7 @@ def main():
     p = Parser(__doc__)
     p.add_argument("--n", type=int, default=100_000, help="number of pairs (default 100000)")
     p.add_argument("--seed", type=int, default=0, help="seed of the pairs (default 0)")
-    p.add_argument("--golds", help='file with a gold in "answer" of each line')
+    p.add_argument("--golds", help='file with a gold in each line, or in "answer" of each line')
     p.add_argument("--cases", help="file with response, gold and verdict in each line")
     p.add_argument("--show", type=int, default=20, help="surprises to print (default 20)")
     args = p.parse_args()

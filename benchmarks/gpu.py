@@ -20,7 +20,8 @@ below nine tenths of what is free on the card. Below 16 GB that is a Qwen3-0.6B 
     trl             seconds of an update, ours and TRL's (if trl is installed)
 
 Each part has a process of its own. So the next part finds an empty card, and a part that fails,
-or takes longer than its share of the time, is only a line in the table.
+or takes longer than its share of the time, is only a line in the table. The file is written after
+every part, so Ctrl-C keeps what is done.
 """
 
 import contextlib
@@ -68,6 +69,7 @@ from common.weights import adamw, adapt, checkpoint_layers, copy_of  # noqa: E40
 SCRIPTS = {
     "opd": opd, "topd": topd, "ar_opd": ar_opd, "hindsight_sd": hindsight_sd, "grpo": grpo
 }
+TEXT = dict(capture_output=True, encoding="utf-8", errors="replace")  # of another program
 SAMPLES = {"opd": 4, "topd": 4, "ar_opd": 1, "hindsight_sd": 8, "grpo": 8}  # their defaults
 
 # ======================================================================== how much work
@@ -208,7 +210,7 @@ def machine(place):
 def driver():
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+        said = subprocess.run(command, **TEXT, timeout=20).stdout
         return said.strip().split("\n")[0] or None
 
 
@@ -475,8 +477,9 @@ def run_part(name, dry_run, seconds):
                 found.update(ours.recv())
             else:
                 found["status"] = f"left out: time, it takes more than {seconds:.0f} s"
-    except EOFError:  # the system ended it, for example because memory was short
-        process.join()
+    # The system ended it, for example because memory was short. Windows has its own error for that.
+    except (EOFError, OSError):
+        process.join(10)
         found["status"] = f"failed: its process ended with code {process.exitcode}"
     finally:
         process.join(10 if found.get("status") == "done" else 0)
@@ -486,7 +489,8 @@ def run_part(name, dry_run, seconds):
 
 
 def run_parts(dry_run, minutes):
-    """{part: what it found}. A part may take twice its share of the time that is left."""
+    """{part: what it found}, after each part. A part may take twice its share of the time that is
+    left."""
     end, parts = time.monotonic() + 60 * minutes, {}
     for i, name in enumerate(PARTS):
         left = end - time.monotonic()
@@ -498,7 +502,7 @@ def run_parts(dry_run, minutes):
         else:
             print(f"{name} ...", file=sys.stderr, flush=True)
             parts[name] = run_part(name, dry_run, limit)
-    return parts
+        yield parts
 
 
 # ======================================================================== the record, the table
@@ -509,7 +513,7 @@ def about():
 
     def git(*command):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(["git", *command], **TEXT, cwd=ROOT)
             return done.stdout.strip() if done.returncode == 0 else None
 
     versions = {"python": platform.python_version(), "system": platform.system()}
@@ -619,12 +623,13 @@ def main():
         "tiny models on a CPU.",
     )
     folder = make_folder(args.out or ROOT / ("runs/gpu" if args.dry_run else "benchmarks/cards"))
-    parts = run_parts(args.dry_run, args.minutes)
-    add_shares(parts)
-    card = "dry run" if args.dry_run else parts["machine"].get("name", "unknown card")
-    record = {"card": card, **about(), "parts": parts}
-    file = free_file(folder, card)
-    write_json(file, record)
+    file = None
+    for parts in run_parts(args.dry_run, args.minutes):
+        add_shares(parts)
+        card = "dry run" if args.dry_run else parts["machine"].get("name", "unknown card")
+        record = {"card": card, **about(), "parts": parts}
+        file = file or free_file(folder, card)
+        write_json(file, record)  # after every part: Ctrl-C loses the part in progress only
     print("\n".join(table(record)))
     print(f"written to {file}")
 

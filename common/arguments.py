@@ -63,8 +63,17 @@ OUT_OF_MEMORY = (
     "begun continues with --resume from its last checkpoint. For a new run there are also "
     "--max_new_tokens, --prompts, --samples and smaller models."
 )
+# On a Mac's GPU: all memory is taken, or one tensor is too large. It is a plain RuntimeError.
+MPS_IS_FULL = "MPS backend out of memory", "Invalid buffer size"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 READER_HAS_GONE = (errno.EPIPE, errno.EINVAL)  # the second one is what Windows says
+
+
+def is_out_of_memory(error):
+    """Does the error say that the memory of a GPU is full?"""
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith(MPS_IS_FULL)
 
 
 class Printer:
@@ -129,7 +138,7 @@ def _run(main, out_of_memory):
     except Mistake as mistake:
         stop(mistake)
     except RuntimeError as error:
-        if not isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
+        if not is_out_of_memory(error):
             raise
         stop(out_of_memory)
     except OSError as error:

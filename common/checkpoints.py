@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from common.arguments import Mistake, require, unwritable
+from common.arguments import Mistake, is_out_of_memory, require, unwritable
 from common.files import (
     flush_to_disk,
     lock,
@@ -112,9 +112,9 @@ def load_state(checkpoint, optimizer, device):
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         version, internal, gauss = state["python_rng"]
         random.setstate((version, tuple(internal), gauss))
-    except torch.OutOfMemoryError:  # nothing is wrong with the checkpoint
-        raise
     except Exception as error:
+        if is_out_of_memory(error):  # nothing is wrong with the checkpoint
+            raise
         raise Mistake(
             f"The checkpoint '{checkpoint}' could not be loaded ({type(error).__name__}). If it is "
             "damaged, move that folder away, and --resume starts from the beginning."

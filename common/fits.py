@@ -266,8 +266,9 @@ def file_bytes(student, adam_bits, average=None):
 
 
 def check_disk(out, student, adam_bits, average=None):
-    """Refuse a run whose files cannot fit onto the disk. At the worst moment there are the last
-    checkpoint, the one that is being written, and final/."""
+    """Refuse a run whose files cannot fit onto the disk. A checkpoint is removed when the next one
+    is complete. A run that was killed between the two has both of them, and if it had no update
+    left, it writes final/ beside them when it is resumed."""
     checkpoint, final = file_bytes(student, adam_bits, average)
     there = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())  # of a resumed run
     more = 2 * checkpoint + final - there

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from common.arguments import require
+from common.arguments import is_out_of_memory, require
 from common.cache import grown_columns
 from common.models import cache_bytes
 from common.processes import process
@@ -320,7 +320,9 @@ def within_memory(update, *arguments):
         before = steps_taken(optimizer)
         try:
             return update(*arguments)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             # Once the optimizer has made its step, the same update would be made twice. With
             # several processes the others would wait for this one.
             again = steps_taken(optimizer) == before and process()[1] == 1

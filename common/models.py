@@ -47,7 +47,8 @@ def what_is_wrong_with_mps():
 
 def two_steps(device):
     """Weights of a tiny attention layer before and after two steps, one after the other. The steps
-    use what an update needs: an embedding, attention, log-probabilities, a choice by a mask."""
+    use what an update needs: an embedding, attention, log-probabilities, a choice by a mask. Behind
+    the weights stand the numbers of `a_draw`."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(16, 8, generator=generator).to(device).requires_grad_()  # [V, width]
     start = weight.detach().cpu().clone()  # on a CPU `cpu()` alone is the weight itself
@@ -63,7 +64,21 @@ def two_steps(device):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return torch.cat([start, weight.detach().cpu()]).flatten()
+    return torch.cat([start.flatten(), weight.detach().cpu().flatten(), a_draw(device)])
+
+
+def a_draw(device):
+    """Numbers from the operations with which common/sampler.py draws a token and drops rows."""
+    mask = torch.ones(6, 6, dtype=torch.bool, device=device).tril()  # [R, L]
+    position = mask.cumsum(1) - 1  # [R, L]
+    sums = position.float().softmax(-1).cumsum(-1, dtype=torch.float32)  # [R, L]
+    token = torch.searchsorted(sums, 0.4 * sums[:, -1:], right=True)  # [R, 1]
+    ended = torch.isin(token.squeeze(1), torch.tensor([2, 5], device=device))  # [R]
+    left = (~ended).nonzero().squeeze(1)  # [r], here 3 of the 6 rows
+    visible = torch.nn.functional.pad(mask, (0, 1), value=True)[left]  # [r, L + 1]
+    token[left, 0] = sums.argmax(-1)[left]
+    found = position, token, visible, sums.index_select(0, left)
+    return torch.cat([x.flatten().float().cpu() for x in found])
 
 
 def compute_dtype(name, device):

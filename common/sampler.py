@@ -15,7 +15,6 @@ P = 2 prompts with n = 2 samples each give R = 4 rows:
     0 0 0 1 2    3 4 5 6        position ids of the first row: padding is not counted
 """
 
-import contextlib
 import hashlib
 import sys
 from collections import Counter
@@ -25,7 +24,7 @@ import torch
 from torch.nn.functional import pad
 
 from common import recorded
-from common.arguments import require
+from common.arguments import is_out_of_memory, require
 from common.cache import RowCache, advance
 from common.memory import MOST_ROWS, rows_that_fit
 from common.processes import gather, process
@@ -72,8 +71,11 @@ def sample(
         batch_keys = [keys[k] for k in numbers] if temperature > 0 else None
         samples = Counter(k // n for k in numbers)  # of each prompt, in this batch
         batch, drawn = [(prompts[i], count) for i, count in samples.items()], None
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             drawn = sample_batch(model, batch, batch_keys, max_new_tokens, rule)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         if drawn is None:
             at_once = fewer_rows(model, len(numbers), longest)
             continue

@@ -16,6 +16,7 @@ from common.arguments import (
     choice,
     either,
     harmless,
+    is_out_of_memory,
     parse_arguments,
     require,
     run_script,
@@ -117,6 +118,10 @@ def out_of_memory():
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def full_mac():
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 17.4 GB, other allocations: 1 GB)")
+
+
 def mistaken():
     require(True, "not said")
     require(False, "two\nlines \x1b[2J")
@@ -126,6 +131,7 @@ def mistaken():
     (mistaken, "error: two lines \\x1b[2J\n"),
     (full_disk, "error: Writing 'runs/x' failed (No space left on device). All complete files "),
     (out_of_memory, "error: The GPU is out of memory; lower --micro_tokens "),
+    (full_mac, "error: The GPU is out of memory; lower --micro_tokens "),
 ])
 def test_what_the_user_can_mend_ends_with_one_sentence_and_code_2(main, sentence, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -133,6 +139,13 @@ def test_what_the_user_can_mend_ends_with_one_sentence_and_code_2(main, sentence
     said = capsys.readouterr()
     assert ended.value.code == 2 and said.err.startswith(sentence) and said.out == ""
     assert said.err.count("\n") == 1 and "Traceback" not in said.err
+
+
+def test_which_errors_say_that_the_memory_is_full():
+    full = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (MPS")]
+    full += [RuntimeError("Invalid buffer size: 9.75 GiB")]      # one tensor that is too large for a Mac
+    others = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("MPS backend out of memory")]
+    assert [is_out_of_memory(error) for error in full + others] == [True] * 3 + [False] * 2
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback():

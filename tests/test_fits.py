@@ -365,6 +365,17 @@ def test_the_predicted_files_are_those_that_are_written(lora, averaged, tmp_path
     assert all(p * 0.95 < size < p * 1.05 + 60_000 for p, size in zip(predicted, sizes))
 
 
+def test_final_can_lie_beside_two_checkpoints(monkeypatch, tmp_path):
+    """A run that was killed when its last checkpoint was complete, and is continued."""
+    for name in ("checkpoint-000001", "checkpoint-000002"):
+        (tmp_path / name).mkdir()
+    beside, prune = [], checkpoints._prune
+    monkeypatch.setattr(checkpoints, "_prune", lambda out: (beside.extend(out.iterdir()), prune(out)))
+    checkpoints.save_final(tmp_path, tiny_qwen3(), Tokenizer())
+    assert {p.name for p in beside} == {"checkpoint-000001", "checkpoint-000002", "final"}
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-000002", "final"}
+
+
 def test_a_run_whose_files_do_not_fit_onto_the_disk_is_refused(monkeypatch, tmp_path):
     student, usage = tiny_qwen3(), namedtuple("usage", "total used free")
     checkpoint, final = fits.file_bytes(student, 32)

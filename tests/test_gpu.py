@@ -3,6 +3,7 @@ processes, and which models it would take on cards of several sizes."""
 import copy
 import importlib.util
 import json
+import multiprocessing.connection
 import os
 import sys
 import time
@@ -232,6 +233,35 @@ def test_how_a_part_ends(monkeypatch, part, seconds, expected):
     assert found.pop("part_seconds") < 50 and found == expected
 
 
+@forks
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the part is not in the module")
+def test_on_windows_a_dead_part_breaks_the_pipe(monkeypatch):
+    def poll(*_):
+        raise BrokenPipeError(109, "The pipe has been ended")
+    monkeypatch.setattr(multiprocessing.connection.Connection, "poll", poll)
+    monkeypatch.setitem(gpu.PARTS, "decode", killed)
+    assert gpu.run_part("decode", True, 60)["status"] == "failed: its process ended with code 3"
+
+
+def test_what_is_done_is_kept_when_ctrl_c_ends_the_rest(monkeypatch, tmp_path):
+    def run_part(name, dry_run, seconds):
+        if name == "opd":
+            raise KeyboardInterrupt
+        return {"status": "done"}
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry_run", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    record = json.loads((tmp_path / "dry-run.json").read_text(encoding="utf-8"))
+    assert list(record["parts"]) == ["machine", "decode"] and record["card"] == "dry run"
+    # The next run has a file of its own, one for all its parts.
+    monkeypatch.setattr(gpu, "run_part", lambda *_: {"status": "done"})
+    gpu.main()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["dry-run-2.json", "dry-run.json"]
+    record = json.loads((tmp_path / "dry-run-2.json").read_text(encoding="utf-8"))
+    assert list(record) == ["card", *gpu.about(), "parts"] and list(record["parts"]) == list(gpu.PARTS)
+
+
 def test_the_time_is_shared(monkeypatch):
     now, limits = [0.0], {}
 
@@ -242,13 +272,13 @@ def test_the_time_is_shared(monkeypatch):
     monkeypatch.setattr(gpu, "run_part", run_part)
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "vllm")
-    parts = gpu.run_parts(True, 9)
+    *_, parts = gpu.run_parts(True, 9)
     assert limits["machine"] == pytest.approx(2 * 540 / 9) and now[0] < 540
     assert limits["decode"] == pytest.approx(2 * 420 / 8)
     assert limits["grpo"] > limits["topd"]  # what the others have not used
     assert parts["trl"] == {"status": "left out: not installed"} and "trl" not in limits
     now[0], limits = 0.0, {}
-    parts = gpu.run_parts(True, 0.05)
+    *_, parts = gpu.run_parts(True, 0.05)
     assert parts["machine"]["status"] == "left out: time" and now[0] <= 3
 
 

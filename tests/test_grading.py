@@ -666,8 +666,11 @@ DIFFERENCES = {
         "0<x<1", "x < -5", "-2 <= x <= 7", "7 ≥ x ≥ -2", "x < 2 \\text{ or } x > 3",
         "x > 3 or x < 2", "\\{x \\mid -2 \\le x \\le 7\\}",
         "x \\le 0 \\text{ or } x = 1", "-\\infty < x < \\infty"],
+    "it does not read a union with or": [
+        "(-\\infty,2) \\text{ or } (3,\\infty)", "x\\in(-\\infty,2) \\text{ or } x\\in(3,\\infty)",
+        "x \\in (-\\infty,2) \\text{ or } (3,\\infty)"],
     "numbers with a base: it does not read some, and accepts another base": [
-        "52_8", "(52)_8", "52_9"],
+        "52_8", "(52)_8", "52_9", "52_\\text{eight}", "52 \\text{ base nine}"],
     "thousands in an expression": ["\\frac{20,000}{\\pi}", "1,024-256\\pi"],
     "it does not know i in a gold without a root": ["\\sqrt{-1}"],
     "it takes a million for a unit": [

@@ -203,7 +203,11 @@ def test_sizes_for_people_and_measured_memory():
     assert 50 * 2**20 < memory.resident_memory(CPU) <= 1.1 * memory.peak_memory(CPU)
 
 
-def failing(weight, fits, step_first=False):
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory")
+MPS_FULL = RuntimeError("MPS backend out of memory (MPS allocated: 17.4 GB, other allocations: 1 GB)")
+
+
+def failing(weight, fits, step_first=False, error=CUDA_FULL):
     """An update that runs out of memory while a micro-batch has more than `fits` tokens."""
     def update(student, optimizer, compute):
         attempts.append(compute.args.micro_tokens)
@@ -212,22 +216,32 @@ def failing(weight, fits, step_first=False):
         if step_first:
             optimizer.step()
         if compute.args.micro_tokens > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         optimizer.step()
         return "done"
     attempts = []
     return update, attempts
 
 
-def test_out_of_memory_halves_the_flag_of_the_run(capsys):
+@pytest.mark.parametrize("error", [CUDA_FULL, MPS_FULL])
+def test_out_of_memory_halves_the_flag_of_the_run(error, capsys):
     weight = torch.nn.Parameter(torch.ones(3))
     compute = Compute(SimpleNamespace(micro_tokens=4096), CPU, torch.float32, 50)
     optimizer = torch.optim.SGD([weight], lr=.5)
-    update, attempts = failing(weight, fits=1024)
+    update, attempts = failing(weight, fits=1024, error=error)
     assert within_memory(update, None, optimizer, compute) == "done"
     assert attempts == [4096, 2048, 1024] and compute.args.micro_tokens == 1024
     assert torch.equal(weight.detach(), torch.zeros(3))             # one step, one gradient
     assert capsys.readouterr().out.count("the same update again with --micro_tokens") == 2
+
+
+def test_another_error_is_no_reason_to_halve():
+    weight = torch.nn.Parameter(torch.ones(3))
+    compute = Compute(SimpleNamespace(micro_tokens=4096), CPU, torch.float32, 50)
+    update, attempts = failing(weight, 1024, error=RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(update, None, torch.optim.SGD([weight], lr=.5), compute)
+    assert attempts == [4096]
 
 
 def test_no_second_step_and_no_endless_halving():

@@ -15,11 +15,9 @@ import torch
 from conftest import ROOT
 
 import topd
-from benchmarks.shapes import QWEN3, WORDS, random_qwen3
 from common.arguments import Mistake
-from common.fits import window_columns
+from common.fits import predicted_peak
 from common.flags import parse
-from common.memory import Setup, Shape, memory_budget
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -184,11 +182,8 @@ def test_the_settings_for_a_t4_fit_by_prediction():
     cell = next(c for c in code_of(NOTEBOOKS[0]) if "settings = " in c)
     real = re.sub("else:.*?\nsettings", "settings", cell, flags=re.S)
     words = " ".join(re.findall(r"settings \+?= \"(.*)\"", real)).split()
-    args = parse(topd.Args, "", ["--data", "gsm8k", "--student", "Qwen/Qwen3-0.6B", *words], "topd")
-    student = random_qwen3(QWEN3["0.6B"], device="meta")
-    teacher = random_qwen3(QWEN3["1.7B"], device="meta", dtype=torch.float16)
-    shape = Shape(args.prompts * args.samples, 200, args.max_new_tokens, args.micro_tokens, args.chunk_logits // WORDS)
-    room = round(14.7 * 2**30)                          # a T4's 16 GB, as a program sees them
-    setup = Setup(torch.float16, checkpointing=True, adam_bits=args.adam_bits, room=room)
-    peak = memory_budget(student, teacher, shape, setup, teacher_cache=window_columns(args))[1]
+    flags = ["--data", "gsm8k", "--student", "Qwen/Qwen3-0.6B", "--teacher", "Qwen/Qwen3-1.7B", *words]
+    args = parse(topd.Args, "", flags, "topd")
+    room = round(14.56 * 2**30)                         # what a program finds free of a T4's 16 GB
+    peak = predicted_peak(args, torch.device("cuda"), torch.float16, room)
     assert peak < 0.9 * room and f"predicted peak is {peak / 2**30:.1f} GiB" in text

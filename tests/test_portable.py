@@ -18,6 +18,7 @@ from common.flags import parse
 CPU, GIB = torch.device("cpu"), 2**30
 SCRIPTS = [ROOT / f"{m}.py" for m in ("opd", "topd", "ar_opd", "hindsight_sd", "grpo", "evaluate", "look")]
 RUNTIME = [*SCRIPTS, *sorted((ROOT / "common").glob("*.py")), *sorted((ROOT / "toy").glob("*.py"))]
+RUNTIME += [ROOT / f"benchmarks/{name}.py" for name in ("gpu", "shapes", "speed")]      # to measure a card
 
 
 # ------------------------------------------------------------------------ by reading
@@ -114,9 +115,33 @@ def test_auto_takes_the_cpu_if_mps_computes_something_else(a_mac, monkeypatch, c
     assert "its numbers are not those of the CPU" in capsys.readouterr().out
 
 
-def test_the_self_test_takes_two_steps():
-    start, end = models.two_steps(torch.device("cpu")).chunk(2)
+@pytest.mark.parametrize("owner, name", [
+    *((torch, name) for name in ("searchsorted", "isin")), (torch.nn.functional, "pad"),
+    *((torch.Tensor, name) for name in ("cumsum", "tril", "index_select", "nonzero", "argmax", "gather")),
+])
+def test_auto_takes_the_cpu_if_mps_lacks_an_operation(a_mac, monkeypatch, capsys, owner, name):
+    real = models.two_steps
+
+    def lacking(*_, **more):
+        raise NotImplementedError(f"The operator 'aten::{name}' is not implemented for the MPS device")
+
+    def two_steps(device):
+        with monkeypatch.context() as there:
+            if device.type == "mps":
+                there.setattr(owner, name, lacking)
+            return real(CPU)
+
+    monkeypatch.setattr(models, "two_steps", two_steps)
+    assert models.pick_device("auto") == CPU
+    assert f"MPS is not used (The operator 'aten::{name}' is not" in capsys.readouterr().out
+
+
+def test_the_self_test_takes_two_steps_and_draws():
+    found = models.two_steps(CPU)
+    drawn = models.a_draw(CPU)
+    start, end = found[: -len(drawn)].chunk(2)
     assert end.isfinite().all() and 0 < (end - start).abs().max() < 1
+    assert torch.equal(found[-len(drawn) :], drawn) and len(drawn.unique()) > 6
 
 
 def test_several_processes_never_share_mps(a_mac, monkeypatch):

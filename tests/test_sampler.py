@@ -431,7 +431,11 @@ def test_a_failed_recording_leaves_the_stream_that_was_current(monkeypatch):
 # ======================================================================== too little memory
 
 
-def little_memory(monkeypatch, most):
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+MPS_FULL = RuntimeError("MPS backend out of memory (MPS allocated: 17.4 GB, other allocations: 1 GB)")
+
+
+def little_memory(monkeypatch, most, error=CUDA_FULL):
     """A device on which at most `most` rows go through the model at once. Returns the numbers of
     rows that were tried."""
     tried, plain = [], sampler.advance
@@ -440,17 +444,17 @@ def little_memory(monkeypatch, most):
         if not tried or tried[-1] != len(ids):
             tried.append(len(ids))
         if len(ids) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+            raise error
         return plain(model, cache, ids, position, mask)
     monkeypatch.setattr(sampler, "advance", advance)
     monkeypatch.setattr(MODEL, "most_tokens", None, raising=False)
     return tried
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 5, 11])
-def test_without_memory_fewer_rows_are_drawn_at_once_and_nothing_else_changes(monkeypatch, capsys, most):
+@pytest.mark.parametrize("most, error", [*((most, CUDA_FULL) for most in (1, 2, 3, 5, 11)), (3, MPS_FULL)])
+def test_without_memory_fewer_rows_are_drawn_at_once_and_nothing_else_changes(monkeypatch, capsys, most, error):
     whole, greedy = draw(), draw(n=1, temperature=0.0, keys=None)
-    tried = little_memory(monkeypatch, most)
+    tried = little_memory(monkeypatch, most, error)
     assert all_ids(draw()) == all_ids(whole)
     assert max(tried) > most
     said = capsys.readouterr().err
@@ -460,6 +464,12 @@ def test_without_memory_fewer_rows_are_drawn_at_once_and_nothing_else_changes(mo
     assert all_ids(draw()) == all_ids(whole) and max(tried) <= most
     assert all_ids(draw(n=1, temperature=0.0, keys=None)) == all_ids(greedy)
     assert not MODEL.training
+
+
+def test_another_error_while_sampling_is_not_hidden(monkeypatch):
+    little_memory(monkeypatch, 3, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        draw()
 
 
 def test_when_not_even_one_row_fits_the_run_ends_with_a_sentence(monkeypatch):

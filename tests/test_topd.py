@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,8 +30,10 @@ from helpers import (
 import opd
 import topd
 from common import batches
+from common.arguments import Mistake
 from common.batches import pack
 from common.data import prompt_ids
+from common.flags import parse
 from common.sampler import sample
 from toy import world
 
@@ -132,6 +135,19 @@ def test_sinkhorn_becomes_pots_exact_distance_as_epsilon_goes_to_zero():
             # with entropy costs at most epsilon log n more than the exact one.
             gap = (plan * cost).sum().item() - exact.pop(0)
             assert -1e-6 < gap <= epsilon * np.log(len(cost)) + 1e-6
+
+
+def test_the_smallest_epsilon_that_is_allowed_needs_no_more_iterations_than_there_are():
+    with pytest.raises(Mistake) as refused:
+        topd.check(parse(topd.Args, "", ["--epsilon", "0"], "topd"))
+    smallest = float(re.search(r"lie in \[([\d.]+), 10\]", str(refused.value))[1])
+    # Windows of 50 random tokens. Many stand in both, and few numbers tell them apart.
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(136, 8, generator=generator)
+        windows = [vectors[torch.randint(136, (4, 50), generator=generator)] for _ in range(2)]
+        for plan in topd.sinkhorn(list(topd.ground_cost(*windows)), smallest):
+            assert (50 * plan.sum(1) - 1).abs().max() < 0.0101 and (50 * plan.sum(0) - 1).abs().max() < 1e-4
 
 
 def test_sinkhorn_is_pots_sinkhorn():

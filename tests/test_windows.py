@@ -195,6 +195,17 @@ def test_a_run_is_killed_and_continued(script, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["topd.py", "hindsight_sd.py", "grpo.py"])   # the other methods
+def test_a_run_from_the_first_update_to_the_final_model(script, folder):
+    out = folder / f"whole-{script.removesuffix('.py')}"
+    done = on_windows(script, *METHODS[script], *SHORT, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = read_jsonl(out / "metrics.jsonl")
+    assert [r["step"] for r in rows if "seconds" in r and "tokens" in r] == [1, 2]
+    assert {"curve.png", "final", "checkpoint-000002"} < {p.name for p in out.iterdir()}
+
+
+@pytest.mark.slow
 def test_own_problems_are_trained_on_and_evaluated(folder):
     rows = [json.dumps({"problem": r["problem"], "answer": r["answer"]}) for r in load_benchmark("toy", "test", 30)]
     (folder / "mine.jsonl").write_text("\r\n".join(rows), encoding="utf-8", newline="")

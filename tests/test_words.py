@@ -103,34 +103,75 @@ def test_a_run_makes_so_many_updates_and_its_line_names_the_card(stage, updates,
         (out / "final").mkdir(parents=True)
         (out / "checkpoint-000030").mkdir()
         first = {"step": 0, "eval": {}, "gate": {"plain": [0.3, 0.2, 0.4]}}
-        row = {"step": 1, "tokens": 9, "length": 3.0, "seconds": {"total": 1.5}}
-        (out / "metrics.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
+        row = {"step": 1, "tokens": 9, "loss": 0.5, "length": 3.0, "seconds": {"total": 1.5}}
+        last = {"step": 1, "eval": {"accuracy": 0.25, "n": 20}}
+        text = "".join(json.dumps(x) + "\n" for x in (first, row, last))
+        (out / "metrics.jsonl").write_text(text, encoding="utf-8")
 
     monkeypatch.setattr(words, "HOME", tmp_path)
     monkeypatch.setattr(words.importlib, "import_module", lambda name: SimpleNamespace(main=script))
     monkeypatch.setattr(words, "accuracy", lambda *place, **more: {"accuracy": 0.5})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card X at {device}")
-    found = words.execute(stage, "OPD", 1e-5, 1, "cuda", "auto", updates)
+    found = words.execute((stage, "OPD", 1e-5, 1), "cuda", "auto", updates, eval_every=7)
     assert found["updates"] == updates and asked[0]["--steps"] == str(updates)
     assert Path(asked[0]["--out"]).parent == tmp_path / folder
     assert not Path(asked[0]["--out"]).exists()         # two gigabytes a run would fill the disk
     assert asked[0]["--lora"] == "0" and asked[0]["--adam_bits"] == "32"
     assert found["card"] == "Card X at cuda" and found["gate"] == {"plain": [0.3, 0.2, 0.4]}
-    assert found["first"] == found["last"] == {"step": 1, "tokens": 9, "length": 3.0}
-    assert "card" not in words.execute("start", "student", 0.0, 0, "cpu", "auto", updates)
+    assert found["first"] == found["last"] == {"step": 1, "tokens": 9, "loss": 0.5, "length": 3.0}
+    assert found["curve"] == [[1, 0.5]] and found["evaluations"] == [[1, 0.25]]
+    assert asked[0]["--eval_every"] == "7"
+    assert not {"card", "curve"} & words.execute(("start", "student", 0.0, 0), "cpu", "auto", updates).keys()
+
+
+@pytest.mark.parametrize("updates, kept", [(4, [1, 2, 4]), (65, [*range(3, 64, 3), 65])])
+def test_a_curve_has_some_twenty_points_and_the_last_update(updates, kept):
+    rows = [{"step": 0, "eval": {"accuracy": 0.3}}]
+    for step in range(1, updates + 1):
+        rows.append({"step": step, "tokens": 9, "loss": step / 100})
+    rows[3]["loss"] = None                          # an update without a step: its gradient was not finite
+    rows.append({"step": updates, "eval": {"accuracy": 0.4}})
+    kept = [step for step in kept if step != 3]
+    assert words.curves(rows, updates) == {
+        "curve": [[step, step / 100] for step in kept], "evaluations": [[0, 0.3], [updates, 0.4]]}
+
+
+def test_curves_change_no_report_and_are_drawn_where_there_are_any(tmp_path, monkeypatch):
+    file, picture = tmp_path / "words.jsonl", tmp_path / "words-curves.png"
+    lines = [json.loads(x) for x in words.LINES.read_text(encoding="utf-8").splitlines()]
+    before = lab_report.table_of_words()
+    words.draw_curves(lines[:2], picture)           # lines of models as they are
+    assert not picture.exists()
+    more = {"curve": [[1, 0.5], [20, 0.4]], "evaluations": [[0, 0.3], [20, 0.4]]}
+    new = [x | more if x["stage"] != "start" else x for x in lines]
+    file.write_text("".join(json.dumps(x) + "\n" for x in new), encoding="utf-8")
+    monkeypatch.setattr(words, "LINES", file)
+    assert lab_report.table_of_words() == before
+    words.draw_curves([*lines, *new, new[-1] | {"stage": "test", "evaluations": []}], picture)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_other_numbers_of_updates_have_their_own_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(words, "LINES", tmp_path / "words.jsonl")
     monkeypatch.setattr(words, "HOME", tmp_path)
     (tmp_path / "expert/final").mkdir(parents=True)
-    monkeypatch.setattr(words, "execute", lambda *run: line(*run[:4]) | {"seconds": 1, "run": run[4:]})
-    for flags in ([], ["--updates", "60"]):
+    monkeypatch.setattr(words, "execute", lambda job, *run: line(*job) | {
+        "seconds": 1, "run": run, **({"curve": [[1, 0.5]], "evaluations": []} if run[2] == 60 else {})})
+    monkeypatch.setattr(words, "ARMS", {"student": None})
+    monkeypatch.setattr(words, "RATES", (0.0,))
+    for flags in ([], ["--updates", "60", "--eval_every", "5"]):
         monkeypatch.setattr(sys, "argv", ["words.py", "--most", "1", *flags])
         words.main()
     rows = [json.loads((tmp_path / name).read_text()) for name in ("words.jsonl", "words-60.jsonl")]
-    assert [r["run"] for r in rows] == [["cpu", "auto", words.UPDATES], ["cpu", "auto", 60]]
+    assert [r["run"] for r in rows] == [["cpu", "auto", words.UPDATES, 0], ["cpu", "auto", 60, 5]]
     assert rows[0]["key"] == rows[1]["key"]
+    assert [p.name for p in tmp_path.glob("*.png")] == ["words-60-curves.png"]
+
+
+def test_a_number_below_zero_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["words.py", "--status", "--eval_every", "-1"])
+    with pytest.raises(Mistake, match="--eval_every is -1; it must be at least 0"):
+        words.main()
 
 
 @pytest.mark.parametrize("flags", [["--dtype", "bfloat16"], ["--device", "cuda"]])
