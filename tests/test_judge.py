@@ -313,7 +313,14 @@ def test_control_c_does_not_reach_the_worker_and_nothing_outlives_a_question(oth
 def stop_child_of(worker):
     wait_until(lambda: len(session(worker)) == 2)
     [child] = [process for process in session(worker) if process != worker]
+    # It has set its limits when it computes: not in its first moments.
+    wait_until(lambda: user_ticks(child) > 0.2 * os.sysconf("SC_CLK_TCK"))
     os.kill(child, signal.SIGSTOP)
+
+
+def user_ticks(process):
+    stat = Path(f"/proc/{process}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[11])
 
 
 # It uses all CPU time that it gets, until its parent has died, or two minutes are over.
