@@ -137,7 +137,7 @@ def check(args):
     in_range(args, "lam", "[0, inf)", "it is the weight of a loss")
     in_range(args, "candidate_share", "(0, 0.1]", "it is a share of the tokens")
     in_range(args, "drop_share", "[0, 1)", "it is a share of the candidates")
-    in_range(args, "epsilon", "[0.01, 10]", "Sinkhorn's algorithm is too slow below it")
+    in_range(args, "epsilon", "[0.01, 10]", "below it Sinkhorn's algorithm ends too early")
     require(
         args.suppress == "none" or args.drop_share > 0,
         "--suppress scales down as many candidates as --drop_share drops; with 0 there are none.",

@@ -28,7 +28,7 @@ def source_hash(args):
         flags = inspect.getsourcefile(type(args))
         files = _with_imports([flags, getattr(args, "script", flags)])
         codes = list(map(_hash_of_code, files))
-    except (TypeError, OSError):
+    except (TypeError, OSError, SyntaxError):
         return None
     return codes[0] if len(codes) == 1 else _hash_of_text(" ".join(sorted(codes)))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from helpers import CPU
+from test_diagnostics import FACT, PROBLEM
 from test_hindsight_sd import settings
 
 from common import gate
@@ -127,12 +128,6 @@ def test_a_gate_without_a_solved_question_says_so(toy, capsys):
 
 
 # ----------------------------------------------------------------------------- mistakes
-
-PROBLEM = (
-    "h: starts with 14 coins. k: finds 7 # 4 coins. m: loses 8 stones. r: doubles the coins. "
-    "t: loses 5 coins. How many coins at the end? Answer briefly."
-)
-FACT = world.TABLE[7, 4]
 
 
 def test_first_mistakes_name_the_token_that_would_be_right(toy):
