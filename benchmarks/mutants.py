@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from common.arguments import Parser, require, run_script  # noqa: E402
 
 OPD, TOPD, AR, HSD, GRPO = "opd.py", "topd.py", "ar_opd.py", "hindsight_sd.py", "grpo.py"
-BATCHES, SAMPLER, CACHE = "common/batches.py", "common/sampler.py", "common/cache.py"
+BATCHES, SAMPLER, BRANCHES = "common/batches.py", "common/sampler.py", "common/branches.py"
 WEIGHTS, GRADING, EVALUATION = "common/weights.py", "common/grading.py", "common/evaluation.py"
 ANSWERS, EXPRESSIONS = "common/answers.py", "common/expressions.py"
 RANGES = "common/ranges.py"
@@ -68,12 +68,12 @@ MUTANTS = [
     (TOPD, "[responses[i][t : t + K] for", "[responses[i][t + 1 : t + 1 + K] for", "topd"),
     (TOPD, "len(prompts[i]) + t) for i, t, _ in spots]",
      "len(prompts[i]) + t + 1) for i, t, _ in spots]", "topd"),
-    (TOPD, "last = hidden[rows, prefix - 1]", "last = hidden[rows, prefix - 2]", "topd"),
-    (TOPD, "position = length + k  #", "position = length + k + 1  #", "topd"),
-    (TOPD, "itself = torch.eye(most, dtype=torch.bool, device=device)",
+    (BRANCHES, "last = hidden[rows, prefix - 1]", "last = hidden[rows, prefix - 2]", "topd"),
+    (BRANCHES, "position = length + k  #", "position = length + k + 1  #", "topd"),
+    (BRANCHES, "itself = torch.eye(most, dtype=torch.bool, device=device)",
      "itself = torch.ones(most, most, dtype=torch.bool, device=device)", "topd"),
-    (TOPD, "return [w[:end] for w, end in zip(windows, ends)], vectors", "return windows, vectors",
-     "topd"),
+    (BRANCHES, "return [w[:end] for w, end in zip(windows, ends)], vectors",
+     "return windows, vectors", "topd"),
     (TOPD, "cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)",
      "return (1 + u @ v.transpose(1, 2)).clamp(min=0)", "topd"),
     (TOPD, "] = 1 / len(cost)", "] = 1.0", "topd"),

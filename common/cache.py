@@ -75,17 +75,3 @@ class RowCache:
     def select(self, rows):
         for i, kv in self.layers.items():  # index_select copies rows, x[rows] single numbers
             self.layers[i] = [x.index_select(0, rows) for x in kv]
-
-
-def read(model, ids, room):
-    """Last hidden states [B, L, width] of whole texts, and the cache of their keys and values.
-    room: how many tokens may be added to the cache later.
-
-    Scoring reads the rollouts anyway. The cache is kept, so the windows are cheap.
-    """
-    out = model.base_model(input_ids=ids, use_cache=True)
-    cache = RowCache(ids.shape[1] + room, model.config.num_hidden_layers - 1)
-    for i, layer in enumerate(out.past_key_values.layers):
-        cache.layers[i] = [layer.keys, layer.values]
-    cache.length = ids.shape[1]
-    return out.last_hidden_state, cache
