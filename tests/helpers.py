@@ -14,6 +14,13 @@ CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [5, 5, 8, 9, 9]]
 # 1 is the end token. The last response has none, so it was cut at --max_new_tokens.
 RESPONSES = [[3, 4, 1], [20, 21, 22, 23, 24, 1], [1], [30, 31]]
+# Responses of different lengths. The last one is truncated.
+LONG = [
+    [3, 4, 20, 21, 22, 7, 9, 33, 12, 41, 5, 6, 1],
+    [20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 30, 31, 32, 33, 34, 1],
+    [9, 1],
+    [30, 31, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
+]
 STUDENT, TEACHER = tiny_qwen3(seed=1), tiny_qwen3(seed=2, width=48)
 
 
@@ -122,3 +129,24 @@ class Largest(TorchDispatchMode):
             if wide and x.shape[:-1] != (self.head,):
                 self.rows = max(self.rows, x.numel() // self.V)
         return out
+
+
+def with_ends(model, *ends):
+    """A copy of the model that ends its text at these tokens."""
+    model = copy.deepcopy(model)
+    model.ends = list(ends)
+    return model
+
+
+def slowly(model, prefix, K, ends):
+    """(K tokens after a prefix, last hidden states after them), with one full forward pass per
+    token."""
+    ids, tokens, hidden = list(prefix), [], []
+    for _ in range(K):
+        token = model(torch.tensor([ids])).logits[0, -1, :50].argmax().item()
+        ids.append(token)
+        tokens.append(token)
+        hidden.append(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1])
+        if token in ends:
+            break
+    return tokens, torch.stack(hidden)

@@ -15,6 +15,15 @@ ROOMS = sorted(p for p in (ROOT / "common").glob("*.py") if p.name != "__init__.
 FILES = [*(ROOT / f"{m}.py" for m in METHODS), ROOT / "evaluate.py", ROOT / "look.py", *ROOMS]
 
 
+# The tests of a room stand in tests/test_ROOM.py. These rooms are tested where they are used.
+TESTED_IN = {
+    "algebra": "grading", "answers": "grading", "notation": "grading", "ranges": "grading",
+    "cache": "sampler", "recorded": "sampler", "hub": "models", "tables": "data",
+    "origin": "evaluate", "stored": "evaluate", "results": "compare", "run": "scripts",
+    "page": "look_page", "seen": "look", "size": "fits", "synonyms": "flags",
+}  # fmt: skip
+
+
 def name_of(path):
     """common/show.py is the module common.show."""
     return ".".join(Path(path).relative_to(ROOT).with_suffix("").parts)
@@ -52,6 +61,14 @@ def test_a_room_has_at_most_350_lines_and_says_what_lives_in_it(file):
     assert len(source.splitlines()) <= 350
     first = (ast.get_docstring(ast.parse(source)) or "").strip()
     assert len(first.split()) >= 5
+
+
+@pytest.mark.parametrize("file", [*ROOMS, *(ROOT / f"{m}.py" for m in METHODS)], ids=name_of)
+def test_a_room_and_a_method_have_a_file_of_tests(file):
+    name = TESTED_IN.get(file.stem, file.stem)
+    assert (ROOT / f"tests/test_{name}.py").exists()
+    # A room with tests of its own needs no other place.
+    assert name == file.stem or not (ROOT / f"tests/test_{file.stem}.py").exists()
 
 
 def explained(source):

@@ -1,5 +1,4 @@
-"""topd.py: transport against POT and brute force, windows against token-by-token decoding, guidance
-against a dense soft target, and the update as a whole."""
+"""topd.py: transport against POT and brute force, guidance against a dense soft target, and the update as a whole."""
 import copy
 import itertools
 import math
@@ -13,6 +12,7 @@ import torch
 from conftest import tiny_qwen3
 from helpers import (
     CPU,
+    LONG,
     PROMPTS,
     RESPONSES,
     STUDENT,
@@ -23,8 +23,10 @@ from helpers import (
     close,
     compute,
     gradient_of,
+    slowly,
     spoiled,
     weights,
+    with_ends,
 )
 
 import opd
@@ -41,13 +43,6 @@ ARGS = SimpleNamespace(
     guidance="on", lam=0.1, window_size=4, candidate_share=0.1, drop_share=0.3, epsilon=0.05,
     embedding="static", suppress="none", seed=3, micro_tokens=10**6, chunk_logits=2**26,
 )
-# Responses of different lengths. The last one is truncated.
-LONG = [
-    [3, 4, 20, 21, 22, 7, 9, 33, 12, 41, 5, 6, 1],
-    [20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 41, 42, 43, 44, 30, 31, 32, 33, 34, 1],
-    [9, 1],
-    [30, 31, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
-]
 # Three candidates per rollout, some of them near the end.
 LONGER = [[random.Random(i).randrange(2, 50) for _ in range(30)] for i in range(4)]
 
@@ -72,13 +67,6 @@ def opd_gradient(student, teacher, responses):
         opd.update, student, teacher, catch, batch, args, compute(args)
     )
     return caught, metrics
-
-
-def with_ends(model, *ends):
-    """A copy of the model that ends its text at these tokens."""
-    model = copy.deepcopy(model)
-    model.ends = list(ends)
-    return model
 
 
 # ------------------------------------------------------------------------ transport
@@ -243,78 +231,6 @@ def test_the_picture_of_soft_targets():
     topd.soft_targets([point], settings(epsilon=0.01))
     expected = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     assert torch.allclose(point.weights, expected, atol=1e-5)
-
-
-# ------------------------------------------------------------------------ windows
-
-
-def slowly(model, prefix, K, ends):
-    """(K tokens after a prefix, last hidden states after them), with one full forward pass per
-    token."""
-    ids, tokens, hidden = list(prefix), [], []
-    for _ in range(K):
-        token = model(torch.tensor([ids])).logits[0, -1, :50].argmax().item()
-        ids.append(token)
-        tokens.append(token)
-        hidden.append(model.base_model(torch.tensor([ids])).last_hidden_state[0, -1])
-        if token in ends:
-            break
-    return tokens, torch.stack(hidden)
-
-
-@torch.no_grad()
-def test_windows_of_all_prefixes_at_once_equal_decoding_one_by_one():
-    # (3): W_T, against plain greedy decoding.
-    model, K = tiny_qwen3(seed=2, width=48, layers=3), 6
-    model.ends = [1, 30]
-    ids, _, _ = pack(PROMPTS, LONG, CPU)
-    # different rows, several windows per row, without any order
-    places = [(0, 3), (0, 9), (1, 2), (1, 20), (1, 11), (3, 5), (3, 17), (2, 5), (1, 21)]
-    slow = [slowly(model, (PROMPTS[r] + LONG[r])[:n], K, model.ends) for r, n in places]
-    # At most 2**24 logits exist at once: those of all windows, or of two.
-    for vocabulary in (50, 2**23):
-        model.vocabulary = vocabulary
-        hidden, cache = topd.read(model, ids, 3 * K)
-        windows, states = topd.continuations(model, hidden, cache, places, K, contextual=True)
-        assert windows == [w for w, _ in slow]
-        assert all(torch.allclose(a, b, atol=1e-4) for a, (_, b) in zip(states, slow))
-        hidden, cache = topd.read(model, ids, 3 * K)
-        assert topd.continuations(model, hidden, cache, places, K) == (windows, None)
-    assert len({tuple(w) for w in windows}) > 4
-    assert all(len(w) == K or w[-1] in model.ends for w in windows)
-
-
-@torch.no_grad()
-def test_an_end_of_text_ends_a_window():
-    model = with_ends(tiny_qwen3(seed=2, width=48))
-    ids, _, _ = pack(PROMPTS, LONG, CPU)
-    places = [(0, 6), (1, 9)]
-    hidden, cache = topd.read(model, ids, 40)
-    free, _ = topd.continuations(model, hidden, cache, places, 8)
-    assert [len(w) for w in free] == [8, 8]
-    model.ends = [free[0][3]]
-    hidden, cache = topd.read(model, ids, 40)
-    cut, vectors = topd.continuations(model, hidden, cache, places, 8, contextual=True)
-    end = free[0].index(model.ends[0])
-    assert cut[0] == free[0][:end + 1]                      # the end itself belongs to the window
-    assert [len(v) for v in vectors] == [len(w) for w in cut]
-
-
-def test_a_prefix_is_never_read_twice():
-    # The work of the windows does not grow with the length of the prefixes: after reading, every
-    # pass has one token per branch.
-    model, shapes = with_ends(tiny_qwen3(seed=2)), []
-    ids, _, _ = pack(PROMPTS, LONG, CPU)
-    with torch.no_grad():
-        hidden, cache = topd.read(model, ids, 40)
-        handle = model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
-            with_kwargs=True,
-        )
-        topd.continuations(model, hidden, cache, [(0, 6), (1, 9), (1, 12)], 5)
-        handle.remove()
-    # 4 rows, at most 2 branches, K - 1 steps: the first token was known.
-    assert shapes == [(4, 2)] * 4
 
 
 # ------------------------------------------------------------------------ windows of equal length
