@@ -43,6 +43,7 @@ from common.data import (
     HELD_OUT,
     ask_in_known_words,
     check_prompts,
+    hold_out,
     is_toy,
     load_benchmark,
     privileged_prompt,
@@ -52,7 +53,7 @@ from common.evaluation import evaluate, majority, mean_interval, pass_at_k, summ
 from common.flags import check_packages
 from common.grading import extract, grade, verify
 from common.hub import read_config
-from common.origin import fingerprint, grading_hash
+from common.origin import TRAINED_ON, fingerprint, grading_hash, hash_of
 from common.processes import process
 from common.results import read_run
 from common.run import attach_vllm
@@ -209,17 +210,27 @@ def model_folder(name):
 
 def warn_if_trained_on(args):
     """A user's own file is one set of problems. A run holds a part of it out for testing, and its
-    model has seen the others."""
+    model has seen the others. If the file grows, some of those can be held out now."""
+    whole = args.benchmark.removesuffix(HELD_OUT)
     for folder in (Path(args.model), Path(args.model).parent):
         config = {}
         with contextlib.suppress(OSError, ValueError):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         data = config.get("data") if "script" in config else None
-        if data and data not in BENCHMARKS and files.place(data) == files.place(args.benchmark):
+        if not data or data in BENCHMARKS or files.place(data) != files.place(whole):
+            continue
+        if whole == args.benchmark:
             print(
                 f"warning: this model was trained on problems of '{data}'. For those that it has "
                 f"never seen: --benchmark {args.benchmark}{HELD_OUT}"
             )
+        elif "trained_on" in config:
+            rows, _ = hold_out(load_benchmark(whole, "train"), whole)
+            if hash_of(rows, TRAINED_ON) != config["trained_on"]:
+                print(
+                    f"warning: '{data}' has changed since this model was trained. It may have "
+                    "been trained on some of the problems that are held out now"
+                )
 
 
 def default_folder(args):

@@ -21,6 +21,8 @@ UNICODE = str.maketrans(SIGNS)
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")  # 10⁵
 # Separators that can stand between thousands only: 12,\!345 and 12{,}345 and 12\,345.
 SURE_SEPARATOR = r"(?<=\d)(?:,\\!|\{,\}|\\,) *(?=\d{3}(?!\d))"
+# Some set only a part of a number like that: 1,234{,}567.
+SEPARATORS = r"(?<!\d)\d{1,3}(?:(?:,\\!|\{,\}|\\,|,)\d{3})+(?!\d)"
 # A number in digits or as a word.
 COUNT = r"\d[\d.,]*|(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
 # Names of functions, which some write without their backslash.
@@ -33,7 +35,8 @@ def tidy(text):
     # **42** is bold in Markdown.
     text = re.sub(r"^\*\*(.*)\*\*$", r"\1", text.strip(), flags=re.DOTALL).strip("$").strip()
     text = in_latex(text)
-    # 12{,}345 is 12345. 12,345 may also be two numbers.
+    # 12{,}345 is 12345. 12,345 may also be two numbers, and so may 1,234{,}567.
+    text = re.sub(SEPARATORS, _like_its_commas, text)
     text = re.sub(SURE_SEPARATOR, "", text)
     text = re.sub(r"(?<!\\)\\! *", "", text).replace("{,}", ",")
     # Spacing and sizes: \left( is (, and \, is a space.
@@ -96,6 +99,12 @@ def in_latex(text):
     """The text with LaTeX for the signs of Unicode."""
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
     return text.translate(UNICODE)
+
+
+def _like_its_commas(match):
+    """1,234{,}567 as 1,234,567. A number without a plain comma stays as it is."""
+    plain = re.search(r",(?=\d)", match[0])
+    return re.sub(r",\\!|\{,\}|\\,", ",", match[0]) if plain else match[0]
 
 
 def _primes(match):

@@ -88,6 +88,9 @@ def _is_text(node):
     return isinstance(node, ast.Expr) and isinstance(getattr(value, "value", None), str)
 
 
+TRAINED_ON = ("problem", "answer", "solution")  # the columns that a run's training can use
+
+
 def hash_of(rows, columns=("problem", "answer")):
     """A hash of what is asked, or also of what is shown. A data file can be edited under its old
     name."""

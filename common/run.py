@@ -23,7 +23,7 @@ from common.data import (
 )
 from common.evaluation import evaluate
 from common.memory import peak_memory
-from common.origin import hash_of
+from common.origin import TRAINED_ON, hash_of
 from common.processes import connect, gather
 from common.size import check_machine
 from common.views import print_views, say_margin
@@ -61,7 +61,7 @@ class Run:
         check_machine(args, self.device, self.dtype)
         rows, tests = training_and_tests(args.data, args.benchmark, args.resume)
         self.rows, self.tests = rows, tests[: args.eval_n]
-        trained_on = hash_of(rows, ("problem", "answer", "solution"))
+        trained_on = hash_of(rows, TRAINED_ON)
         hashes = {"trained_on": trained_on, "tested_on": hash_of(self.tests)}
         checkpoints.check_problems(self.out, hashes)
         computed_in = str(self.dtype).removeprefix("torch.")

@@ -13,8 +13,9 @@ from test_files import holder
 
 import evaluate
 from common.arguments import Mistake
+from common.data import training_and_tests
 from common.files import read_jsonl
-from common.origin import GRADING, grading_hash
+from common.origin import GRADING, TRAINED_ON, grading_hash, hash_of
 
 COMMAND = ["evaluate.py", "--model", "toy/student", "--benchmark", "toy", "--device", "cpu",
            "--max_new_tokens", 40]
@@ -236,6 +237,28 @@ def test_a_model_that_is_tested_on_its_own_training_problems_says_so(tmp_path, c
     names = [evaluate.default_folder(SimpleNamespace(model=str(run), benchmark=b))
              for b in ("mine.jsonl", "mine.jsonl:held-out")]
     assert names[0] != names[1] and names[1].endswith("run-mine-held-out")
+
+
+def test_a_file_that_has_grown_since_the_training_says_so(tmp_path, capsys):
+    own, run = tmp_path / "mine.jsonl", tmp_path / "run"
+    rows = [{"problem": f"Twice {i}?", "answer": str(2 * i)} for i in range(30)]
+    run.mkdir()
+
+    def said(rows):
+        own.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        evaluate.warn_if_trained_on(SimpleNamespace(model=str(run), benchmark=f"{own}:held-out"))
+        return capsys.readouterr().out
+    own.write_text("".join(json.dumps(r) + "\n" for r in rows[:20]))
+    trained, tests = training_and_tests(str(own), f"{own}:held-out")
+    about = {"script": "opd.py", "data": str(own), "trained_on": hash_of(trained, TRAINED_ON)}
+    (run / "config.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert said(rows[:20]) == ""
+    assert "has changed since this model was trained" in said(rows)
+    # The reason: a problem of the training is held out now.
+    _, now = training_and_tests(str(own), f"{own}:held-out")
+    before = {r["problem"] for r in trained}
+    assert len(now) > len(tests) and any(r["problem"] in before for r in now)
 
 
 def test_the_folder_of_a_run_stands_for_its_final_model(tmp_path, capsys):
