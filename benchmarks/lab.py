@@ -78,6 +78,10 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
 10. [29 November] Verdicts are on greedy accuracy, as ever. Beside them stand the same differences
    at temperature 1 (100 test problems x 8) and on the longer problems. They were in the lines from
    the beginning, but nobody had looked at them. They are without a verdict.
+11. [29 November, after half of the controls] To save time, controls and runs on the second set of
+   models look at 20 validation problems instead of 300, and only before the first and after the
+   last update. So do the runs of the stage `time`. These looks change no weight and are in no
+   verdict. The health of a self-teacher is still measured at both ends.
 """
 
 import contextlib
@@ -159,9 +163,9 @@ def command(job):
     flags += ["--student", model(job.start, job.pair)]
     if arm.family == "T":
         flags += ["--teacher", model("teacher", job.pair)]
-    # The curve along the way is validation accuracy, too. A pilot only needs its last point.
+    # The curve along the way is validation accuracy, too. Only the runs of the figure need one.
     curve = ["--eval_n", "20", "--eval_every", "0"]
-    if job.stage != "pilot":
+    if job.stage in ("confirm", "long") and job.pair == 0:
         curve = ["--eval_n", "300", "--eval_every", str(job.updates // 4)]
     flags += ["--prompts", str(PROMPTS[arm.family])] if "--prompts" not in flags else []
     flags += ["--data", "toy", "--benchmark", "toy-validation", *curve]

@@ -241,6 +241,15 @@ def test_the_table_of_scripts_counts_eight_seeds_of_each(all_runs):
     assert len(rows) == 2 and all(row.count("(8)") == 2 for row in rows)
 
 
+@pytest.mark.parametrize("stage, pair, looks", [
+    ("pilot", 0, ("20", "0")), ("confirm", 0, ("300", "20")), ("confirm", 1, ("20", "0")),
+    ("control", 0, ("20", "0")), ("time", 0, ("20", "0")), ("long", 0, ("300", "20")),
+])
+def test_only_runs_with_a_curve_look_at_many_problems(stage, pair, looks):
+    _, flags = lab.command(lab.Job(stage, "HSD", "frozen", 3e-4, 101, "reader2", pair))
+    assert (flags[flags.index("--eval_n") + 1], flags[flags.index("--eval_every") + 1]) == looks
+
+
 @pytest.fixture
 def two_updates(tmp_path, monkeypatch):
     """Makes a job with two small updates, and returns its folder."""

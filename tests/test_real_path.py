@@ -146,7 +146,7 @@ def test_what_every_model_is_shown_as_a_person_has_read_it(name, qwen3_tokenizer
     assert views == stored_views(name), f"read {new}; if it is right, copy it to tests/shown/"
 
 
-# One data set each. (The texts above are those of all data sets.)
+# One data set each, as commands. The other pairs follow below.
 RUNS = {
     "opd.py": ("gsm8k", ["--off_policy", 0.5]),
     "topd.py": ("math500", ["--window_size", 6]),
@@ -204,17 +204,23 @@ def gsm8k(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+OTHER_RUNS = [(script, name) for script in RUNS for name in SHOWN if RUNS[script][0] != name]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", RUNS)
-def test_every_method_learns_from_gsm8k_under_its_name(qwen, gsm8k, tmp_path, capsys, script):
-    """--data gsm8k is the default with a real model."""
+@pytest.mark.parametrize("script, name", OTHER_RUNS)
+def test_every_method_learns_from_every_data_set(qwen, gsm8k, tmp_path, capsys, script, name):
+    """The pairs that the test above leaves out. --data gsm8k is the default with a real model."""
     (folder, _), module = qwen, importlib.import_module(script.removesuffix(".py"))
+    files = [folder / f"{name}-{part}.jsonl" for part in ("problems", "tests")]
+    data = ["gsm8k"] if name == "gsm8k" else [files[0], "--benchmark", files[1]]
     teacher = ["--teacher", folder / "teacher"] if script in ("opd.py", "topd.py") else []
-    flags = ["--student", folder / "student", *teacher, "--data", "gsm8k", "--steps", 3, "--prompts", 2,
+    flags = ["--student", folder / "student", *teacher, "--data", *data, "--steps", 3, "--prompts", 2,
              "--samples", 2, "--max_new_tokens", 8, "--eval_n", 2, "--lr", 1e-3, "--device", "cpu",
              "--out", tmp_path / "run", *(["--window_size", 4] if script == "topd.py" else [])]
     module.main([str(x) for x in flags])
-    plain = stored_views("gsm8k")[PLAIN].removesuffix("\n").replace("clips?", "clips? (0)")
+    problem = ROWS[name][3].get("problem") or ROWS[name][3]["question"]
+    plain = stored_views(name)[PLAIN].removesuffix("\n").replace(problem, f"{problem} (0)")
     assert f"a prompt {plain!r}\n" in capsys.readouterr().out
     updates = [r for r in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in r]
     assert [r["step"] for r in updates] == [1, 2, 3]
