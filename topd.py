@@ -27,13 +27,12 @@ A plan gamma [n, m] says how much of the teacher's token j moves to the student'
 rows sum to a = 1/n each and its columns to b = 1/m each. Here n = m always (note 17). The code
 keeps both letters to show the order: [n, m] is teacher x student, [m, n] is student x teacher.
 <gamma, C> is the sum of gamma_ji C_ji, the mean cost of these moves. So D_t is 0 if both futures
-have the same tokens, in any order, and large if they have little in common. The plan of (7) is a
-softer one than that of (5), see note 13. With lambda = 0 this file is opd.py. The larger lambda is,
-the more the student copies the teacher's futures, also where the teacher itself would not write
-them behind the student's tokens (the metric target_agreement).
+have the same tokens, in any order, and large if they have little in common (note 11). With lambda
+= 0 this file is opd.py. A larger lambda makes the student copy more of the teacher's future, also
+where it does not fit the student's own tokens (the metric target_agreement).
 
 [paper] stated there, [inferred] follows from what is stated, [ours] our choice where it is silent:
-  [paper]     1. four rollouts per prompt, temperature 1, no filter. (1) is a reverse KL on the
+  [paper]     1. four rollouts per prompt, temperature 1, no top-p. (1) is a reverse KL on the
               student's own states. The candidates (2) are the positions of the highest losses.
               2. a divergent point (6) has high loss AND high D.  3. both windows START AT t and
               have K = 50 tokens.  4. embeddings and optimal transport.  5. (7), (8) and the sum in
@@ -42,28 +41,29 @@ them behind the student's tokens (the metric target_agreement).
   [inferred]  6. (1) over the whole vocabulary, then a token mean over the batch. The gradient goes
               through p_S at each state, and not through the choice of the tokens.  7. the
               candidates are the top 2.25 % of a rollout (the paper counts 218 of 9,688 tokens).
-              8. W_S is the next K tokens of the rollout, so nothing is generated and its logits are
-              there. (Read literally, the paper lets the student write them anew.)  9. a column of
-              gamma sums to 1/m. We divide it by 1/m and take the mean over i. The paper takes the
-              sum over i without dividing. The gradient is the same, because the mean divides by m
-              again.  10. where windows overlap, their losses add up.
-  [ours]      11. E: the teacher's input embeddings. Where those of different tokens are nearly
-              orthogonal, D is about 1 - share of common tokens, in any order. Then D is high also
-              if one window says the same as the other in synonyms. This is a weakness of this E.
-              (The toy's synonyms are close to each other, see benchmarks/README.md.) A token that
-              stands in both windows is mostly matched to itself. There (8) only makes the student's
-              own token likelier.  12. a and b are uniform.  13. two plans. D is defined as a
-              minimum, so (5) takes the exact plan. It gives each position exactly one token, which
-              would be a hard target. So (7) takes a softer plan, by Sinkhorn's algorithm with
-              epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
+              8. W_S is the next K tokens of the rollout: no new text, no further reading. (Read
+              literally, the paper lets the student write them anew.)  9. a column of gamma sums to
+              1/m. We scale it to the sum 1 and take the mean over i. The paper sums the unscaled
+              columns. Both have one factor 1/m, so the gradient is the same.  10. where windows
+              overlap, their losses add up.
+  [ours]      11. E: the teacher's input embeddings. If those of different tokens are nearly
+              orthogonal, D is about the share of tokens that the windows do not have in common, in
+              any order. Then D is high also if one window says the same as the other in synonyms.
+              This is a weakness of this E. (The toy's synonyms are close to each other, see
+              benchmarks/README.md.) A token that stands in both windows is mostly matched to
+              itself. Then its target is the student's own token.  12. a and b are uniform.  13. two
+              plans. D is a minimum, so (5) takes the exact plan. As a target this plan would be
+              hard: one token for each position. So (7) takes a softer plan, by Sinkhorn's algorithm
+              with epsilon 0.05.  14. "the lowest" in (6): 30 % of the batch's candidates.  15. the
               teacher decodes greedily.  16. the mean in (9) is over the divergent points of the
               whole batch. lambda = 0.1, on the toy 0.03 (the paper gives no value).  17. the
               student's window ends with the rollout, the teacher's where the teacher writes an end
-              token. Both are cut to the shorter one. A position at which the rollout has fewer than
-              K/2 tokens left, its own included, is no candidate. The next highest loss takes its
-              place.  18. a short rollout has 2 candidates, or 1 below 20 tokens.  19. rate, batch,
-              length and start. (The paper: 2e-6, a batch of 4, 8,000 tokens, and a student that was
-              first trained on 20,000 answers of the teacher. Ours starts as it is.)
+              token. Both are cut to the shorter one. (The D of a short window is a mean over few
+              tokens. So it is more often very high or very low.) No candidate has fewer than K/2
+              tokens left, its own included. The next highest loss takes its place.  18. a rollout
+              has at least 2 candidates, or 1 below 20 tokens, if note 17 leaves so many.  19. the
+              learning rate, the batch and the length. (The paper: 2e-6, 4 and 8,000 tokens.) The
+              paper's student was first trained on 20,000 answers of the teacher. Ours was not.
 
 Run it:
     python topd.py            the toy, three minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -110,14 +110,14 @@ class Args(Common):
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     guidance: str = choice("on", "on", "off")
     """off: no L_traj; together with --suppress none this is opd.py"""
-    # The toy's value, and its rate above: "All pilots" in RESULTS.md.
+    # The toy's lambda, and its learning rate above: "All pilots" in RESULTS.md.
     lam: float = either(0.03, 0.1)
     """lambda of (9), the weight of L_traj"""
     window_size: int = either(12, 50)
     """K, tokens of a window"""
     candidate_share: float = 0.0225
-    """share of a rollout's tokens that are candidates; at least 2, but 1 in a rollout of less
-    than 20 tokens"""
+    """share of a rollout's tokens that are candidates; at least 2, or 1 below 20 tokens, if so
+    many have half a window behind them"""
     drop_share: float = 0.3
     """share of the candidates that is dropped, those with the lowest D (0: all are used)"""
     epsilon: float = 0.05
@@ -143,16 +143,16 @@ def check(args):
         "--suppress scales down as many candidates as --drop_share drops; with 0 there are none.",
     )
     require(
-        args.suppress != "high" or args.drop_share <= 0.5,
+        args.suppress != "high" or args.drop_share < 0.5,
         "--suppress high scales down as many other candidates as --drop_share drops; so "
-        "--drop_share can be 0.5 at most.",
+        "--drop_share must be below 0.5.",
     )
     return args
 
 
 # ======================================================================== 1. rollouts
 def rollouts(student, rows, args, step):
-    """Prompts and responses, both lists of token ids. Temperature 1 and no filter [paper]."""
+    """Prompts and responses, both lists of token ids."""
     prompts = [r["ids"] for r in rows]
     drawn = draw(student, prompts, args, step)
     return [p for p in prompts for _ in range(args.samples)], [c.ids for c in drawn]
@@ -160,19 +160,19 @@ def rollouts(student, rows, args, step):
 
 # ======================================================================== 2. candidates
 def reverse_kl(student_logp, teacher_logp):
-    """(1): KL(student || teacher) at every state, [n], from log-probabilities [n, V].
+    """l_t of (1): KL(student || teacher) at every state, [n], from log-probabilities [n, V].
 
-    The sum is written out, because F.kl_div(log_p, q) would be KL(q || p).
+    The sum is written out, because the order of F.kl_div is easily confused: F.kl_div(log_p, q) is
+    KL(q || p).
     """
-    return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)  # (1)
+    return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)  # l_t
 
 
 def candidates(losses, args):
     """(2): the positions of the highest losses in one rollout, from its token losses [N].
 
     It is a share of the tokens, not a threshold like "mean + 2 standard deviations". With a
-    threshold the number of candidates would depend on the tail of the losses. And among four
-    tokens no loss can be so far above their mean.
+    threshold the number of candidates would depend on the tail of the losses.
     """
     N = len(losses)
     count = min(max(2, round(args.candidate_share * N)), max(1, N // 10))  # notes 7 and 18
@@ -199,29 +199,25 @@ class Point:
 
 def embed(teacher, windows):
     """E of (4): a vector for every token, [P, n, width], padded. The teacher's embeddings are
-    used because they never change. With the student's, D would drift during training.
-
-    (With --embedding contextual the teacher's last hidden states take the place of these.)
-    """
+    used because they never change. With the student's, D would drift during training."""
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(w) for w in windows], True)  # [P, n]
     return teacher.get_input_embeddings()(padded.to(teacher.device))
 
 
 # ======================================================================== 4. optimal transport
 def ground_cost(teacher_vectors, student_vectors):
-    """(4): C [P, n, m] from [P, n, width] and [P, m, width]. With static vectors the same token
-    costs 0. Different ones cost about 1 where they are nearly orthogonal (note 11)."""
+    """(4): C [P, n, m] of P pairs of windows, from [P, n, width] and [P, m, width]. With static
+    vectors the same token costs 0."""
     u = torch.nn.functional.normalize(teacher_vectors.float(), dim=-1)
     v = torch.nn.functional.normalize(student_vectors.float(), dim=-1)
     cost = (1 - u @ v.transpose(1, 2)).clamp(min=0)  # (4)
-    # In float16 a state can overflow. Then the loss is not finite either, and the update makes no
-    # step. But a plan needs finite costs.
+    # If a float16 state overflows, the loss is not finite and no step is made. Still, the plan
+    # needs finite costs.
     return cost.nan_to_num(1.0)
 
 
 def exact_plan(cost):
-    """(5): the best plan [n, m] for one cost matrix [n, m], n = m. Its rows sum to 1/n each, its
-    columns to 1/m each (uniform marginals).
+    """(5): the best plan [n, m] for one cost matrix [n, m], n = m, with uniform marginals.
 
     Between windows of equal length some best plan is a permutation (times 1/n). So the problem
     is an assignment of the teacher's tokens to the student's positions.
@@ -238,30 +234,31 @@ def sinkhorn(costs, epsilon, device="cpu", iterations=500, tolerance=0.01):
     windows are solved together, on `device`.
 
     It works with logarithms, because exp(-C / epsilon) underflows for a small epsilon. Padding
-    has no mass. Each iteration sets the rows first and then the columns, the student's side. So
+    has no mass. Each iteration scales the rows first and then the columns, the student's side. So
     the columns sum to 1/m up to rounding, and every position gets its full target. The iterations
     end when every row, the teacher's side, sums to 1/n with a relative error of at most
     `tolerance`. A very small epsilon needs more than `iterations`, so `check` refuses it.
     """
     if not costs:
         return []
-    N = max(len(c) for c in costs)
-    kernel = costs[0].new_zeros(len(costs), N, N)  # [P, N, N]
-    log_mass = costs[0].new_full((len(costs), N), -math.inf)  # [P, N]: log a, and log b
+    size = max(len(c) for c in costs)
+    log_kernel = costs[0].new_zeros(len(costs), size, size)  # [P, size, size]
+    log_mass = costs[0].new_full((len(costs), size), -math.inf)  # [P, size]: log a, and log b
     for p, c in enumerate(costs):
         n = len(c)
-        kernel[p, :n, :n], log_mass[p, :n] = -c / epsilon, -math.log(n)
-    kernel, log_mass = kernel.to(device), log_mass.to(device)
+        log_kernel[p, :n, :n], log_mass[p, :n] = -c / epsilon, -math.log(n)
+    log_kernel, log_mass = log_kernel.to(device), log_mass.to(device)
     mass = log_mass.exp()
+    # log gamma_ji = f_j + log_kernel_ji + g_i. Each line makes one of both marginals right.
     g = torch.zeros_like(log_mass).masked_fill(log_mass.isinf(), -math.inf)
     for k in range(iterations):
-        f = log_mass - (kernel + g[:, None, :]).logsumexp(2)  # [P, N], now the rows are right
-        g = log_mass - (kernel + f[:, :, None]).logsumexp(1)  # [P, N], now the columns are
+        f = log_mass - (log_kernel + g[:, None, :]).logsumexp(2)  # [P, size], the rows
+        g = log_mass - (log_kernel + f[:, :, None]).logsumexp(1)  # [P, size], the columns
         if k % 10 == 9:  # the columns are right now: are the rows, too?
-            rows = (kernel + f[:, :, None] + g[:, None, :]).exp().sum(2)  # [P, N]
+            rows = (log_kernel + f[:, :, None] + g[:, None, :]).exp().sum(2)  # [P, size]
             if ((rows - mass).abs() <= tolerance * mass).all():
                 break
-    plans = (kernel + f[:, :, None] + g[:, None, :]).exp().cpu()  # [P, N, N]
+    plans = (log_kernel + f[:, :, None] + g[:, None, :]).exp().cpu()  # [P, size, size]
     return [plan[: len(c), : len(c)] for plan, c in zip(plans, costs)]
 
 
@@ -269,8 +266,8 @@ def divergent(points, args):
     """(6): (kept, dropped) of the candidates. Those with the lowest D are dropped.
 
     It is a share, not a threshold, because the scale of D depends on the embedding. It is a share
-    of the whole batch. A share of the two candidates of a short rollout would drop one of them
-    even where both futures differ.
+    of the whole batch. With a share per rollout, a short one would always lose one of its two
+    candidates, even if both are divergent.
     """
     order = sorted(points, key=lambda p: p.distance)
     count = int(args.drop_share * len(order) + 0.5)
@@ -307,8 +304,8 @@ def target_tensors(points, lengths):
     """The targets of all points as tensors: for each rollout token ids and weights, [N, S] each.
 
     S is the largest number of targets at one position of the batch. Where windows overlap, their
-    targets stand side by side, so they add up (note 10). No tensor has the width of the
-    vocabulary. The weights are divided by m for the mean over i in (8).
+    targets stand side by side, so they add up (note 10). The weights are divided by m for the
+    mean over i in (8). The one-hot vectors of (7) are never built: their token ids are enough.
     """
     ids, weights = ([[[] for _ in range(n)] for n in lengths] for _ in range(2))
     for p in points:
@@ -324,7 +321,8 @@ def target_tensors(points, lengths):
 
 
 def negative_entropy(point):
-    """sum_i sum_v q_i(v) log q_i(v). KL = cross-entropy + this; for the metric `traj` only."""
+    """sum over i and tokens v of q_i(v) log q_i(v). The KL in (8) is the cross-entropy plus this.
+    It is a constant, and only the metric `traj` needs it."""
     ids = torch.tensor(point.teacher)
     same = (ids[:, None] == ids[None, :]).float()  # [n, n]
     # A token that stands twice in the teacher's window collects both weights.
@@ -339,7 +337,7 @@ def scales(losses, kept, dropped, args, step):
     low: the candidates with the lowest D, the false alarms if D measures what we hope. high: as
     many others, drawn at random from those with a higher D. (1) then is the mean of factor x l_t,
     also in the metric `opd`. The factor, median / l_t, is a constant. With a gradient through it,
-    factor x loss would be the median itself, and the chosen token would get no gradient at all.
+    factor x l_t would be just the median: no gradient for this token.
     """
     factors = [torch.ones(len(x)) for x in losses]
     order = uniforms(("suppress", args.seed, step), len(kept)).argsort().tolist()
@@ -382,7 +380,7 @@ def look_ahead(student, teacher, batch, args, compute):
     def token_losses(student_hidden, teacher_hidden):
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
         teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V]
-        return 0.0, reverse_kl(student_logp, teacher_logp)  # no sum is needed; [n], (1)
+        return 0.0, reverse_kl(student_logp, teacher_logp)  # no sum is needed; [n], l_t
 
     for chosen in compute.micro_batches(prompts, responses):
         ids, predicts, _ = compute.pack(prompts, responses, chosen)
@@ -390,18 +388,17 @@ def look_ahead(student, teacher, batch, args, compute):
         # The teacher reads the rollouts once: for the scores, the windows and the update.
         with compute.phase("teacher"):
             # Room in the cache for the windows. No rollout has more candidates than a tenth of
-            # its tokens (or one, note 18). The rest is a reserve.
+            # its tokens, or one. One more is a reserve.
             most_candidates = max(len(responses[i]) for i in chosen) // 10 + 2
             hidden, cache = read(teacher, ids, most_candidates * K)  # [B, L, teacher's width]
             teacher_states.append(hidden[predicts])  # [N, teacher's width]
 
-        # The token losses (1) only say where to look. The update computes them again.
+        # The token losses l_t only say where to look here. The update computes them again.
         with compute.phase("student"), compute.autocast():
             student_hidden = states(student, ids, predicts)  # [N, student's width]
+            # The first result is a sum, the second one is joined: [N].
             _, losses = compute.in_chunks(token_losses, student_hidden, teacher_states[-1])
-        losses = losses.cpu()  # [N]
-        # The losses of each rollout alone: candidates are the highest of ONE rollout.
-        spots = []
+        losses, spots = losses.cpu(), []  # [N], all rollouts of the micro-batch
         for i, x in zip(chosen, losses.split([len(responses[i]) for i in chosen])):
             spots += [(i, t, x[t].item()) for t in candidates(x, args)]  # (2)
 
@@ -409,15 +406,14 @@ def look_ahead(student, teacher, batch, args, compute):
         with compute.phase("windows"):
             places = [(chosen.index(i), len(prompts[i]) + t) for i, t, _ in spots]
             written = continuations(teacher, hidden, cache, places, K, contextual, compute.chunk)
-            teacher_windows, after = written  # (3)
+            teacher_windows, after = written  # (3); after: states after their tokens, or None
         student_windows = [responses[i][t : t + K] for i, t, _ in spots]  # (3): in the rollout
-        # Both windows are cut to the shorter one (note 17). Otherwise a teacher that ends its
-        # text at once would make its end token the target of all K positions.
+        # Both are cut to the shorter one. Otherwise a teacher that ends its text at once would
+        # make its end token the target of all K positions.
         both = list(zip(teacher_windows, student_windows))
         sizes = [min(len(w_t), len(w_s)) for w_t, w_s in both]
         pairs = [(w_t[:n], w_s[:n]) for (w_t, w_s), n in zip(both, sizes)]
 
-        # How far apart are the two futures? The vectors E come first, then C and D.
         with compute.phase("transport"):
             vectors = None
             if contextual and spots:  # the teacher's states after its own tokens, and after y_t ..
@@ -426,8 +422,10 @@ def look_ahead(student, teacher, batch, args, compute):
                 vectors = [torch.nn.utils.rnn.pad_sequence(x, True) for x in lists]
             points = compare(spots, pairs, teacher, vectors)
         collected.add(chosen, losses, points)
+        # Without this line two caches would be in memory while the next one is filled.
+        del hidden, cache
     losses, points = collected.everyone()
-    # One order, however the batch was cut. It decides between equal D, and which are drawn below.
+    # A fixed order, however the batch was cut. It decides between equal D, and what `scales` draws.
     return sorted(points, key=lambda p: (p.row, p.t)), losses, teacher_states
 
 
@@ -443,14 +441,13 @@ def update(student, teacher, optimizer, batch, args, step, compute):
     # Tokens and divergent points are counted over the whole batch, before the first micro-batch.
     # Otherwise the result would depend on how the batch is cut.
     points, losses, teacher_states = look_ahead(student, teacher, batch, args, compute)
-    # Candidates with nearly the same future are left out: they need no guidance.
     kept, dropped = divergent(points, args)  # (6)
     guiding = kept if args.guidance == "on" else []
     # The targets are known before the loss. They are constants: no gradient goes through a plan.
     with compute.phase("transport"):
         soft_targets(guiding, args, student.device)  # (7)
         target_ids, target_weights = target_tensors(guiding, lengths)
-    # Factors of (1), for --suppress. Without it all of them are 1.
+    # Factors of l_t in (1), for --suppress.
     factors = scales(losses, kept, dropped, args, step)
     tokens, count = sum(lengths), max(1, len(guiding))  # without guidance: 0 / 1, not 0 / 0
     collected = Collected(responses)
@@ -460,11 +457,10 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         with torch.no_grad():
             teacher_logp = log_probabilities(teacher, teacher_hidden)  # [n, V]
         student_logp = log_probabilities(student, student_hidden)  # [n, V]
-        kl = reverse_kl(student_logp, teacher_logp)  # [n], (1)
-        # (8) needs log p_S only at the target tokens, so guidance needs no second product with
-        # the head. This sum is the cross-entropy to q. Its gradient is that of the KL, because
-        # the entropy of q is a constant. It is subtracted below, for the metric only. The mean
-        # over i is already in the weights (`target_tensors`).
+        kl = reverse_kl(student_logp, teacher_logp)  # [n], l_t of (1)
+        # (8) uses the log p_S of (1), so guidance needs no second product with the head. This sum
+        # is the cross-entropy to q. Its gradient is that of the KL, because the entropy of q is a
+        # constant. The mean over i is already in the weights (`target_tensors`).
         at_targets = student_logp.gather(1, target_ids)  # [n, S]
         traj = -(target_weights * at_targets).sum()  # (8)
         with torch.no_grad():  # only to be looked at
@@ -483,16 +479,15 @@ def update(student, teacher, optimizer, batch, args, step, compute):
         # Factors and targets in the order of the packed tokens: rollout after rollout.
         per_rollout = factors, target_ids, target_weights
         per_token = [torch.cat([x[i] for i in chosen]).to(ids.device) for x in per_rollout]
-        # The student reads the rollouts once more, now with a gradient. The teacher's states are
-        # those of look_ahead.
+        # The student reads the rollouts once more, now with a gradient.
         with compute.phase("student"):
             with compute.autocast():
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
                 tensors = student_hidden, teacher_hidden, *per_token
                 (opd, traj), stats = compute.in_chunks(loss_of_positions, *tensors)
-            # (9). The two divisions make the mean of (1) over all tokens and the mean over d. They
-            # use counts of the whole batch, so the gradients of micro-batches add up.
-            compute.backward(opd / tokens + args.lam / count * traj)
+            # The two divisions make the mean of (1) over all tokens and the mean of (9) over d.
+            # They use counts of the whole batch, so the gradients of micro-batches add up.
+            compute.backward(opd / tokens + args.lam / count * traj)  # (1), (9)
         collected.add(chosen, stats, opd.item(), traj.item())
     stats, opd, traj = collected.everyone()
 
@@ -550,7 +545,7 @@ def main(argv=None):
         if run.evaluates(step):
             run.log(step, eval=run.accuracy(student))
             run.draw(f"topd.py: {args.student} learns from {args.teacher} on {args.data}")
-    is_opd = args.guidance == "off" and args.suppress == "none"
+    is_opd = args.suppress == "none" and (args.guidance == "off" or args.lam == 0)
     run.finish(baseline=f"python {'topd.py' if is_opd else 'opd.py'}")
 
 

@@ -15,7 +15,9 @@ def read(model, ids, room):
     """
     out = model.base_model(input_ids=ids, use_cache=True)
     cache = RowCache(ids.shape[1] + room, model.config.num_hidden_layers - 1)
-    for i, layer in enumerate(out.past_key_values.layers):
+    # New versions of transformers have renamed it.
+    own = out["cache"] if "cache" in out else out["past_key_values"]
+    for i, layer in enumerate(own.layers):
         cache.layers[i] = [layer.keys, layer.values]
     cache.length = ids.shape[1]
     return out.last_hidden_state, cache

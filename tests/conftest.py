@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -33,6 +34,19 @@ def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
             p.mul_(8.0 if p.ndim == 2 else 1.0)
     model.vocabulary, model.ends, model.engine, model.turn_end = vocabulary, [1], None, 1
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def old_names_are_errors(pytestconfig):
+    """transformers does not warn of old names of its own by a warning, but by its logger, and once only."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "default" not in (pytestconfig.getoption("pythonwarnings") or []):  # not for old versions, see .ci/run
+            patch.setattr(logging.Logger, "warning_once", no_old_name)
+        yield
+
+
+def no_old_name(logger, message, *args, **kwargs):
+    assert "deprecated" not in message, message
 
 
 @pytest.fixture(scope="session")

@@ -60,3 +60,12 @@ def test_a_prefix_is_never_read_twice():
         handle.remove()
     # 4 rows, at most 2 branches, K - 1 steps: the first token was known.
     assert shapes == [(4, 2)] * 4
+
+
+@torch.no_grad()
+def test_the_cache_has_the_name_that_this_version_of_transformers_gives_it():
+    # conftest.py: an old name is an error.
+    ids, _, _ = pack(PROMPTS, LONG, CPU)
+    model = with_ends(tiny_qwen3(seed=2))
+    hidden, cache = read(model, ids, 40)
+    continuations(model, hidden, cache, [(0, 6)], 3)

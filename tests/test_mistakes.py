@@ -165,7 +165,7 @@ def mistakes(tmp):
         ("topd.py --candidate_share 0.5", "--candidate_share is 0.5; it must lie in (0, 0.1]"),
         ("topd.py --drop_share 1", "--drop_share is 1.0; it must lie in [0, 1) (it is a share"),
         ("topd.py --suppress low --drop_share 0", "as --drop_share drops; with 0 there are none."),
-        ("topd.py --suppress high --drop_share 0.6", "--drop_share can be 0.5 at most."),
+        ("topd.py --suppress high --drop_share 0.5", "--drop_share must be below 0.5."),
         ("topd.py --epsilon 0", "--epsilon is 0.0; it must lie in [0.01, 10]"),
         ("ar_opd.py --lam 9", "--lam is 9.0; it must lie in [0, 5] (0: partial view, 1 with"),
         ("ar_opd.py --lam nan", "--lam is nan; it must lie in [0, 5]"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from common import hub, size
 from common.arguments import Mistake, choice, either
+from common.branches import read
 from common.fits import check_memory
 from common.flags import Common
 from common.models import (
@@ -120,8 +121,8 @@ def test_bytes_of_the_cache_of_one_token():
     assert cache_bytes(config, torch.float32) == 2 * 2 * 16 * 4
     assert cache_bytes(config, torch.bfloat16) == 2 * 2 * 16 * 2
     ids = torch.arange(3)[None]
-    cache = tiny_qwen3()(ids, use_cache=True).past_key_values
-    stored = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    _, cache = read(tiny_qwen3(), ids, 0)
+    stored = sum(x.nbytes for layer in cache.layers.values() for x in layer)
     assert stored == 3 * cache_bytes(config, torch.float32)
 
 

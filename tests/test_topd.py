@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import re
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,6 +320,21 @@ def test_a_teacher_that_ends_at_once_is_the_target_of_one_position_only():
     assert close(caught, whole, 2e-5)
 
 
+def test_never_two_caches_at_once(monkeypatch):
+    """A micro-batch's cache is gone before the next one is filled."""
+    real, caches = topd.read, []
+
+    def read(*args):
+        assert [c for c in caches if c() is not None] == []
+        hidden, cache = real(*args)
+        caches.append(weakref.ref(cache))
+        return hidden, cache
+    monkeypatch.setattr(topd, "read", read)
+    args = settings(micro_tokens=1)
+    topd.look_ahead(STUDENT, TEACHER, (PROMPTS, LONG), args, compute(args))
+    assert len(caches) == len(LONG)
+
+
 @torch.no_grad()
 def test_contextual_vectors_are_the_teacher_s_states_after_each_token():
     # (4): the other E.
@@ -414,6 +430,16 @@ def test_a_window_ends_at_an_end_token_of_either_model(tmp_path, monkeypatch):
         topd.main(["--data", "toy", "--student", str(student), "--teacher", str(ROOT / "toy/teacher"),
                    *flags, "--out", str(tmp_path / "run")])
     assert seen.value.args == ([4, 9], [4, 9])
+
+
+@pytest.mark.parametrize("n", range(1, 12))
+def test_the_largest_share_that_is_allowed_leaves_as_many_others(n):
+    points = [point(0, t, 1.0, t / n) for t in range(n)]
+    kept, dropped = topd.divergent(points, settings(drop_share=0.4999))
+    assert len(dropped) <= len(kept)
+    # With 0.5 one of three would have no partner: 2 are dropped and 1 is kept.
+    kept, dropped = topd.divergent(points, settings(drop_share=0.5))
+    assert (len(dropped) > len(kept)) == (n % 2 == 1)
 
 
 def test_suppression_scales_to_the_median_and_matches_in_number():
