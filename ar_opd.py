@@ -1,5 +1,5 @@
 """AR-OPD, anchored residual on-policy distillation: learn from a copy of yourself that sees the
-solution, but only what can be justified without it.
+solution, but only what you could justify without it.
 
 After Wenhao Zhang, "Beyond Absolute Imitation: Anchored Residual Guidance for Privileged
 On-Policy Distillation" (arXiv 2606.10385). The idea. There is no larger model: the student
@@ -7,7 +7,7 @@ itself, with the worked solution in its prompt, scores the student's rollouts. B
 knows the future. So it gives probability to tokens that nobody could justify at this point: it
 skips steps, and it appeals to a solution that the student cannot see. Therefore the extra
 information is split. A view of the FIRST HALF of the solution is the anchor, a target that the
-student can reach. What the whole solution adds to it is a residual. Only a part of it is taken.
+student can reach. What the whole solution adds is the residual. Only a part of it is taken.
 
     y ~ p_S(. | x)                                   rollout from the plain prompt            (1)
     q_part = p_T(. | x, first half of z, y_<t)       two views of the same weights on the
@@ -37,12 +37,11 @@ it, like classifier-free guidance.
               tokens of a rollout carry no loss (--skip_first 3).  8. the released data KEEP the
               answer in the partial view (--partial_answer keep).
   [ours]      9. no token is skipped, because the toy's answers are short.  10. a prompt is never
-              cut. A row whose longest prompt does not fit is left out and counted. A limit that cut
-              the END of a prompt would take away the answer and the assistant's turn, more often
-              from the full view, which is longer.  11. the partial view ends before the sentence
-              with \\boxed, or without a box before the last sentence.  12. rate and lengths. (The
-              paper: 2e-5 with a cosine and 10 % warm-up, 1,024 tokens, and a prompt that asks for
-              thinking.)
+              cut. A row whose longest prompt does not fit is left out and counted. Cutting its END
+              would remove the answer and the assistant's turn, more often in the longer full view.
+              11. the partial view ends at the latest before the sentence with \\boxed, or without a
+              box before the last sentence.  12. the learning rate and the lengths. (The paper: 2e-5
+              with a cosine and 10 % warm-up, 1,024 tokens, and a prompt that asks for thinking.)
 
 Run it:
     python ar_opd.py                  the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -119,15 +118,15 @@ def check(args):
     in_range(args, "ema", "(0, 1]", "for a teacher that stays as it is: --teacher frozen")
     in_range(args, "skip_first", f"[0, {args.max_new_tokens})", "below --max_new_tokens")
     if args.target == "sft":
-        args.teacher = "current"  # nothing is asked of it, so no copy takes memory
+        args.teacher = "current"  # SFT asks no teacher, so no copy is made
     return args
 
 
 # ======================================================================== 1. what each view sees
 def first_part(solution, rho):
     """The first `rho` of a solution, cut at a word [paper]. It ends before the sentence of the
-    answer: the one with a box, or else the last one. With the answer in view there would be
-    nothing left to reach.
+    answer: the one with a box, or else the last one. The student could not follow a teacher that
+    knows the answer.
 
     >>> solution = "1 + 2 = 3. 3 + 4 = 7. So \\\\boxed{7}."
     >>> first_part(solution, 0.5)
@@ -136,11 +135,11 @@ def first_part(solution, rho):
     word_ends = [m.end() for m in re.finditer(r"\S+", solution)]
     end = word_ends[max(1, int(len(word_ends) * rho)) - 1]
     box = solution.find("\\boxed")
-    # The last sentence of this text belongs to the answer.
-    answer = solution[:box] if box >= 0 else solution.rstrip()
-    starts = [m.end() for m in re.finditer(r"[.!?]\s+|\n\s*", answer)]
+    # The last sentence of this text is the one with the answer.
+    before = solution[:box] if box >= 0 else solution.rstrip()
+    starts = [m.end() for m in re.finditer(r"[.!?]\s+|\n\s*", before)]
     # A solution of one sentence shows what stands before the box.
-    return solution[: min(end, starts[-1] if starts else len(answer))].rstrip()
+    return solution[: min(end, starts[-1] if starts else len(before))].rstrip()
 
 
 def views(row, args):
@@ -173,14 +172,14 @@ def anchored_target(partial_logp, full_logp, lam, clip):
     """(3) and (4): log q [n, V] from the log-probabilities of both views, [n, V] each. Also the
     mass of the full view on clipped tokens, [n].
 
-    Both inputs must be NORMALISED. Logits have an arbitrary constant at each position. If logits
-    were subtracted instead, this constant would decide what is clipped.
+    Both inputs must be NORMALISED. Logits have an arbitrary constant at each position. With logits,
+    this constant would decide what is clipped.
     """
     residual = full_logp - partial_logp  # [n, V], (3)
     is_clipped = torch.zeros_like(residual, dtype=torch.bool)  # [n, V]
     if clip:
         is_clipped = residual.abs() > clip
-        residual = residual.clamp(-clip, clip)
+        residual = residual.clamp(-clip, clip)  # (3)
     # (4): log_softmax subtracts C_t. Without it q does not sum to 1, and (5) is no divergence.
     target_logp = (partial_logp + lam * residual).log_softmax(-1)  # [n, V]
     return target_logp, (full_logp.exp() * is_clipped).sum(-1)
@@ -193,9 +192,9 @@ def forward_kl(target_logp, student_logp):
 
 
 def token_weights(responses, skip_first):
-    """(5): the weight of every token, [N] per rollout: 1 / (number of rollouts x number of this
-    rollout's tokens). The first `skip_first` tokens of a rollout have weight 0 and are not
-    counted. A rollout that has no more tokens than these is left out of the mean."""
+    """(5): the weight of every token, one tensor per rollout: 1 / (number of rollouts x number of
+    this rollout's tokens). The first `skip_first` tokens of a rollout have weight 0 and are not
+    counted. A rollout of at most `skip_first` tokens is left out of the mean."""
     counted = [max(0, len(r) - skip_first) for r in responses]
     sequences, weights = max(1, sum(c > 0 for c in counted)), []
     for r, c in zip(responses, counted):
@@ -220,8 +219,8 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
     # One row per rollout: all samples of a prompt share its views.
     rows = [r for r in rows for _ in range(args.samples)]
     prompts = {name: [r[name] for r in rows] for name in ("plain", "partial", "full")}
-    # All weights are known before the first micro-batch. So the result does not depend on how
-    # the batch is cut.
+    # The tokens' weights are known before the first micro-batch. So the result does not depend on
+    # how the batch is cut.
     weights, collected = token_weights(responses, args.skip_first), Collected(responses)
 
     def loss_of_positions(student_hidden, partial_hidden, full_hidden, targets, weight):
@@ -243,21 +242,21 @@ def update(student, teacher, optimizer, rows, responses, args, compute):
         sft = target_logp is None
         loss = -written_logp if sft else forward_kl(target_logp, student_logp)  # [n], (5)
         with torch.no_grad():  # only to be looked at
-            stats = [loss, -(student_logp.exp() * student_logp).sum(-1)]  # [n] each, as STATISTICS
+            stats = [loss.detach(), -(student_logp.exp() * student_logp).sum(-1)]  # [n] each
             if not sft:
                 stats += [-(target_logp.exp() * target_logp).sum(-1)]  # [n]
             if args.target == "anchored":
                 kl_partial, kl_full = (forward_kl(logp, student_logp) for logp in pair)  # [n] each
-                difference = view_logp["full"] - view_logp["partial"]  # [n, V]
-                residual = difference.gather(1, targets[:, None]).squeeze(1).abs()  # [n]
+                written = [logp.gather(1, targets[:, None]).squeeze(1) for logp in pair]  # [n] each
+                residual = (written[1] - written[0]).abs()  # [n], of y_t, before the clip
                 stats += [clipped, kl_partial, kl_full, residual]
-        return (loss * weight).sum(), torch.stack(stats, 1)
+        return (loss * weight).sum(), torch.stack(stats, 1)  # [n, k], as STATISTICS
 
     student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # Micro-batches are cut for the full view, because its prompt is mostly the longest.
     for chosen in compute.micro_batches(prompts["full"], responses):
-        # The rollout's token ids stand behind each privileged prompt as they are. If the text was
-        # tokenized again it could be cut differently, and the views would score other positions.
+        # The rollout's token ids stand behind each privileged prompt as they are. Tokenized again,
+        # the text could be cut differently, and the views would score other positions.
         with compute.phase("teacher"), torch.no_grad(), compute.autocast():
             hidden_of = {}
             for name in VIEWS_OF[args.target]:

@@ -1,5 +1,5 @@
-"""GRPO, group relative policy optimisation, with Dr. GRPO and DAPO as variants: the baseline
-without a teacher.
+"""GRPO, group relative policy optimisation, with Dr. GRPO and DAPO as variants: reinforcement
+learning, without a teacher.
 
 After Shao et al., "DeepSeekMath" (GRPO, arXiv 2402.03300), Liu et al., "Understanding R1-Zero-like
 training" (Dr. GRPO, 2503.20783) and Yu et al., "DAPO" (2503.14476). The idea. The student writes
@@ -35,27 +35,28 @@ frozen copy of the start. low and high are --clip_low and --clip_high.
 [paper] stated in the paper of the variant, [code] done by GRPOTrainer of the package TRL, [ours]
 our choice:
   [paper]     1. GRPO: the advantages and the mean per rollout of (4), and a KL to the start.
-              2. Dr. GRPO does not divide by the deviation. That division gives a question the
-              weight 1 / deviation, which is largest if it is nearly always solved, or nearly never.
-              Dr. GRPO does not divide by |o_i| either. With that division long wrong responses are
-              punished least per token, and the model learns to write long when it is wrong.
+              2. Dr. GRPO does not divide by the deviation. That division weighs a question by
+              1 / deviation: most if it is nearly always or nearly never solved. Dr. GRPO does not
+              divide by |o_i| either. Divided by |o_i|, long wrong responses are punished least per
+              token, and the model learns to write long when it is wrong. It has no KL.
               3. DAPO: a higher upper clip, a mean over tokens, a penalty for rollouts near the
               limit, and no KL. It draws further questions until enough groups have a signal.
               4. the beta term of GRPO is an estimate from the sampled token (k3).
-  [code]      5. the divisor of the deviation is G - 1. Then all advantages are smaller by the same
-              factor.  6. the default is DAPO's mean over tokens with beta 0.
-  [ours]      7. the divisor of the deviation is G.  8. with --reuse 1 there is one optimizer step
-              per batch. Then rho is exactly 1, nothing is clipped, and (3) is the plain policy
-              gradient. From the second step on, log pi_old comes from the FIRST forward pass of
-              training. The sampler computes the same numbers in another order of summation, and its
-              rounding would look like a ratio.  9. the beta term is the exact KL at the rollout's
-              states, with a small beta; --beta adds it to the other variants, too. (The gradient of
-              k3 is in expectation that of KL(pi_0 || pi), the other direction.)  10. DAPO's penalty
-              is half of the paper's. Its rewards are +1 and -1, ours are 1 and 0, and only the
-              proportion matters.  11. DAPO draws at most --max_rounds times. That costs rollouts,
-              and the metric `drawn` counts all of them. So compare it at equal rollouts or equal
-              time, too.  12. DAPO's (4) is over the tokens of the batch. (The paper: over those of
-              a group, then a mean over questions.)
+  [code]      5. the deviation is computed with 1 / (G - 1). This makes all advantages smaller by
+              one factor.  6. TRL's default is DAPO's mean over tokens, with beta 0.
+  [ours]      7. the deviation is computed with 1 / G.  8. with --reuse 1, the default, rho is
+              exactly 1, nothing is clipped, and (3) is the plain policy gradient. From the second
+              step on, log pi_old comes from the FIRST forward pass of training. The sampler's log p
+              rounds differently, and that would look like a ratio.  9. the beta term is the exact
+              KL over all tokens at the rollout's states, always a mean per rollout; --beta adds it
+              to the other variants, too. (The gradient of k3 is in expectation that of
+              KL(pi_0 || pi), the other direction.)  10. DAPO's penalty is half of the paper's. Its
+              rewards are +1 and -1, ours are 1 and 0, and only the penalty's share of that gap
+              matters. The penalty is added to R_i before (2). So with --overlong soft also a group
+              that is all wrong has a signal, unless --no_signal resample replaces it.  11. DAPO
+              draws at most --max_rounds times. That costs rollouts, and the metric `drawn` counts
+              all of them. So compare it at equal rollouts or equal time, too.  12. DAPO's mean is
+              over all tokens of the batch. (The paper: over those of a group, then over questions.)
 
 Run it:
     python grpo.py                    the toy, a few minutes; with a GPU: Qwen3-0.6B
@@ -108,7 +109,7 @@ class Args(Common):
     """(2). std: divided by the standard deviation of the group; mean: not divided (default: by
     --variant)"""
     norm: str | None = choice(None, "sequence", "token", "constant")
-    """(4): what the loss is a mean over (default: by --variant)"""
+    """(4): the divisor of the loss (default: by --variant)"""
     clip_low: float = 0.2
     """the lower limit of the ratio is 1 - this"""
     clip_high: float | None = None
@@ -124,7 +125,7 @@ class Args(Common):
     (the KL to the start stays); soft: a penalty that grows with their length (default: by
     --variant)"""
     overlong_share: float = 0.2
-    """of soft: the penalty begins this share of --max_new_tokens before the end"""
+    """of soft: the penalty covers this last share of --max_new_tokens"""
     beta: float | None = None
     """weight of KL(student || frozen start); 0: off, and no copy of the start is in memory
     (default: by --variant)"""
@@ -157,33 +158,34 @@ def rollouts(student, rows, args, step, first=0):
 
 
 def collect(student, tokenizer, rows, args, step):
-    """A batch: questions, rollouts, verdicts, and the number of rollouts that were drawn.
+    """A batch: questions, rollouts, verdicts. And the verdicts of all rollouts that were drawn.
 
     With --no_signal resample, groups that are all right or all wrong are replaced by those of a
     further draw, until --prompts groups have a signal or --max_rounds are over. So the batch can be
-    smaller than --prompts groups, or empty. (With a small data set a question can come twice.)
+    smaller than --prompts groups, or empty. (Each draw has an order of its own. So a question can
+    come twice.)
     """
-    kept, drawn, right, total, G = [], [], [], 0, args.samples
+    kept, chosen, right, all_right, G = [], [], [], [], args.samples
     for turn in range(args.max_rounds if args.no_signal == "resample" else 1):
         # The questions of the first round are the same as in every other method with this seed.
         seed = args.seed if turn == 0 else f"{args.seed}, round {turn}"
         asked = [rows[i] for i in prompts_of_step(step, args.prompts, len(rows), seed)]
         fresh = rollouts(student, asked, args, step, turn * args.prompts)
         _, verdict = verdicts(tokenizer, asked, fresh, G)  # (1): R_i
-        total += len(fresh)
+        all_right += verdict
         for q, row in enumerate(asked):
             group = slice(q * G, (q + 1) * G)
             has_signal = 0 < sum(verdict[group]) < G
             if (has_signal or args.no_signal == "keep") and len(kept) < args.prompts:
-                kept, drawn, right = kept + [row], drawn + fresh[group], right + verdict[group]
+                kept, chosen, right = kept + [row], chosen + fresh[group], right + verdict[group]
         if len(kept) == args.prompts:
             break
-    return kept, drawn, right, total
+    return kept, chosen, right, all_right
 
 
 # ======================================================================== 2. advantages
 def penalty(length, args):
-    """DAPO's penalty for a rollout near the limit: 0 until (1 - share) of --max_new_tokens, then
+    """DAPO's penalty for a rollout near the limit: 0 up to (1 - share) x --max_new_tokens, then
     linearly down to -1/2 (note 10)."""
     buffer = args.overlong_share * args.max_new_tokens
     return -0.5 * max(0.0, min(1.0, (length - (args.max_new_tokens - buffer)) / buffer))
@@ -191,7 +193,7 @@ def penalty(length, args):
 
 def advantages(rewards, G, kind):
     """(2): [n], from rewards [n] in groups of G. With std a group without differences gets 0. Its
-    deviation is 0 or a rounding error. Divided by that, it would be NaN or noise."""
+    deviation is about 0, and dividing by it would give NaN or noise."""
     R = torch.as_tensor(rewards, dtype=torch.float32).view(-1, G)  # [questions, G]
     centred = R - R.mean(1, keepdim=True)  # (2)
     if kind == "std":
@@ -205,8 +207,8 @@ def advantages(rewards, G, kind):
 def clipped_loss(logp, old_logp, advantage, low, high):
     """(3): the loss of every token, [n], and whether the clip stopped its gradient, [n].
 
-    The min has this effect. A token that has already moved far enough in the direction of its
-    advantage gets no more gradient. A token that moved in the wrong direction always gets it.
+    Through the min, a token that has already moved far enough in the direction of its advantage
+    gets no more gradient. A token that moved in the wrong direction always gets it.
     """
     ratio = (logp - old_logp).exp()  # [n], rho
     free, bounded = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage  # [n] each
@@ -215,15 +217,15 @@ def clipped_loss(logp, old_logp, advantage, low, high):
 
 def token_weights(drawn, counted, args):
     """(4): one number per rollout, the weight of each of its tokens. counted: False for a rollout
-    without loss (--overlong mask). Such a rollout still counts in the divisors of GRPO and Dr.
-    GRPO, which are numbers of rollouts. DAPO's divisor is the number of tokens with a loss."""
+    without loss (--overlong mask). It still counts in the divisors of GRPO and Dr. GRPO. DAPO's
+    divisor is the number of tokens with a loss."""
     lengths, n = [len(c.ids) for c in drawn], len(drawn)
     if args.norm == "sequence":  # GRPO
-        return [ok / (n * length) for ok, length in zip(counted, lengths)]
+        return [ok / (n * length) for ok, length in zip(counted, lengths)]  # (4)
     if args.norm == "token":  # DAPO
         total = sum(length for ok, length in zip(counted, lengths) if ok)
-        return [ok / max(1, total) for ok in counted]
-    return [ok / (n * args.max_new_tokens) for ok in counted]  # Dr. GRPO
+        return [ok / max(1, total) for ok in counted]  # (4)
+    return [ok / (n * args.max_new_tokens) for ok in counted]  # (4), Dr. GRPO
 
 
 # ======================================================================== 4. one update
@@ -234,7 +236,7 @@ STATISTICS = "log_probability", "kl_start", "clipped", "student_entropy"
 def update(student, start, optimizer, batch, args, compute):
     """--reuse optimizer steps along the gradient of (4) on one batch. start: the frozen pi_0, or
     None. batch: questions, rollouts, verdicts. Returns metrics, and -log p of every token."""
-    rows, drawn, right = batch
+    rows, drawn, right = batch  # with --no_signal resample only what was kept
     G, n, responses = args.samples, len(drawn), [c.ids for c in drawn]
     prompts = [rows[i // G]["ids"] for i in range(n)]
     # A reward is 1 or 0, less the penalty of a rollout near the limit.
@@ -245,45 +247,42 @@ def update(student, start, optimizer, batch, args, compute):
     # batch is cut.
     counted = [not (args.overlong == "mask" and c.truncated) for c in drawn]
     weights = token_weights(drawn, counted, args)
-    kl_weights = [args.beta / (n * len(r)) for r in responses]  # always a mean per rollout
-    weights = torch.tensor(list(zip(weights, kl_weights)))  # [n, 2]
+    kl_weights = [args.beta / (n * len(r)) for r in responses]  # (4): always a mean per rollout
+    weights = torch.tensor(list(zip(weights, kl_weights)))  # [n, 2]: of l_it, of the KL
 
     def loss_of_positions(student_hidden, start_hidden, targets, old_logp, advantage, weight):
-        """(sum of the loss, statistics [n, 4]) of a few positions at a time. The logits of all
-        positions, [N, V], would be the largest tensor of the run."""
+        """(sum of the loss, statistics [n, 4]) of n positions of a micro-batch. The logits of all
+        its N positions at once, [N, V], would be too large."""
         all_logp = log_probabilities(student, student_hidden)  # [n, V]
         logp = all_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log pi(o_t)
-        # In the first pass over a batch the policy is the old one. Then rho is 1, and its gradient
-        # is that of log pi (3).
+        # In the first pass over a batch the policy is the old one: rho is 1, and its gradient is
+        # that of log pi. In the later passes ratio and clip of (3) matter.
         old_logp = logp.detach() if old_logp is None else old_logp
         loss, stopped = clipped_loss(logp, old_logp, advantage, args.clip_low, args.clip_high)
         drift = torch.zeros_like(logp)
         if start_hidden is not None:
             with torch.no_grad():
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
-            drift = (all_logp.exp() * (all_logp - start_logp)).sum(-1)  # [n], KL(pi || pi_0)
+            drift = (all_logp.exp() * (all_logp - start_logp)).sum(-1)  # [n], KL(pi || pi_0), (4)
         with torch.no_grad():  # metrics; logp is also kept as log pi_old for the later steps
             entropy = -(all_logp.exp() * all_logp).sum(-1)  # [n]
             columns = [logp, drift, stopped.float(), entropy]
             stats = torch.stack(columns, 1)  # [n, 4], as STATISTICS
+        # The sums of all chunks and micro-batches add up to (4), and so do their gradients.
         return (weight[:, 0] * loss + weight[:, 1] * drift).sum(), stats  # (4)
 
     old_logp, first_loss = None, None  # of the first step: log pi_old, and (4)
     student.train()  # gradient checkpointing works in this mode only; there is no dropout
-    # From the second step on the same batch the policy is not the one that wrote it. Then the ratio
-    # and the clip of (3) matter.
     for _ in range(args.reuse):
         collected = Collected(responses)
         for chosen in compute.micro_batches(prompts, responses):
             ids, predicts, targets = compute.pack(prompts, responses, chosen)
-            # Advantage and weights belong to a rollout. Each of its tokens gets a copy.
+            # Advantage and weights of a rollout, for each of its tokens: [N], [N, 2].
             per_token = [compute.per_token(x, responses, chosen) for x in (advantage, weights)]
-            # None in the first step: there log pi_old is log pi itself, see above.
             old = torch.cat([old_logp[i] for i in chosen]) if old_logp else None  # [N]
             # pi_0 reads the rollouts for the KL. It never gets a gradient.
             with compute.phase("start"), torch.no_grad(), compute.autocast():
                 start_hidden = states(start, ids, predicts) if args.beta else None  # [N, width]
-            # The policy reads them with a gradient.
             with compute.phase("student"):
                 with compute.autocast():
                     student_hidden = states(student, ids, predicts)  # [N, width]
@@ -292,19 +291,21 @@ def update(student, start, optimizer, batch, args, compute):
                 compute.backward(loss)
             collected.add(chosen, stats, loss.item())
         stats, loss = collected.everyone()
-        # The first step of the batch still has the policy that wrote it: keep its log pi_old.
-        if old_logp is None:
+        if old_logp is None:  # after the first pass
             old_logp, first_loss = [s[:, 0].clone() for s in stats], loss
-        # One step. The norm of the gradient is cut at 1, so one odd batch cannot ruin the policy.
+        # The norm of the gradient is cut at 1, so one odd batch cannot ruin the policy.
         with compute.phase("step"):
             norm = clip_gradient(student, 1.0, compute.loss_scale)
             if math.isfinite(norm):  # a step along NaN would destroy the weights for good
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    # These are of the last step, where the ratio is furthest from 1. "loss" is of the first step.
+    # Means of the last step, where rho is furthest from 1. "loss" is of the first step. There the
+    # advantages of a group add up to 0, so in GRPO only beta KL is left. The gradient is not 0.
     means = dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist()))
     del means["log_probability"]  # it was kept as log pi_old
-    metrics = {"loss": first_loss, **means, **signal_statistics(right, G), "grad_norm": norm}
+    if not args.beta:
+        del means["kl_start"]  # it was not measured
+    metrics = {"loss": first_loss, **means, "grad_norm": norm}
     metrics |= rollout_statistics(responses, student.ends)
     return metrics, [-logp for logp in old_logp]
 
@@ -314,7 +315,7 @@ def main(argv=None):
     args = check(parse(Args, __doc__, argv, "grpo"))
     run = Run(args, "grpo")  # device, folder, tokenizer, problems, checkpoint to continue from
     student = run.load_student()
-    # A resumed run has the same pi_0. So pi_0 comes from --student, not from the checkpoint.
+    # A resumed run needs the same pi_0. So it comes from --student, not from the checkpoint.
     start = run.load(args.student) if args.beta else None
     optimizer = adamw(student, args.lr, args.adam_bits, betas=(0.9, 0.95))
     run.begin(student, optimizer, more=[] if start is None else [start])
@@ -329,21 +330,24 @@ def main(argv=None):
 
     for step in run.updates():  # sets the learning rate, and saves checkpoints
         with run.phase("sample"), run.autocast():
-            rows, drawn, right, total = collect(student, run.tokenizer, run.rows, args, step)
-        if rows:
+            *batch, all_right = collect(student, run.tokenizer, run.rows, args, step)
+        # Of all rollouts, also of groups that were replaced: those that are kept are half right.
+        about = {**signal_statistics(all_right, args.samples), "drawn": len(all_right)}
+        if batch[0]:
             metrics, surprise = within_memory(
-                update, student, start, optimizer, (rows, drawn, right), args, run.compute
+                update, student, start, optimizer, batch, args, run.compute
             )
-            run.log(step, **metrics, drawn=total)
-            run.show(step, drawn[0].ids, surprise[0], "-log p")
+            run.log(step, **metrics, **about)
+            run.show(step, batch[1][0].ids, surprise[0], "-log p")
         else:  # no group with a signal in all rounds: nothing to learn from
-            run.bar.write(f"update {step:4d}  no group with a signal in {total} rollouts: skipped")
-            run.log(step, skipped=True, drawn=total)
+            drawn = len(all_right)
+            run.bar.write(f"update {step:4d}  no group with a signal in {drawn} rollouts: skipped")
+            run.log(step, skipped=True, **about)
         if run.evaluates(step):
             run.log(step, eval=run.accuracy_and_variety(student))
             title = f"grpo.py ({args.variant}): {args.student} on {args.data}"
             run.draw(title, "right rollouts in training", "reward")
-    run.finish(baseline="python hindsight_sd.py")
+    run.finish(baseline=f"python {'hindsight_sd.py' if args.variant == 'grpo' else 'grpo.py'}")
 
 
 if __name__ == "__main__":

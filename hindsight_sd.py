@@ -4,17 +4,17 @@ model after it has seen a successful rollout.
 After Yu Li, Shu Hong and Tian Lan, "Localizing Credit at the Divergence: Path-Conditioned
 Self-Distillation for LLM Reasoning" (arXiv 2606.15576). The idea. A verifier says only that a
 whole response is right or wrong. It does not say which token was at fault. But the same model,
-with more than the problem in its prompt, can be a teacher for every token. With only the final
-answer in its prompt, that teacher has little to say in the middle of a long solution. A PEER is
-another rollout of the same group that is right, so it costs no further sampling. With the peer's
-text in its prompt the teacher disagrees where the failed rollout leaves the peer's path. This
-disagreement is the loss. By default the rewards only choose the peers.
+with more than the problem in its prompt, can be a teacher for every token. If it sees only the
+final answer, that teacher says little in the middle of a long solution. A PEER is another, right
+rollout of the same question, so it costs no further sampling. With the peer's text in its prompt
+the teacher disagrees where the failed rollout leaves the peer's path. This disagreement is the
+loss. By default the rewards only choose the peers.
 
     o_1 .. o_G ~ pi(. | q),   R_i in {0, 1}              a group of rollouts, verified        (1)
     c_i = (a*, o_j), j uniform among the OTHER successful rollouts of the group;
           the answer a* alone if there is none                                                (2)
-    p_t = stopgrad pi(. | q, c_i, o_i,<t)                the same current weights with the
-    s_t = pi(. | q, o_i,<t)                              context and without it               (3)
+    p_t = stopgrad pi(. | q, c_i, o_i,<t)                teacher: with the context
+    s_t = pi(. | q, o_i,<t)                              student: the same weights, without   (3)
     l_it = sum_v p_t(v) [ log p_t(v) - log s_t(v) ]      KL(teacher || student)               (4)
     L = mean over questions of (1/G) sum_i (1/|o_i|) sum_t l_it  +  beta KL(pi || pi_0)       (5)
 
@@ -32,17 +32,16 @@ paper calls it "reverse". Here it is --divergence forward.
               2. the teacher has the CURRENT weights, not an average and not a frozen copy.  3. a
               rollout that was cut without an answer has failed.
   [inferred]  4. the peer is drawn anew for each rollout.  5. one optimizer step per batch, so it is
-              exactly on-policy, without ratio and clip. The position at which a rollout leaves its
-              peer is not used in training. How far student and teacher are apart there is only
-              measured (`python benchmarks/hindsight_toy.py`).
-  [ours]      6. temperature 1 and no top-p (the paper: .95), so a peer is an exact sample of the
-              policy's successes.  7. the beta term is the exact KL at the rollout's states, as a
-              mean over its tokens.  8. a rollout weighs 1 / (questions x G), also if others carry
-              no loss (--train failures, --fallback mask).  9. a prompt is never cut. A question
-              whose longest possible prompt does not fit is left out at the start and counted.
-              10. on the toy the teacher is a frozen copy (--teacher current: the paper's).  11. 8
-              questions in an update, a warm-up, a clip of the gradient at 1, and on the toy a rate
-              of 3e-4. (The paper: 128, no warm-up, a rate of 1e-6.)
+              exactly on-policy, without ratio and clip. Where a rollout leaves its peer is not used
+              in training; `python benchmarks/hindsight_toy.py` measures the credit there.
+  [ours]      6. temperature 1 and no top-p (the paper: top-p .95), so a peer is an exact sample of
+              the policy's successes.  7. the beta term is the exact KL at the rollout's states, as
+              a mean over its tokens.  8. rollouts without the distillation loss (--train failures,
+              --fallback mask) still count in the mean.  9. a prompt is never cut. A question whose
+              longest possible prompt does not fit is left out at the start and counted.  10. on the
+              toy the teacher is a frozen copy (--teacher current: the paper's).  11. updates of 8
+              questions, a warm-up, a clip of the gradient at 1, and on the toy a rate of 3e-4. (The
+              paper: 128 questions, no warm-up, a rate of 1e-6.)
 
 Run it:
     python hindsight_sd.py                       the toy, minutes; with a GPU: Qwen3-0.6B
@@ -54,7 +53,7 @@ Run it:
     python grpo.py                               the baseline without any teacher
 Before the first update it prints how often the student is right when it GENERATES with each
 context. If the student is no better with a right peer than without one, the teacher has nothing
-to teach. If the peer of another question helps as much, the student does not read the peer. Which
+to teach. If another question's peer helps as much, the student ignores what the peer says. Which
 claims hold on the toy, and which do not: RESULTS.md and benchmarks/README.md.
 """
 
@@ -92,8 +91,8 @@ class Args(Common):
     max_new_tokens: int = either(160, 512)
     """a rollout is cut after so many tokens"""
     # The toy's rate, for its frozen teacher: "All pilots" in RESULTS.md. A teacher with the current
-    # weights repeats what the student has just learnt, errors included. With it the pilot at
-    # 1e-4 ended far below the one at 3e-5.
+    # weights repeats what the student has just learnt, errors included. With such a teacher the
+    # pilot at 1e-4 was far less accurate than the one at 3e-5.
     lr: float = either(3e-4, 1e-6)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     context: str = choice("peer", "peer", "answer", "reference")
@@ -104,7 +103,7 @@ class Args(Common):
     high_ppl: the one whose tokens the student finds most likely, or least likely"""
     fallback: str = choice("answer", "answer", "mask")
     """what happens to a rollout without a peer. answer: its teacher sees the answer alone; mask: it
-    carries no loss (SDPO)"""
+    carries no distillation loss (SDPO)"""
     train: str = choice("all", "all", "failures")
     """the rollouts that carry the distillation loss"""
     divergence: str = choice("forward", "forward", "reverse", "jsd")
@@ -184,7 +183,7 @@ class Contexts:
 
         group of q, G = 4   A right  B wrong  C wrong  D right
         peer                D        A or D   A or D   A
-        teacher of B reads  q, a*, text of A (or D); then B
+        teacher of B reads  q, text of A (or D), a*; then it scores B
     """
 
     right: list  # R_i
@@ -201,13 +200,12 @@ def build_contexts(rows, drawn, tokenizer, args, step):
     scores = [(len(c.ids), sum(c.logprobs) / len(c.ids)) for c in drawn]
     peers, prompts = [], []
     for i in range(len(drawn)):
-        # Peers are only looked for in the rollout's own group: they answer the same question.
-        q, j = divmod(i, G)
+        q, own = divmod(i, G)  # the question, and the rollout's number in its group
         group = slice(q * G, (q + 1) * G)
         # The key makes the choice a function of (seed, step, question, rollout). Each rollout
         # draws its own peer, so one lucky solution does not teach the whole group.
-        key = args.seed, step, q, j
-        in_group = choose_peer(j, right[group], scores[group], args.peer, key)  # (2)
+        key = args.seed, step, q, own
+        in_group = choose_peer(own, right[group], scores[group], args.peer, key)  # (2)
         peer = None if in_group is None else q * G + in_group
         # The texts have lost their end-of-turn token in `verdicts`. Otherwise the prompt would
         # contain the end of another conversation.
@@ -218,8 +216,8 @@ def build_contexts(rows, drawn, tokenizer, args, step):
 
 
 def longest_context(row, tokenizer, args):
-    """As many ids as the longest prompt has that the teacher can see for this question: with a peer
-    of --max_new_tokens tokens. Only their number is used."""
+    """A list as long as the teacher's longest prompt for this question: with a peer of
+    --max_new_tokens tokens. Only its length is used."""
     peer_tokens = args.max_new_tokens if args.context == "peer" else 0
     return prompt_ids(tokenizer, context(row, " ", args)) + [0] * peer_tokens
 
@@ -228,7 +226,7 @@ def longest_context(row, tokenizer, args):
 def divergence(teacher_logp, student_logp, kind):
     """(4): [n], from log-probabilities [n, V]; a sum over the vocabulary. The TEACHER comes first,
     as in (4)."""
-    if kind == "forward":  # the paper's: the student pays for mass of the teacher that it lacks
+    if kind == "forward":  # the paper's: large where the teacher has mass that the student lacks
         return (teacher_logp.exp() * (teacher_logp - student_logp)).sum(-1)  # (4)
     if kind == "reverse":
         return (student_logp.exp() * (student_logp - teacher_logp)).sum(-1)
@@ -257,7 +255,7 @@ def token_weights(drawn, contexts, args):
     n, weights = len(drawn), []
     gain = advantages(contexts.right, args.samples) if args.rl_weight else torch.zeros(n)
     for i, c in enumerate(drawn):
-        token = 1 / (n * len(c.ids))
+        token = 1 / (n * len(c.ids))  # (5)
         masked = contexts.prompts[i] is None or (args.train == "failures" and contexts.right[i])
         distil = 0.0 if masked else (1 - args.rl_weight) * token
         row = [distil, args.beta * token, args.rl_weight * gain[i].item() * token]
@@ -266,7 +264,7 @@ def token_weights(drawn, contexts, args):
 
 
 # ======================================================================== 4. one update
-# What is measured at every token. The means go into metrics.jsonl, masked rollouts included.
+# What is measured at every token, masked or not. The means go into metrics.jsonl.
 STATISTICS = "distance", "kl", "kl_start", "credit", "student_entropy", "teacher_entropy"
 
 
@@ -276,8 +274,8 @@ def update(student, teacher, start, optimizer, batch, args, compute):
     rows, drawn, contexts = batch
     G, responses = args.samples, [c.ids for c in drawn]
     plain = [rows[i // G]["ids"] for i in range(len(drawn))]
-    # A masked rollout has weight 0. It is scored with its plain prompt, so that the code below
-    # has no special case.
+    # A masked rollout has no distillation loss. It is scored with its plain prompt, so that the
+    # code below has no special case.
     prompts = [p if p is not None else q for p, q in zip(contexts.prompts, plain)]
     # All weights are known before the first micro-batch. So the result does not depend on how
     # the batch is cut.
@@ -298,9 +296,8 @@ def update(student, teacher, start, optimizer, batch, args, compute):
                 start_logp = log_probabilities(start, start_hidden)  # [n, V]
             # The KL(pi || pi_0) of (5), exact over the vocabulary.
             drift = (student_logp.exp() * (student_logp - start_logp)).sum(-1)  # [n]
-        # (5), and GRPO's policy gradient. The rollouts are exactly on-policy, so GRPO's ratio is 1
-        # and is never clipped, and its gradient is that of advantage x log s. The weights are 0
-        # where a term is off.
+        # (5), and GRPO's policy gradient. On-policy, GRPO's ratio is 1 and never clipped. Its
+        # gradient is that of advantage x log s.
         loss = weight[:, 0] * distance + weight[:, 1] * drift - weight[:, 2] * written_logp
         with torch.no_grad():  # only to be looked at
             kl = divergence(teacher_logp, student_logp, "forward")  # [n]
@@ -313,8 +310,8 @@ def update(student, teacher, start, optimizer, batch, args, compute):
     student.train()  # gradient checkpointing works in this mode only; there is no dropout
     # Micro-batches are cut for the teacher's prompts, because these are longer.
     for chosen in compute.micro_batches(prompts, responses):
-        # The rollout's token ids stand behind the teacher's prompt as they are. If the text was
-        # tokenized again it could be cut differently, and (4) would compare other positions.
+        # The rollout's token ids stand behind the teacher's prompt as they are. Tokenized again,
+        # the text could be cut differently, and (4) would compare other positions.
         with compute.phase("teacher"), torch.no_grad(), compute.autocast():
             ids, predicts, _ = compute.pack(prompts, responses, chosen)
             teacher_hidden = states(teacher, ids, predicts)  # [N, width], (3): with the context
@@ -342,7 +339,9 @@ def update(student, teacher, start, optimizer, batch, args, compute):
                 follow(teacher, student, args.ema)
         optimizer.zero_grad(set_to_none=True)
     means = dict(zip(STATISTICS, torch.cat(stats).mean(0).tolist()))
-    del means["distance"]  # it is inside "loss"
+    del means["distance"]  # the names of a rollout's colours; "loss" is its weighted sum
+    if not args.beta:
+        del means["kl_start"]  # it was not measured
     metrics = {"loss": loss, **means, "grad_norm": norm}
     metrics |= group_statistics(rows, contexts.right, contexts.peers, G)
     metrics |= rollout_statistics(responses, student.ends)
@@ -361,7 +360,7 @@ def main(argv=None):
     if args.context == "reference":
         run.check_words("solution")
     student = run.load_student()
-    # A resumed run has the same pi_0. So pi_0 comes from --student, not from the checkpoint.
+    # A resumed run needs the same pi_0. So it comes from --student, not from the checkpoint.
     keep_start = args.beta > 0 or args.teacher == "frozen"
     start = run.load(args.student) if keep_start else None
     average = copy_of(student) if args.teacher == "ema" else None
@@ -399,7 +398,7 @@ def main(argv=None):
             run.log(step, eval=run.accuracy_and_variety(student))
             title = f"hindsight_sd.py: {args.student} learns from itself on {args.data}"
             run.draw(f"{title} ({args.context})", "KL(teacher || student) on own rollouts")
-    run.finish(baseline="python grpo.py")
+    run.finish(baseline=f"python {'grpo.py' if args.context == 'peer' else 'hindsight_sd.py'}")
 
 
 if __name__ == "__main__":

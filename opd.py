@@ -5,7 +5,7 @@ sees the states that its own mistakes lead to. Here the student writes the respo
 teacher reads them: at every position both models say how likely each next token is. The loss is
 how much they disagree there, so the student learns at the states that it reaches itself. The
 teacher grades every token. A verifier would say only right or wrong for the whole response. There
-is no reward, no advantage and no critic.
+is no reward and no critic.
 
     y ~ p_S(. | x)                                     the student's rollout, temperature 1   (1)
     l_t = KL( p_S(. | x, y_<t) || p_T(. | x, y_<t) )   reverse KL, whole vocabulary           (2)
@@ -20,24 +20,23 @@ Gu et al., "MiniLLM" (2306.08543); the on-policy stage of the Qwen3 report (2505
 
 [paper] stated in GKD, [code] done by GKDTrainer of the package TRL, [ours] our choice:
   [paper]     1. rollouts at temperature 1. A share of the batch can be text of the data instead,
-              with the same divergence.  2. the gradient of (2) goes through p_S at each state. It
-              does not go through the choice of the states, so it ignores that a token changes the
-              later prefixes.  3. the divergence is a choice: reverse KL, forward KL, or a
-              Jensen-Shannon divergence between them (--divergence, --beta).  4. a mean over the
-              tokens of a rollout, then over rollouts.
-  [code]      5. a mean over all tokens of the batch.
-  [ours]      6. (3) is that mean over all tokens, so a token weighs the same in every rollout.
-              7. reverse KL is the default. It is mode seeking: the student may leave out some of
-              what the teacher does, and it avoids what the teacher does not do.  8. the sum over
-              the vocabulary in (2) is exact. --estimator sampled uses only the sampled token, as RL
-              code bases do. --estimator topk uses the k largest tokens and one bucket.  9. one
-              optimizer step per batch of rollouts. So the rollouts are exactly on-policy (without
-              --off_policy). Neither an importance ratio nor its clipping is needed.  10. with
+              with the same divergence.  2. the gradient of (2) goes through p_S at each state, and
+              not through the sampling: that a token changes the later states is ignored.  3. the
+              divergence is a choice: reverse KL, forward KL, or a Jensen-Shannon divergence between
+              them (--divergence, --beta).  4. a mean over the tokens of a rollout, then over
+              rollouts.
+  [code]      5. (3), a mean over all tokens of the batch: a token weighs the same in every rollout.
+  [ours]      6. (3) as in note 5.  7. reverse KL is the default. It is mode seeking: the student
+              may leave out some of what the teacher does, and it avoids what the teacher does not
+              do.  8. the sum over the vocabulary in (2) is exact. --estimator sampled uses only the
+              sampled token, as RL code bases do, and --estimator topk the k largest ones.  9. one
+              optimizer step per batch of rollouts. So the rollouts are on-policy (without
+              --off_policy), and neither an importance ratio nor its clipping is needed.  10. with
               --off_policy a share of the rollouts is replaced by worked solutions of the data. They
               are learnt by cross-entropy, so a share of 1 is supervised fine-tuning (SFT).  11. the
-              full gradient of a KL between whole texts has one more term: the sum of the later
-              losses times the gradient of log p_S(y_t). Its variance is high, and note 2 leaves it
-              out.
+              gradient of a KL between whole texts has one more term for each t: the sum of the
+              later losses times the gradient of log p_S(y_t). Its variance is high. Note 2 says
+              that it is left out.
 
 Run it:
     python opd.py             the toy, two minutes; with a GPU: Qwen3-0.6B learns from Qwen3-4B
@@ -79,8 +78,8 @@ class Args(Common):
     lr: float = either(1e-3, 1e-5)
     """AdamW's learning rate, after a linear warm-up over the first 5 % of the updates"""
     temperature: float = 1.0
-    """temperature of the rollouts AND of both distributions in the loss; with two different ones
-    the rollouts would be off-policy"""
+    """temperature of the rollouts AND of the distributions in the loss; if they differed, the
+    rollouts would be off-policy"""
     divergence: str = choice("reverse", "reverse", "forward", "jsd")
     """reverse: KL(student || teacher); forward: KL(teacher || student); jsd: see --beta"""
     beta: float = 0.5
@@ -88,7 +87,7 @@ class Args(Common):
     beta it is about beta times the forward KL"""
     estimator: str = choice("full", "full", "topk", "sampled")
     """full: exact sum over the vocabulary; topk: --top_k tokens and one bucket for the rest;
-    sampled: the sampled token only (all of them need the logits of all tokens, so topk saves no
+    sampled: the sampled token only (each needs the logits of the whole vocabulary, so topk saves no
     memory here)"""
     top_k: int = 16
     """of --estimator topk: tokens with a bucket of their own"""
@@ -118,11 +117,11 @@ def rollouts(student, tokenizer, rows, args, step):
     keys = [(args.seed, step, i, j) for i in range(len(rows)) for j in range(args.samples)]
     off_policy = [uniforms(("off-policy", *key), 1).item() < args.off_policy for key in keys]
     drawn = [None] * len(keys)
-    # With a share between 0 and 1 those that are replaced are drawn, too. So the others are the
-    # same, whatever the share is.
+    # With a share between 0 and 1 those that are replaced are drawn, too. So the batches of the
+    # sampler, and with them its rounding, do not depend on the share.
     if not all(off_policy):
-        # No top-p and no top-k. The loss uses the full softmax. A filtered sampler would visit
-        # other states than that distribution does.
+        # No top-p and no top-k: the loss uses the full softmax, and a filtered sampler would visit
+        # other states.
         drawn = draw(student, [r["ids"] for r in rows], args, step, args.temperature)  # (1)
     responses = []
     for i, off in enumerate(off_policy):
@@ -163,14 +162,14 @@ def buckets(student_logp, teacher_logp, k, kind):
 
     With the bucket these are true distributions, so their divergence is never negative and never
     above the full one. Without it there are two known mistakes. If the k probabilities are
-    renormalised, the loss does not see the other mass (with k = 1 the loss is always 0). If they
-    are not, the sum can be negative. Then the student is rewarded for moving mass out of the k
-    tokens.
+    renormalised, the loss ignores the other tokens (with k = 1 the loss is always 0). If they are
+    not, the sum can be negative. Then the student is rewarded for moving mass out of the k tokens
+    (reverse KL), or into them (forward KL).
     """
     if k >= student_logp.shape[-1]:
         return student_logp, teacher_logp
-    # The k tokens that matter most: the likeliest ones of the distribution under which (2) is an
-    # expectation. (For jsd there are two expectations, and the teacher's tokens are taken.)
+    # The k tokens that matter most: the likeliest ones of the distribution that weighs the sum.
+    # (In jsd both do. The teacher's tokens are taken.)
     weights = student_logp if kind == "reverse" else teacher_logp
     chosen = weights.detach().topk(k).indices  # [n, k]
     is_chosen = torch.zeros_like(student_logp, dtype=torch.bool).scatter(1, chosen, True)  # [n, V]
@@ -191,11 +190,10 @@ def token_loss(student_logp, teacher_logp, targets, off_policy, args):
         loss = divergence(*pair, args.divergence, args.beta)
     else:
         # log p_S(y) - log p_T(y) is an unbiased estimate of (2). But its own gradient is zero in
-        # expectation. The right gradient is that of a score function: the difference, as a
-        # detached advantage, times the gradient of log p_S. (So this loss estimates the gradient
-        # of (2), and not the value of (2).) The advantage is not normalised over the batch. It is
-        # 0 where both models find the token equally likely, and subtracting a mean would change
-        # that.
+        # expectation. The right one is that of a score function: this difference, detached, times
+        # the gradient of log p_S. (So this loss estimates the gradient of (2), and not the value of
+        # (2).) The advantage, minus the difference, is not normalised over the batch. It is 0 where
+        # both models find the token equally likely, and subtracting a mean would change that.
         teacher_written = teacher_logp.gather(1, targets[:, None]).squeeze(1)  # [n], log p_T(y_t)
         advantage = (teacher_written - written).detach()  # [n]
         loss = -advantage * written
@@ -242,8 +240,8 @@ def update(student, teacher, optimizer, batch, args, compute):
                 student_hidden = states(student, ids, predicts)  # [N, student's width]
                 tensors = student_hidden, teacher_hidden, targets, off
                 loss, stats = compute.in_chunks(loss_of_positions, *tensors)
-            # (3): divided by the tokens of the batch, so gradients of micro-batches add up.
-            compute.backward(loss / tokens)
+            # Divided by the tokens of the batch, so gradients of micro-batches add up.
+            compute.backward(loss / tokens)  # (3)
         collected.add(chosen, stats, loss.item())
     stats, loss = collected.everyone()
 

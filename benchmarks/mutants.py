@@ -132,7 +132,7 @@ MUTANTS = [
     (HSD, "drift = (student_logp.exp() * (student_logp - start_logp)).sum(-1)",
      "drift = (start_logp.exp() * (start_logp - student_logp)).sum(-1)", "hindsight_sd"),
     (HSD, "group = slice(q * G, (q + 1) * G)", "group = slice(0, G)", "hindsight_sd"),
-    (HSD, "key = args.seed, step, q, j", "key = args.seed, step, q", "hindsight_sd"),
+    (HSD, "key = args.seed, step, q, own", "key = args.seed, step, q", "hindsight_sd"),
     (DIAGNOSTICS, "return (1 - p) * (1 - (1 - p) ** (G - 1))",
      "return (1 - p) * (1 - (1 - p) ** G)", "diagnostics"),
     (HSD, "teacher_logp = log_probabilities(teacher, teacher_hidden)",

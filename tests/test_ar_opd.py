@@ -270,6 +270,18 @@ def test_a_gradient_that_is_not_finite_changes_neither_the_weights_nor_the_avera
     assert all(torch.equal(now[n], before_average[n]) for n in now)
 
 
+@pytest.mark.parametrize("target", ["anchored", "partial", "sft"])
+def test_what_is_only_measured_keeps_no_graph(target, monkeypatch):
+    real, kept = ar_opd.Collected.add, []
+
+    def add(collected, chosen, stats, *sums):
+        kept.append(stats)
+        real(collected, chosen, stats, *sums)
+    monkeypatch.setattr(ar_opd.Collected, "add", add)
+    gradient(STUDENT, TEACHER, target=target)
+    assert kept and not any(stats.requires_grad for stats in kept)
+
+
 # ----------------------------------------------------------------------------- memory
 
 

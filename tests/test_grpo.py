@@ -24,6 +24,7 @@ from helpers import (
 import grpo
 from common.batches import prompts_of_step
 from common.data import prompt_ids
+from common.diagnostics import signal_statistics
 from common.flags import parse
 from common.sampler import Completion
 from toy import world
@@ -282,9 +283,14 @@ def test_no_distribution_is_longer_than_a_chunk():
     assert 1 <= largest.rows <= size
 
 
+def test_the_kl_to_the_start_is_named_only_if_it_was_measured():
+    for beta in (0.0, 0.1):
+        _, metrics, _ = run(beta=beta)
+        assert ("kl_start" in metrics) == (beta > 0)
+
+
 def test_without_any_signal_nothing_moves():
-    [caught], metrics, _ = run(right=[True, True, False, False])
-    assert metrics["signal"] == 0 and metrics["groups"] == [1, 0, 1]
+    [caught], _, _ = run(right=[True, True, False, False])
     assert max(g.abs().max() for g in caught.values()) == 0
 
 
@@ -324,16 +330,18 @@ def test_resampling_keeps_groups_with_a_signal_and_counts_the_rest(toy):
     student, _, tokenizer = toy
     rows = toy_rows(tokenizer, 40)
     args = settings(samples=4, prompts=3, max_new_tokens=120, no_signal="resample")
-    kept, drawn, right, total = grpo.collect(student, tokenizer, rows, args, 1)
+    kept, drawn, right, everything = grpo.collect(student, tokenizer, rows, args, 1)
     counts = [sum(right[4 * q:4 * q + 4]) for q in range(len(kept))]
     assert len(drawn) == len(right) == 4 * len(kept) and 0 < len(kept) <= 3
     assert all(0 < c < 4 for c in counts)
-    assert total % 12 == 0 and total > len(drawn)
+    assert len(everything) % 12 == 0 and len(everything) > len(drawn)
+    # Some of what was replaced was all right, or all wrong.
+    assert signal_statistics(everything, 4)["signal"] < 1 == signal_statistics(right, 4)["signal"]
 
     # the first round is that of --no_signal keep
     args.no_signal = "keep"
     plain, few, verdicts, one = grpo.collect(student, tokenizer, rows, args, 1)
-    assert len(plain) == 3 and one == 12 == len(few)
+    assert len(plain) == 3 and one == verdicts and len(one) == 12 == len(few)
     signal = [q for q in range(3) if 0 < sum(verdicts[4 * q:4 * q + 4]) < 4]
     assert [k["ids"] for k in kept][:len(signal)] == [plain[q]["ids"] for q in signal]
     of_first_round = [few[4 * q + j].ids for q in signal for j in range(4)]
@@ -342,12 +350,12 @@ def test_resampling_keeps_groups_with_a_signal_and_counts_the_rest(toy):
     # the batch is a function of (seed, step)
     args.no_signal = "resample"
     again = grpo.collect(student, tokenizer, rows, args, 1)
-    assert [c.ids for c in again[1]] == [c.ids for c in drawn] and again[3] == total
+    assert [c.ids for c in again[1]] == [c.ids for c in drawn] and again[3] == everything
 
     # if no group ever has a signal, --max_rounds ends it
     for row in rows:
         row["answer"] = "no such answer"
-    assert grpo.collect(student, tokenizer, rows, args, 1) == ([], [], [], 4 * 12)
+    assert grpo.collect(student, tokenizer, rows, args, 1) == ([], [], [], [False] * 4 * 12)
 
 
 def test_further_rounds_ask_other_questions(toy):
@@ -359,8 +367,8 @@ def test_further_rounds_ask_other_questions(toy):
     first_round = prompts_of_step(1, 3, 40, args.seed)
     for i in first_round:
         rows[i]["answer"] = "no such answer"
-    kept, drawn, right, total = grpo.collect(student, tokenizer, rows, args, 1)
-    assert kept and total > 12
+    kept, _, _, everything = grpo.collect(student, tokenizer, rows, args, 1)
+    assert kept and len(everything) > 12
     assert not {k["problem"] for k in kept} & {rows[i]["problem"] for i in first_round}
 
 

@@ -288,6 +288,12 @@ def test_loss_and_gradient_against_a_direct_computation(changed):
     assert max(g.abs().max() for g in caught.values()) > 1e-3
 
 
+def test_the_kl_to_the_start_is_named_only_if_it_was_measured():
+    for beta in (0.0, 0.1):
+        _, metrics, _ = gradient(beta=beta)
+        assert ("kl_start" in metrics) == (beta > 0)
+
+
 def test_micro_batches_and_chunks_change_nothing():
     names = "loss", "kl", "kl_start", "credit", "teacher_entropy"
     whole, metrics, losses = gradient(beta=.1, rl_weight=.3)
