@@ -55,7 +55,7 @@ our choice:
               matters. The penalty is added to R_i before (2). So with --overlong soft also a group
               that is all wrong has a signal, unless --no_signal resample replaces it.  11. DAPO
               draws at most --max_rounds times. That costs rollouts, and the metric `drawn` counts
-              all of them. So compare it at equal rollouts or equal time, too.  12. DAPO's mean is
+              all of them. So compare it at equal rollouts or equal time, too.  12. DAPO's (4) is
               over all tokens of the batch. (The paper: over those of a group, then over questions.)
 
 Run it:
