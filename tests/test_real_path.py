@@ -185,6 +185,8 @@ def test_training_and_evaluation_as_a_user_runs_them(qwen, tmp_path, script):
     first = AutoModelForCausalLM.from_pretrained(folder / "student")
     unchanged = torch.equal(final.model.embed_tokens.weight, first.model.embed_tokens.weight)
     assert unchanged == (script == "grpo.py")
+    if script != "opd.py":  # the models of all scripts are evaluated alike
+        return
     done = run_script(
         "evaluate.py", "--model", out / "final", "--benchmark", data, "--max_new_tokens", 8,
         "--n", 2, "--temperature", 1, "--k", 2, "--out", tmp_path / "eval", "--device", "cpu")
