@@ -82,6 +82,16 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    models look at 20 validation problems instead of 300, and only before the first and after the
    last update. So do the runs of the stage `time`. These looks change no weight and are in no
    verdict. The health of a self-teacher is still measured at both ends.
+12. [29 November, after the lines of H7] HSD's pilots chose the teacher and the rate, and kept the
+   answer as fallback. In H7 the control without this fallback was better, at the paper's setting.
+   So "HSD, masked" is an arm of its own: --fallback mask, with pilots like every other arm. It is
+   there because of test results. So none of its claims is a headline.
+13. [29 November, after the lines] T4 is one comparison in the paper: damping the low-D candidates
+   against damping as many high-D ones. It has a row now, beside its two halves. A6's row ".6 is
+   better than 1" is gone, since in the paper .6 is not better: ".8 is better than 1" takes its
+   place. The paper has a number for A2 (0.46 and 0.36 % of the responses), so the rule that was
+   added to point 4 for it is not needed. Where a whole interval lies below 0, the verdict says so.
+   The two controls with eight seeds (point 6) have no verdict before all eight are there.
 """
 
 import contextlib

@@ -72,6 +72,10 @@ ARMS = {
         "H", HSD, "reader2", ["--context", "answer", "--rl_weight", "0.5"], SLOW, TEACHER,
         paper="current",
     ),
+    # HSD's other choice: a rollout without a peer has no distillation loss. See point 12.
+    "HSD, masked": Arm(
+        "H", HSD, "reader2", ["--fallback", "mask"], SLOW, TEACHER, paper="current"
+    ),
     "SDPO's choices": Arm(
         "H", HSD, "reader2", ["--divergence", "jsd", "--fallback", "mask"], MIDDLE,
         {"ema 0.05": ["--teacher", "ema", "--ema", "0.05"], **dict(list(TEACHER.items())[1:])},
