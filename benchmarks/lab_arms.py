@@ -73,7 +73,7 @@ ARMS = {
         paper="current",
     ),
     # HSD's other choice: a rollout without a peer has no distillation loss. See point 12.
-    "HSD, masked": Arm(
+    "HSD (mask)": Arm(
         "H", HSD, "reader2", ["--fallback", "mask"], SLOW, TEACHER, paper="current"
     ),
     "SDPO's choices": Arm(
