@@ -172,7 +172,9 @@ def test_equal_time_is_measured_by_runs_of_that_length(all_runs):
     updates = lab.fitting_updates("TOPD", "OPD")
     assert updates == round(80 * lab.known_times()["OPD"] / lab.known_times()["TOPD"]) < 80
     line = next(x for x in table.splitlines() if x.startswith("| TOPD - OPD"))
-    assert line.startswith(f"| TOPD - OPD | {updates} |") and line.count("(8)") == 3
+    low, high = (round(80 / x) for x in reversed(lab.known_times("ranges")["TOPD"]))
+    assert line.startswith(f"| TOPD - OPD | {updates} ({low} to {high}) |") and low < updates < high
+    assert line.count("(8)") == 3
 
 
 def test_seeds_of_pilots_and_of_verdicts_are_different(all_runs):
@@ -385,6 +387,32 @@ def test_verdicts():
     assert verdict([0.1, -0.2, 0.0, 0.2], harmless) == "holds"
     assert verdict([-2.1, -2.2, -2.0, -2.2], harmless) == "does not hold"
     assert verdict([-3.0, 2.0, 1.0, -1.0], harmless).startswith("cannot be told")
+    # Less than nothing is more than "does not hold".
+    assert verdict([-2.1, -2.2, -2.0, -2.2], claim) == "does not hold; the opposite does"
+    eight = Claim("", "", "HSD", lab.EIGHT_SEEDS[0])
+    assert verdict([4.0, 5.0, 4.5, 4.2], eight) == "4 of 8 seeds"
+
+
+def test_models_that_hardly_differ_are_called_so(monkeypatch):
+    def lines(right):
+        return {s: {"toy": {"right": f"{right:x}", "n": 1000, "accuracy": 0.5}} for s in (1, 2, 3, 4)}
+    claim = lab_report.Claim("", "", "a", "b")
+    for other, share in ((0b1111, 0.0), (0b1110, 0.1), (0, 0.4), ((1 << 500) - 1, 49.6)):
+        found = {"a": lines(0b1111), "b": lines(other)}
+        monkeypatch.setattr(lab_report, "of_seeds", lambda _, name, which, found=found: found[name])
+        assert lab_report.other_verdicts([], claim, "tuned") == pytest.approx(share)
+
+
+def test_the_spread_of_rows_with_four_seeds_is_pooled(monkeypatch):
+    one, two = {1: 0.0, 2: 2.0, 3: 0.0, 4: 2.0}, {1: 0.0, 2: 4.0, 3: 0.0, 4: 4.0}
+    ends = {"AR-OPD": one, "Full": dict.fromkeys(one, 0.0), "Partial": two}
+    claims = [lab_report.Claim("", "", a, "Full") for a in ("AR-OPD", "Partial")]
+    monkeypatch.setattr(lab_report, "CLAIMS", claims)
+    monkeypatch.setattr(lab_report, "QUESTIONS", [])
+    monkeypatch.setattr(lab_report, "runs", lambda lines, name, which: ends[name])
+    # variances 4/3 and 16/3, three degrees of freedom each: 10/3; t with six degrees is 2.447
+    half = 2.4469 * (10 / 3 / 4) ** 0.5
+    assert f"±{half:.1f} in family A (2 rows)" in lab_report.spread_of_four([])[0]
 
 
 def test_accuracy_on_a_part_of_the_problems():
