@@ -87,7 +87,7 @@ ARMS = {
     ),
 }
 # The arms of the headline claims come first in the queue.
-HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing"]
+HEADLINE = ["AR-OPD", "Full", "HSD", "GRPO", "TOPD", "OPD", "answer only", "forcing", "HSD (mask)"]
 
 # Beside equal updates these are compared at equal time: (an arm, its base).
 EQUAL_TIME = [
