@@ -92,6 +92,10 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    place. The paper has a number for A2 (0.46 and 0.36 % of the responses), so the rule that was
    added to point 4 for it is not needed. Where a whole interval lies below 0, the verdict says so.
    The two controls with eight seeds (point 6) have no verdict before all eight are there.
+14. [29 November, after the pilots of "HSD (mask)"] These pilots ended higher than HSD's. So the
+   toy's defaults of hindsight_sd.py are theirs now: --fallback mask, the current student as the
+   teacher, a rate of 1e-4. Its eight runs of point 9 are made again. Until then the table has those
+   with "again" only.
 """
 
 import contextlib

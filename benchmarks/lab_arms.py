@@ -60,7 +60,7 @@ ARMS = {
     ),
     "SFT (A)": Arm("A", "ar_opd.py", "reader", ["--target", "sft"], FAST, {"": []}, paper=""),
     # The student learns from a verifier, and from itself with a successful rollout in view.
-    "HSD": Arm("H", HSD, "reader2", [], SLOW, TEACHER, paper="current"),
+    "HSD": Arm("H", HSD, "reader2", ["--fallback", "answer"], SLOW, TEACHER, paper="current"),
     "GRPO": Arm(
         "H", "grpo.py", "reader2", [], MIDDLE, values("beta", 0.0, 0.001, 0.01),
         paper="beta 0.001",

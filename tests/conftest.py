@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, tiny random Qwen3 models, the real Qwen3 tokenizer where it can be had."""
 import functools
+import importlib
 import json
 import logging
 import multiprocessing
@@ -39,6 +40,7 @@ def tiny_qwen3(vocabulary=50, width=32, layers=2, seed=0, **more):
 @pytest.fixture(scope="session", autouse=True)
 def old_names_are_errors(pytestconfig):
     """transformers does not warn of old names of its own by a warning, but by its logger, and once only."""
+    importlib.import_module("transformers.utils.logging")   # it gives loggers their warning_once
     with pytest.MonkeyPatch.context() as patch:
         if "default" not in (pytestconfig.getoption("pythonwarnings") or []):  # not for old versions, see .ci/run
             patch.setattr(logging.Logger, "warning_once", no_old_name)

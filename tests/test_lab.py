@@ -33,6 +33,7 @@ def accuracy_of(job):
 
 def line_of(job):
     line = {"key": job.key, **asdict(job), "commit": "abc", "course": {}}
+    line |= {"again": True} if job.stage == "script" else {}
     line["curve"] = [[0, 0.2], [80, 0.5]]
     if job.stage == "pilot":
         return line | {"toy-validation": {"accuracy": accuracy_of(job)}}
@@ -241,6 +242,10 @@ def test_a_script_as_it_is_has_its_own_defaults(all_runs):
 def test_the_table_of_scripts_counts_eight_seeds_of_each(all_runs):
     rows = lab_report.table_of_scripts(all_runs).splitlines()[2:]
     assert len(rows) == 2 and all(row.count("(8)") == 2 for row in rows)
+    # Runs of hindsight_sd.py with its older defaults do not count.
+    older = [{**x, "again": False} for x in all_runs]
+    rows = lab_report.table_of_scripts(older).splitlines()[2:]
+    assert [row.count("(8)") for row in rows] == [2, 0]
 
 
 @pytest.mark.parametrize("stage, pair, looks", [
