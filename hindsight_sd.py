@@ -181,7 +181,7 @@ class Contexts:
 
         group of q, G = 4   A right  B wrong  C wrong  D right
         peer                D        A or D   A or D   A
-        teacher of B reads  q, text of A (or D), a*; then it scores B
+        teacher of B reads  q, text of A (or D), a*; then B
     """
 
     right: list  # R_i
