@@ -85,7 +85,8 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
 12. [29 November, after the lines of H7] HSD's pilots chose the teacher and the rate, and kept the
    answer as fallback. In H7 the control without this fallback was better, at the paper's setting.
    So "HSD (mask)" is an arm of its own: --fallback mask, with pilots like every other arm, and
-   eight seeds. It is there because of test results. So none of its claims is a headline.
+   eight seeds. It is there because of test results, and HSD has had two sets of pilots by it, the
+   other arms one. So none of its claims is a headline.
 13. [29 November, after the lines] T4 is one comparison in the paper: damping the low-D candidates
    against damping as many high-D ones. It has a row now, beside its two halves. A6's row ".6 is
    better than 1" is gone, since in the paper .6 is not better: ".8 is better than 1" takes its

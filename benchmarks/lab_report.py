@@ -519,6 +519,7 @@ def table_for_the_readme(lines, times):
             change = f"{start:.1f} -> {interval(after)}, {len(after)} seeds"
         cost = f"{seconds[arm]:.2f} s" if arm in seconds else "not measured yet"
         cost += f", {with_range(arm, times)} x {base}" if arm in times and arm != base else ""
+        cost += " (with the fallback)" if shown != arm else ""  # that one was timed
         held = []
         for c, (gaps, said) in claims:
             own = c.better == shown != arm
@@ -719,6 +720,8 @@ def what_it_reads(lines, arm):
     if not found:
         return ""
     right, wrong = (100 * lab.mean(x["health"][0][v] for x in found) for v in ("right", "wrong"))
+    if right - wrong > 5:  # it reads the answer
+        return ""
     return (
         f" Its teacher solves {right:.0f} % when it is shown the answer, and {wrong:.0f} % when it "
         "is shown another problem's answer. So this teacher hardly reads the answer, and the "
