@@ -293,8 +293,10 @@ def without_a_peer(lines):
         )
     return [
         f"Of HSD's rollouts {100 * lab.mean(shares):.0f} % fail without a peer. With the fallback "
-        "they learn from a teacher that sees the answer alone, and that one hardly reads it here."
-        f"{also}"
+        "they learn from a teacher that sees the answer alone, and that one hardly reads it here. "
+        "\"HSD (mask)\" has no fallback: these rollouts carry no distillation loss. It has pilots "
+        "of its own, so HSD has had two sets of them, and every other arm one (point 12 of the "
+        f"protocol).{also}"
     ]
 
 
@@ -556,7 +558,8 @@ def caption_for_the_readme(lines):
         also = f" SFT on AR-OPD's solutions ends at {interval(sft)} % ({len(sft)} seeds)."
     numbers = (
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, at settings "
-        "chosen on validation problems; 95 % intervals over seeds. The students: `toy/student`, "
+        "chosen on validation problems (HSD's from two sets of pilots); 95 % intervals over seeds. "
+        "The students: `toy/student`, "
         "twice; `toy/reader`; `toy/reader2`, twice. The last row is GRPO's."
         f"{also} Scripts without flags make 120 updates of 64{more}."
     )

@@ -32,7 +32,8 @@ METHODS = {
     "opd.py": TINY,
     "topd.py": [*TINY, "--suppress", "high"],
     "ar_opd.py": ALONE,
-    "hindsight_sd.py": [*GROUPS_OF_SIX, "--teacher", "ema", "--rl_weight", .2],
+    # Three groups may hold no success. With the answer as fallback there is always something to learn.
+    "hindsight_sd.py": [*GROUPS_OF_SIX, "--fallback", "answer", "--teacher", "ema", "--rl_weight", .2],
     "grpo.py": [*GROUPS_OF_SIX, "--reuse", 2],
 }
 SAVING = ["--gradient_checkpointing", "--dtype", "bfloat16"]
@@ -94,8 +95,8 @@ def check_update(script, r):
     if script == "ar_opd.py":
         assert {"clipped", "target_entropy", "kl_partial", "kl_full", "residual"} <= r.keys()
         assert 0 < r["kl"]
-    # GRPO and HSD have few groups with a signal, and many gradients are below the rounding.
-    assert r["changed"] > {"grpo.py": .5, "hindsight_sd.py": .1}.get(script, .9)
+    # GRPO has few groups with a signal, and many gradients are below the rounding.
+    assert r["changed"] > (.5 if script == "grpo.py" else .9)
 
 
 @pytest.mark.slow
