@@ -6,6 +6,7 @@ step, and no formula of a method changes. Only the first process writes files an
 With one process every function here returns its input.
 """
 
+import atexit
 import contextlib
 import functools
 import operator
@@ -26,9 +27,26 @@ def connect(device):
     with GPUs it would not know of --device cpu."""
     if process()[1] > 1:
         with contextlib.suppress(ImportError):  # `gather` says what to install
-            from accelerate import PartialState
+            _connected(device.type == "cpu")
 
-            PartialState(cpu=device.type == "cpu")
+
+@functools.cache
+def _connected(cpu):
+    """Connect the processes: the first call does it. At the end of the script they are disconnected.
+    Otherwise the threads of the CPU's connection can abort a process on its way out ("terminate
+    called without an active exception"), and a run that has succeeded counts as failed.
+
+    GPUs stay connected: their end may wait for another process, which may wait for this one."""
+    from accelerate import PartialState
+
+    PartialState(cpu=cpu)
+    if cpu:
+        atexit.register(_disconnect)
+
+
+def _disconnect():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def gather(mine):
@@ -36,7 +54,6 @@ def gather(mine):
     if process()[1] == 1:
         return [mine]
     try:
-        from accelerate import PartialState
         from accelerate.utils import gather_object
     except ImportError:
         raise Mistake(
@@ -44,7 +61,7 @@ def gather(mine):
             "then accelerate launch ..."
         ) from None
 
-    PartialState(cpu=not torch.cuda.is_available())  # the first call connects the processes
+    _connected(not torch.cuda.is_available())
     return gather_object([mine])
 
 
