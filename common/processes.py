@@ -32,7 +32,7 @@ def connect(device):
 
 @functools.cache
 def _connected(cpu):
-    """Connect the processes: the first call does it. At the end of the script they are disconnected.
+    """Connect the processes: the first call does it. When the script ends they are disconnected.
     Otherwise the threads of the CPU's connection can abort a process on its way out ("terminate
     called without an active exception"), and a run that has succeeded counts as failed.
 
