@@ -97,15 +97,17 @@ def all_gains(lines):
         (f"{n} steps", gains(lines, "AR-OPD", "Full", tests_with(level=n)))
         for n in (3, 4, 5)
     ]
-    begun = [
-        (f"{100 * starts[s]:.0f} % right", gains(lines, "HSD", "GRPO", start=s)) for s in names
-    ]
+    begun = {
+        arm: [(f"{100 * starts[s]:.0f} % right", gains(lines, arm, "GRPO", start=s)) for s in names]
+        for arm in ("HSD", "HSD (mask)")
+    }
     return [
         ("TOPD - OPD, trained on problems that are", trained),
         ("TOPD - OPD, tested on problems that are", tested),
         ("AR-OPD - Full, with an anchor of", rho),
         ("AR-OPD - Full, tested on problems with", steps),
-        ("HSD - GRPO, from a start that is right so often (100 problems x 8)", begun),
+        *((f"{arm} - GRPO, from a start that is right so often (100 problems x 8)", of)
+          for arm, of in begun.items()),
     ]
 
 
