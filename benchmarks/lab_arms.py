@@ -94,6 +94,19 @@ EQUAL_TIME = [
     ("TOPD", "OPD"), ("forcing", "OPD"), ("AR-OPD", "Full"),
 ]  # fmt: skip
 
+# Point 16 of the protocol: {label: (learning rate, flags)} of python hindsight_sd.py. The first is
+# what its defaults were, the second what they are since point 14.
+SCRIPT_PILOTS = {
+    f"{fallback}, {teacher}, {rate:g}": (
+        rate, ["--fallback", fallback, "--teacher", teacher.split()[0],
+               *(["--ema", "0.01"] if teacher == "ema 0.01" else [])],
+    )
+    for fallback, teacher, rate in (
+        ("answer", "frozen", 3e-4), ("mask", "current", 1e-4), ("mask", "current", 3e-5),
+        ("mask", "ema 0.01", 1e-4), ("mask", "frozen", 1e-4), ("mask", "frozen", 3e-4),
+    )
+}  # fmt: skip
+
 # See point 15 of the protocol: with three times the updates, and from other starts.
 LONG = [arm for arm in HEADLINE if arm != "answer only"]
 STARTS = ["HSD", "GRPO", "HSD (mask)"]

@@ -179,16 +179,16 @@ def test_equal_time_is_measured_by_runs_of_that_length(all_runs):
 
 
 def test_seeds_of_pilots_and_of_verdicts_are_different(all_runs):
-    pilots = {x["seed"] for x in all_runs if x["stage"] == "pilot"}
-    assert not pilots & {x["seed"] for x in all_runs if x["stage"] not in ("pilot", "start")}
+    pilots = {x["seed"] for x in all_runs if x["stage"] in lab.PILOTS}
+    assert not pilots & {x["seed"] for x in all_runs if x["stage"] not in (*lab.PILOTS, "start")}
 
 
 @pytest.mark.parametrize("lines", ["committed", "invented"])
 def test_nothing_is_chosen_on_the_test_set(lines, all_runs):
     for x in {"committed": COMMITTED, "invented": all_runs}[lines]:
         tests = {"toy", "toy-heldout"} & set(x)
-        assert tests == (set() if x["stage"] == "pilot" else {"toy", "toy-heldout"}), x["key"]
-        assert ("toy-validation" in x) == (x["stage"] in ("pilot", "start")), x["key"]
+        assert tests == (set() if x["stage"] in lab.PILOTS else {"toy", "toy-heldout"}), x["key"]
+        assert ("toy-validation" in x) == (x["stage"] in (*lab.PILOTS, "start")), x["key"]
         if lines == "committed" and x["stage"] != "start":
             assert "--benchmark toy-validation" in x["command"]
 
