@@ -491,8 +491,10 @@ def queue(lines):
             jobs += confirmations(lines, arm, 0, SEEDS if arm in HEADLINE else FEW)
     jobs += script_pilots(lines)
     jobs += [
-        Job("script", arm, "as it is", 0.0, s, ARMS[arm].start, updates=DEFAULT_UPDATES)
-        for arm in ("HSD", "AR-OPD") for s in SEEDS
+        Job("script", arm, label, 0.0, s, ARMS[arm].start, updates=DEFAULT_UPDATES)
+        for arm, label in (("HSD", script_chosen(lines)), ("AR-OPD", "as it is"))
+        for s in SEEDS
+        if label
     ]
     tuned = [a for a in order if not pilots(lines, a)]
     for name, (arm, flags, _) in CONTROLS.items():
@@ -537,6 +539,14 @@ def script_pilots(lines):
         for label, (rate, flags) in SCRIPT_PILOTS.items()
         for seed in PILOT_SEEDS[: 2 if label in second else 1]
     ]
+
+
+def script_chosen(lines):
+    """The best mean of two seeds: what the toy's defaults of hindsight_sd.py are. None: not yet."""
+    whole = {k: of for k, of in script_settings(lines).items() if len(of) == len(PILOT_SEEDS)}
+    if any(job.key not in {x["key"] for x in lines} for job in script_pilots(lines)):
+        return None
+    return min(whole, key=lambda label: (-mean(whole[label].values()), label), default=None)
 
 
 def script_settings(lines):

@@ -445,6 +445,8 @@ def made_again(lines):
             f" Still of the old rule are {first} runs at lambda .1 and {left} of T4, and TOPD's "
             "pilots. Their verdicts are provisional."
         )
+    else:
+        said += " TOPD's pilots are of the old rule."
     return said
 
 
@@ -537,17 +539,19 @@ def table_for_the_readme(lines, times):
 
 
 def as_it_is(lines, arm):
-    """The runs of a script with its own defaults. Those of hindsight_sd.py were made again when
-    its defaults had changed (point 14 of the protocol)."""
-    made = [x for x in lines if (x["stage"], x["arm"]) == ("script", arm)]
-    return [x for x in made if "--fallback" not in lab.ARMS[arm].flags or x.get("again")]
+    """{label of the defaults: runs of the script with them}, those of today first."""
+    found = {"as it is": []} if arm == "AR-OPD" else {lab.script_chosen(lines): []}
+    for x in lines:
+        if (x["stage"], x["arm"]) == ("script", arm):
+            found.setdefault(x["knob"], []).append(x)
+    return found
 
 
 def caption_for_the_readme(lines):
     """What the README says below that table."""
     ends = []
     for arm in ("AR-OPD", "HSD"):
-        made = as_it_is(lines, arm)
+        made = next(iter(as_it_is(lines, arm).values()))
         if len(made) == len(lab.SEEDS):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
             ends.append(f"`python {lab.ARMS[arm].script}` {after} %")
@@ -758,13 +762,23 @@ def table_of_scripts(lines):
     """What somebody sees who types `python ar_opd.py` or `python hindsight_sd.py`."""
     rows = []
     for arm in ("AR-OPD", "HSD"):
-        made = as_it_is(lines, arm)
-        after, start = [100 * x["toy"]["accuracy"] for x in made], before(lines, arm)
-        gains = [] if start is None else [a - start for a in after]
-        shown = "not run yet" if start is None else f"{start:.1f}"
-        cells = [shown, counted(after), interval(gains, signed=True)]
-        rows.append([f"`python {lab.ARMS[arm].script}`", *cells])
-    return table(["command", "before", "after", "gain"], rows)
+        for label, made in as_it_is(lines, arm).items():
+            after, start = [100 * x["toy"]["accuracy"] for x in made], before(lines, arm)
+            gains = [] if start is None else [a - start for a in after]
+            shown = "not run yet" if start is None else f"{start:.1f}"
+            cells = [shown, counted(after), interval(gains, signed=True)]
+            rows.append([f"`python {lab.ARMS[arm].script}`", label or "not chosen yet", *cells])
+    return table(["command", "defaults", "before", "after", "gain"], rows)
+
+
+def table_of_script_pilots(lines):
+    found, chosen = lab.script_settings(lines), lab.script_chosen(lines)
+    rows = [
+        [label, ", ".join(f"{100 * v:.1f}" for _, v in sorted(found.get(label, {}).items())) or "-",
+         "chosen" if label == chosen else ""]
+        for label in lab.SCRIPT_PILOTS
+    ]
+    return table(["fallback, teacher, learning rate", "validation accuracy", ""], rows)
 
 
 def agreement(lines):
@@ -1059,6 +1073,11 @@ def text(lines, folder):
         "The scripts as they are, with twice the rollouts in an update and half as many updates "
         "again:",
         table_of_scripts(lines),
+        "`python hindsight_sd.py` has had three defaults. They were first taken from HSD's pilots, "
+        "then from those of HSD (mask). Both have 80 updates of 32 rollouts, so it got pilots with "
+        "its own budget, see point 16 of the protocol. The first pilot seed, and for the best two "
+        "the second:",
+        table_of_script_pilots(lines),
         "## What TOPD asks for",
         agreement(lines),
     ]

@@ -33,9 +33,8 @@ def accuracy_of(job):
 
 def line_of(job):
     line = {"key": job.key, **asdict(job), "commit": "abc", "course": {}}
-    line |= {"again": True} if job.stage == "script" else {}
     line["curve"] = [[0, 0.2], [80, 0.5]]
-    if job.stage == "pilot":
+    if job.stage in lab.PILOTS:
         return line | {"toy-validation": {"accuracy": accuracy_of(job)}}
     value = accuracy_of(job) if job.stage != "start" else 0.25
     bits = (1 << round(value * 2001)) - 1
@@ -236,16 +235,55 @@ def test_a_script_as_it_is_has_its_own_defaults(all_runs):
         k: v for k, v in vars(plain).items() if k not in looks
     }
     assert job.updates == plain.steps and args.seed == job.seed
-    assert script == "hindsight_sd.py" and "as it is" in job.key
+    assert script == "hindsight_sd.py" and job.knob == lab.script_chosen(all_runs)
+
+
+def test_the_defaults_of_hindsight_sd_are_those_that_its_pilots_chose():
+    from hindsight_sd import Args
+    from opd import parse
+    label = lab.script_chosen(COMMITTED)
+    rate, flags = lab.SCRIPT_PILOTS[label]
+    plain = parse(Args, "", ["--device", "cpu"], "hindsight_sd")
+    said = dict(zip(flags[::2], flags[1::2]))
+    assert plain.lr == rate and plain.fallback == said["--fallback"]
+    assert plain.teacher == said["--teacher"] and str(plain.ema) == said.get("--ema", str(plain.ema))
+
+
+def test_a_pilot_of_a_script_has_the_budget_of_the_script_and_sees_no_test_problem():
+    first, *_ = jobs = lab.script_pilots([])
+    assert len(jobs) == len(lab.SCRIPT_PILOTS) and {j.seed for j in jobs} == {lab.PILOT_SEEDS[0]}
+    script, flags = lab.command(first)
+    assert "--steps" not in flags and "--prompts" not in flags and "--samples" not in flags
+    assert flags[flags.index("--benchmark") + 1] == "toy-validation"
+    assert first.key.startswith("validation / ") and first.updates == lab.DEFAULT_UPDATES
+
+
+def test_the_best_two_pilots_of_a_script_get_a_second_seed_and_the_mean_decides():
+    one, two = lab.PILOT_SEEDS
+
+    def line(job, value):
+        return {**asdict(job), "key": job.key, "toy-validation": {"accuracy": value}}
+
+    jobs = lab.script_pilots([])
+    lines = [line(j, 0.3 + 0.01 * i) for i, j in enumerate(jobs)]
+    assert lab.script_chosen(lines[:-1]) is None and lab.script_chosen(lines) is None
+    second = [j for j in lab.script_pilots(lines) if j.seed == two]
+    assert [j.knob for j in second] == [j.knob for j in jobs[-2:]]
+    # The last one was ahead with the first seed, and falls behind with the second.
+    lines += [line(second[0], 0.36), line(second[1], 0.31)]
+    assert lab.script_chosen(lines) == jobs[-2].knob
+    assert all(j.key in {x["key"] for x in lines} for j in lab.script_pilots(lines))
+    shown = lab_report.table_of_script_pilots(lines).splitlines()
+    assert [x.endswith("| chosen |") for x in shown[2:]] == [False] * 4 + [True, False]
 
 
 def test_the_table_of_scripts_counts_eight_seeds_of_each(all_runs):
     rows = lab_report.table_of_scripts(all_runs).splitlines()[2:]
     assert len(rows) == 2 and all(row.count("(8)") == 2 for row in rows)
-    # Runs of hindsight_sd.py with its older defaults do not count.
-    older = [{**x, "again": False} for x in all_runs]
-    rows = lab_report.table_of_scripts(older).splitlines()[2:]
-    assert [row.count("(8)") for row in rows] == [2, 0]
+    # Runs of hindsight_sd.py with other defaults have a row of their own, below.
+    older = {**next(x for x in all_runs if (x["stage"], x["arm"]) == ("script", "HSD")), "knob": "x"}
+    rows = lab_report.table_of_scripts([*all_runs, older]).splitlines()[2:]
+    assert [row.count("(8)") for row in rows] == [2, 2, 0] and "| x |" in rows[2]
 
 
 @pytest.mark.parametrize("stage, pair, looks", [

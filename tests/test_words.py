@@ -75,9 +75,14 @@ def test_the_queue_ends_and_finishes_one_seed_of_all_arms_before_the_next():
         lines.append(line(*words.queue(lines)[0]))
     assert len(lines) == 2 + len(words.ARMS) * (len(words.RATES) + len(words.SEEDS))
     assert len({x["key"] for x in lines}) == len(lines)
-    tests = [x["seed"] for x in lines if x["stage"] == "test"]
-    assert tests == sorted(tests)
-    assert not {x["seed"] for x in lines if x["stage"] == "pilot"} & set(tests)
+    first = [x for x in lines if x["stage"] == "test" and x["arm"] not in words.LAST]
+    assert [x["seed"] for x in first] == sorted(x["seed"] for x in first) and len(first) == 24
+    # These two arms come behind the tests of all others, also their pilots.
+    rest = lines[lines.index(first[-1]) + 1 :]
+    assert {x["arm"] for x in rest} == set(words.LAST)
+    assert not {x["arm"] for x in lines[: -len(rest)]} & set(words.LAST)
+    pilots, tests = ({x["seed"] for x in lines if x["stage"] == s} for s in ("pilot", "test"))
+    assert not pilots & tests
 
 
 @pytest.mark.parametrize("some", [0, 44])
