@@ -1070,8 +1070,8 @@ def text(lines, folder):
         "turn, and in brackets the smallest and the largest one.",
         *standing_still(lines),
         *against_sft(lines),
-        "The scripts as they are, with twice the rollouts in an update and half as many updates "
-        "again:",
+        "### The scripts as they are",
+        "With twice the rollouts in an update and half as many updates again:",
         table_of_scripts(lines),
         "`python hindsight_sd.py` has had three defaults. They were first taken from HSD's pilots, "
         "then from those of HSD (mask). Both have 80 updates of 32 rollouts, so it got pilots with "

@@ -71,11 +71,12 @@ def test_the_teacher_of_a_self_teacher_is_a_word_and_no_model(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = parse(hindsight_sd.Args, "", [], "hindsight_sd")
     assert (args.student, args.fallback, args.lr) == ("toy/reader2", "mask", 1e-4)
+    assert (args.teacher, args.ema) == ("ema", 0.01)
     args = parse(hindsight_sd.Args, "", ["--teacher", "frozen"], "hindsight_sd")
     assert (args.student, args.teacher, args.lr) == ("toy/reader2", "frozen", 1e-4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     args = parse(hindsight_sd.Args, "", [], "hindsight_sd")
-    assert (args.teacher, args.fallback) == ("current", "answer")
+    assert (args.teacher, args.ema, args.fallback) == ("current", 0.05, "answer")
 
 
 def test_the_toys_models_keep_the_toys_defaults_on_own_data(monkeypatch, tmp_path):
