@@ -109,6 +109,8 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    its own budget (SCRIPT_PILOTS in lab_arms.py, the older and the newer defaults among them): the
    first pilot seed, then the second one for the best two. The best mean validation accuracy decides
    the toy's defaults, and the eight runs of point 9 are those of this setting.
+   `python grpo.py` runs as it is, too. Its defaults have no pilots with this budget, so the two
+   scripts side by side say what a user sees, and are no verdict.
 """
 
 import contextlib
@@ -492,7 +494,9 @@ def queue(lines):
     jobs += script_pilots(lines)
     jobs += [
         Job("script", arm, label, 0.0, s, ARMS[arm].start, updates=DEFAULT_UPDATES)
-        for arm, label in (("HSD", script_chosen(lines)), ("AR-OPD", "as it is"))
+        for arm, label in (
+            ("HSD", script_chosen(lines)), ("AR-OPD", "as it is"), ("GRPO", "as it is")
+        )
         for s in SEEDS
         if label
     ]

@@ -540,7 +540,7 @@ def table_for_the_readme(lines, times):
 
 def as_it_is(lines, arm):
     """{label of the defaults: runs of the script with them}, those of today first."""
-    found = {"as it is": []} if arm == "AR-OPD" else {lab.script_chosen(lines): []}
+    found = {lab.script_chosen(lines) if arm == "HSD" else "as it is": []}
     for x in lines:
         if (x["stage"], x["arm"]) == ("script", arm):
             found.setdefault(x["knob"], []).append(x)
@@ -550,7 +550,7 @@ def as_it_is(lines, arm):
 def caption_for_the_readme(lines):
     """What the README says below that table."""
     ends = []
-    for arm in ("AR-OPD", "HSD"):
+    for arm in ("AR-OPD", "HSD", "GRPO"):
         made = next(iter(as_it_is(lines, arm).values()))
         if len(made) == len(lab.SEEDS):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
@@ -759,9 +759,9 @@ def against_sft(lines):
 
 
 def table_of_scripts(lines):
-    """What somebody sees who types `python ar_opd.py` or `python hindsight_sd.py`."""
+    """What somebody sees who types `python ar_opd.py`, for example."""
     rows = []
-    for arm in ("AR-OPD", "HSD"):
+    for arm in ("AR-OPD", "HSD", "GRPO"):
         for label, made in as_it_is(lines, arm).items():
             after, start = [100 * x["toy"]["accuracy"] for x in made], before(lines, arm)
             gains = [] if start is None else [a - start for a in after]
@@ -1076,7 +1076,7 @@ def text(lines, folder):
         "`python hindsight_sd.py` has had three defaults. They were first taken from HSD's pilots, "
         "then from those of HSD (mask). Both have 80 updates of 32 rollouts, so it got pilots with "
         "its own budget, see point 16 of the protocol. The first pilot seed, and for the best two "
-        "the second:",
+        f"the second{start_of_pilots(lines, 'HSD')}. `python grpo.py` has no such pilots.",
         table_of_script_pilots(lines),
         "## What TOPD asks for",
         agreement(lines),
