@@ -1,5 +1,6 @@
 """Two processes (gloo on a CPU) take the steps of one: the same batch, the same parameters, the
 same metrics, also after a resume. Nothing is done twice or left out."""
+import functools
 import os
 import shutil
 import socket
@@ -255,8 +256,12 @@ def test_processes_on_a_cpu_are_connected_as_such_beside_gpus(monkeypatch):
     CPU's connection can do."""
     import accelerate
 
+    from common import processes
     from common.processes import connect
     calls = []
+    # Connections that other tests have made are forgotten inside of this one.
+    fresh = functools.cache(processes._connected.__wrapped__)
+    monkeypatch.setattr(processes, "_connected", fresh)
     monkeypatch.setattr(accelerate, "PartialState", lambda **how: calls.append(how))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "1")
