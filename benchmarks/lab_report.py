@@ -554,7 +554,7 @@ def caption_for_the_readme(lines):
         made = next(iter(as_it_is(lines, arm).values()))
         if len(made) == len(lab.SEEDS):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
-            ends.append(f"`python {lab.ARMS[arm].script}` {after} %")
+            ends.append(f"`{lab.ARMS[arm].script}` {after} %")
     more = f": {', '.join(ends)} (eight seeds)" if ends else ""
     sft = runs(lines, "SFT (A)", "tuned").values()
     also = ""
@@ -570,8 +570,7 @@ def caption_for_the_readme(lines):
     verdicts = (
         "Times: one CPU core, medians over rounds, and the range of the ratio. Better: it holds if "
         "the interval lies above 0, also when corrected for four claims, and does not hold if it "
-        "lies below half of the paper's difference. [RESULTS.md](RESULTS.md): all claims, "
-        "controls, and what was not run yet."
+        "lies below half of the paper's difference. All claims: [RESULTS.md](RESULTS.md)."
     )
     wrapped = [
         textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
