@@ -277,6 +277,20 @@ def test_the_best_two_pilots_of_a_script_get_a_second_seed_and_the_mean_decides(
     assert [x.endswith("| chosen |") for x in shown[2:]] == [False] * 4 + [True, False]
 
 
+def test_the_second_set_of_models_has_a_row_for_each_setting_of_each_claim(all_runs):
+    """One row where the tuned setting is the paper's: the runs are the same."""
+    lines = [x for x in all_runs if x["stage"] != "control"]
+    rows = [x.split(" | ")[1:3] for x in lab_report.table_of_pairs(lines).splitlines()[2:]]
+    found = {}
+    for name, setting in rows:
+        found.setdefault(name, []).append(setting)
+    assert found["AR-OPD - Full"] in (["both"], ["paper", "tuned"]) and len(found) > 8
+    for name, settings in found.items():
+        same = all(len(set(lab.chosen(lines, arm).values())) == 1 for arm in name.split(" - "))
+        assert settings == (["both"] if same else ["paper", "tuned"]), name
+    assert {"both", "tuned"} <= {s for settings in found.values() for s in settings}
+
+
 def test_the_table_of_scripts_counts_eight_seeds_of_each(all_runs):
     rows = lab_report.table_of_scripts(all_runs).splitlines()[2:]
     assert len(rows) == 3 and all(row.count("(8)") == 2 for row in rows)
