@@ -50,7 +50,8 @@ Run it:
     python hindsight_sd.py --context reference --teacher frozen      close to OPSD (2601.18734)
     python hindsight_sd.py --context answer --rl_weight 0.5      the paper's "GRPO + OPSD"
     python hindsight_sd.py --divergence jsd --teacher ema --ema 0.05 --fallback mask
-                              three choices of SDPO (2601.20802; it also has a clip and other peers)
+                                                 three choices of SDPO (2601.20802; it also
+                                                 has a clip and other peers)
     python grpo.py                               the baseline without any teacher
 Before the first update it prints how often the student is right when it GENERATES with each
 context. If the student is no better with a right peer than without one, the teacher has nothing

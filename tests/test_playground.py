@@ -448,7 +448,14 @@ def test_all_texts_can_be_read_on_their_colours(page, tab, dark):
 
 def finger(page, selector, *steps):
     """Puts a finger on the middle of an element, moves it by steps (dx, dy), and lifts it."""
-    x, y = page.run(f"(() => {{ const e = $({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()")
+    page.run(f"$({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+    # Where it lies when it has come to rest: on a busy machine the page is still being laid out.
+    middle = f"(() => {{ const r = $({json.dumps(selector)}).getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
+    places = [None, page.run(middle)]
+    while places[-1] != places[-2]:
+        page.run("new Promise((done) => setTimeout(done, 100))")
+        places.append(page.run(middle))
+    x, y = places[-1]
     page.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
     for dx, dy in steps:
         x, y = x + dx, y + dy
@@ -464,6 +471,7 @@ def test_a_finger_chooses_a_token_and_drags_lambda(page, width):
     page.run("change_tab('ar_opd')")
     page.until("AR_OPD.ready && $('#lambda') && !document.querySelector('.cursor')")
     page.run("AR_OPD.select(5)")
+    page.until("AR_OPD.at == 5 && $('#ar_opd-head').textContent.includes('token 6 of')")
     finger(page, "#ar_opd-text .token[data-i='1']")
     page.until("AR_OPD.at == 1 && $('#ar_opd-head').textContent.includes('token 2 of')")
     finger(page, "#lambda")
