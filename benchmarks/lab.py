@@ -110,7 +110,8 @@ THE PROTOCOL, written on 24 November 2026, before the first line of results.
    first pilot seed, then the second one for the best two. The best mean validation accuracy decides
    the toy's defaults, and the eight runs of point 9 are those of this setting.
    `python grpo.py` runs as it is, too. Its defaults have no pilots with this budget, so the two
-   scripts side by side say what a user sees, and are no verdict.
+   scripts side by side say what a user sees, and are no verdict. (The older lines of point 9 have
+   the name of their defaults now, where "as it is" or "again" stood. Nothing else in them changed.)
 """
 
 import contextlib

@@ -438,6 +438,15 @@ def made_again(lines):
     if len(older) > 1:
         said += f" With these TOPD - OPD, tuned, was {interval(paired(older, opd), signed=True)}."
     names = "suppress low", "suppress high"
+    if all(x.get("again") for n in names for x in of_seeds(lines, n, "tuned").values()):
+        before_it = [
+            {x["seed"]: 100 * x["toy"]["accuracy"] for x in lines_of_file
+             if x["control"] == n and not x.get("again")}
+            for n in names
+        ]  # fmt: skip
+        if all(before_it):
+            gaps = interval(paired(*before_it), signed=True)
+            said += f" T4's were made again, too. Its difference was {gaps} before."
     left = sum(bool(of_old_rule(x)) for n in names for x in of_seeds(lines, n, "tuned").values())
     first = sum(bool(of_old_rule(x)) for x in both[0].values())
     if left or first:
@@ -554,7 +563,8 @@ def caption_for_the_readme(lines):
         made = next(iter(as_it_is(lines, arm).values()))
         if len(made) == len(lab.SEEDS):
             after = interval([100 * x["toy"]["accuracy"] for x in made])
-            ends.append(f"`{lab.ARMS[arm].script}` {after} %")
+            own = " (own pilots)" if arm == "HSD" else ""
+            ends.append(f"`{lab.ARMS[arm].script}`{own} {after} %")
     more = f": {', '.join(ends)} (eight seeds)" if ends else ""
     sft = runs(lines, "SFT (A)", "tuned").values()
     also = ""
@@ -564,7 +574,7 @@ def caption_for_the_readme(lines):
         "Greedy accuracy on 2,001 test problems after 80 updates of 32 rollouts, at settings "
         "chosen on validation problems (HSD's from two sets of pilots); 95 % intervals over seeds. "
         "The students: `toy/student`, "
-        "twice; `toy/reader`; `toy/reader2`, twice. The last row is GRPO's."
+        "twice; `toy/reader`; `toy/reader2`, twice. Last row: GRPO."
         f"{also} Scripts without flags make 120 updates of 64{more}."
     )
     verdicts = (
